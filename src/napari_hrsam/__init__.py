@@ -1,0 +1,62 @@
+"""Interactive segmentation of large images: click on a thing, get a precise mask.
+
+The public names below are loaded on first use, so that ``import napari_hrsam`` is quick and needs
+neither torch nor napari nor Qt.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_hrsam.engine.segment import segment
+    from napari_hrsam.engine.session import Prediction, Session
+    from napari_hrsam.errors import HRSAMError
+    from napari_hrsam.modeling.checkpoints import list_models, load_model
+    from napari_hrsam.prompts import Prompts
+    from napari_hrsam.storage.label_store import ArrayLabels, Edit
+    from napari_hrsam.storage.tile_source import ArrayImage, open_image
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrayImage",
+    "ArrayLabels",
+    "Edit",
+    "HRSAMError",
+    "Prediction",
+    "Prompts",
+    "Session",
+    "__version__",
+    "list_models",
+    "load_model",
+    "open_image",
+    "segment",
+]
+
+_HOMES = {
+    "ArrayImage": "napari_hrsam.storage.tile_source",
+    "ArrayLabels": "napari_hrsam.storage.label_store",
+    "Edit": "napari_hrsam.storage.label_store",
+    "HRSAMError": "napari_hrsam.errors",
+    "Prediction": "napari_hrsam.engine.session",
+    "Prompts": "napari_hrsam.prompts",
+    "Session": "napari_hrsam.engine.session",
+    "list_models": "napari_hrsam.modeling.checkpoints",
+    "load_model": "napari_hrsam.modeling.checkpoints",
+    "open_image": "napari_hrsam.storage.tile_source",
+    "segment": "napari_hrsam.engine.segment",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

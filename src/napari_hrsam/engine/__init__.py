@@ -1,0 +1,1 @@
+"""Models and storage joined: from a prompt to a committed object."""

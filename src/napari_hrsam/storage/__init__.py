@@ -1,0 +1,1 @@
+"""Where pixels come from and where labels go; knows nothing of models."""
