@@ -1,0 +1,1 @@
+"""Training and evaluation: data, simulated clicks, losses, metrics, baselines."""
