@@ -73,6 +73,7 @@ class Box:
     x1: int
 
     def __post_init__(self) -> None:
+        """Take any whole numbers and check their order."""
         for name in ("y0", "x0", "y1", "x1"):
             object.__setattr__(self, name, index(getattr(self, name)))
         if self.y1 < self.y0 or self.x1 < self.x0:
@@ -181,6 +182,7 @@ class Tile:
     plane: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check that the tile covers whole level-0 pixels."""
         if self.level < FINEST_LEVEL:
             raise ShapeError(
                 f"expected a level of {FINEST_LEVEL} or more, got {self.level}; "
@@ -209,7 +211,8 @@ class Tile:
         """Move (..., 2) points from level-0 pixels to pixels of this tile."""
         points = np.asarray(points0_yx, dtype=np.float64)
         moved: NDArray[np.float64] = (points + 0.5) / self.downsample - 0.5
-        return moved - np.array([self.y0, self.x0])
+        moved -= (self.y0, self.x0)
+        return moved
 
     def to_level0(self, points_tile_yx: ArrayLike) -> NDArray[np.float64]:
         """Move (..., 2) points from pixels of this tile to level-0 pixels."""
@@ -243,6 +246,7 @@ class TileGrid:
     plane: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check that the image and the tiles have a size."""
         if min(self.shape_yx) < 1:
             raise ShapeError(f"expected an image of at least 1 x 1 pixels, got {self.shape_yx}")
         if self.tile_px < 8 or self.tile_px % 8:
@@ -265,9 +269,11 @@ class TileGrid:
         return 1 + max(0, math.ceil((length_px - self.tile_px) / self.stride_px))
 
     def __len__(self) -> int:
+        """Return the number of tiles."""
         return math.prod(self.num_tiles_yx)
 
     def __iter__(self) -> Iterator[Tile]:
+        """Go through all tiles row by row."""
         for row in range(self.num_tiles_yx[0]):
             for column in range(self.num_tiles_yx[1]):
                 yield self.tile(row, column)
@@ -290,7 +296,7 @@ class TileGrid:
         return min(max(place, 0), num - 1)
 
     def holding(self, points0_yx: ArrayLike) -> Tile | None:
-        """Return the tile of this level that holds all (N, 2) points and is centred on them best."""
+        """Return the tile of this level that holds all (N, 2) points, best centred on them."""
         points = np.asarray(points0_yx, dtype=np.float64).reshape(-1, 2)
         edges = (np.floor(points + 0.5) + 0.5) / downsample(self.level)
         places: list[int] = []

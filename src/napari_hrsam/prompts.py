@@ -41,6 +41,7 @@ class Prompts:
     box: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        """Copy to plain values and check them."""
         points = tuple(_point(point) for point in self.points_yx)
         if len(points) != len(self.labels):
             raise PromptError(
@@ -53,6 +54,7 @@ class Prompts:
             object.__setattr__(self, "box", _box(self.box))
 
     def __len__(self) -> int:
+        """Return the number of prompts."""
         return len(self.points_yx) + (self.box is not None)
 
     def with_click(self, point_yx: Sequence[float], positive: bool) -> Prompts:
@@ -94,7 +96,7 @@ class Prompts:
         return np.array(points, dtype=np.float64).reshape(-1, 2)
 
     def inside(self, shape_yx: tuple[int, int]) -> Prompts:
-        """Return these prompts, checked against an image; a box that reaches beyond it is cut there.
+        """Return these prompts, checked against an image; a box beyond it is cut there.
 
         Raises
         ------
