@@ -1,0 +1,1 @@
+"""Networks: image encoders, prompt encoder, mask decoder (torch only)."""

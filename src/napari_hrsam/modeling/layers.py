@@ -1,0 +1,201 @@
+"""Small layers shared by the encoders and the decoder.
+
+Shape letters: B batch, C channels, H x W token grid, L tokens (= H W), d head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channel axis of a (B, C, H, W) map.
+
+    Parameters
+    ----------
+    channels : int
+        Number of channels C.
+    eps : float
+        Added to the variance; SAM uses 1e-6.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (B, C, H, W) over C; shape and dtype are kept."""
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Linear - GELU (erf) - linear on the last axis (keys ``fc1``, ``fc2`` as in MAE)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to (..., dim)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class TokenDropPath(nn.Module):
+    """Stochastic depth that drops single tokens, as the released HRSAM does.
+
+    Parameters
+    ----------
+    rate : float
+        Probability in [0, 1) that the residual branch of one token is dropped in training.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the kept tokens of (B, L, C) by 1 / (1 - rate); identity in eval mode."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = torch.empty(*x.shape[:-1], 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * (mask / keep)
+
+
+class PatchEmbed(nn.Module):
+    """Linear patch projection stored as a convolution (key ``proj``)."""
+
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, H p, W p) to (B, C, H, W)."""
+        out: Tensor = self.proj(image)
+        return out
+
+
+class _ResidualConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = LayerNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        # Starts as the identity so that depth costs nothing early in training.
+        self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.scale * self.conv2(F.gelu(self.norm(self.conv1(x))))
+        return out
+
+
+class ConvStem(nn.Module):
+    """Four stride-2 convolutions in place of the linear patch projection.
+
+    A linear projection of 16 x 16 pixels has to learn edges from scratch and loses the position
+    of an outline inside a patch; with a few thousand training images a convolutional stem learns
+    faster, and its stride-4 and stride-8 maps give the mask decoder the outline back.
+
+    Parameters
+    ----------
+    in_channels : int
+        Image channels.
+    channels : tuple of int
+        Channels at strides 2, 4 and 8.
+    embed_dim : int
+        Channels of the tokens at stride 16.
+    """
+
+    def __init__(self, in_channels: int, channels: tuple[int, int, int], embed_dim: int) -> None:
+        super().__init__()
+        c2, c4, c8 = channels
+        self.down2 = nn.Sequential(
+            nn.Conv2d(in_channels, c2, 3, stride=2, padding=1), LayerNorm2d(c2), nn.GELU()
+        )
+        self.down4 = nn.Sequential(
+            nn.Conv2d(c2, c4, 3, stride=2, padding=1), LayerNorm2d(c4), nn.GELU(), _ResidualConv(c4)
+        )
+        self.down8 = nn.Sequential(
+            nn.Conv2d(c4, c8, 3, stride=2, padding=1), LayerNorm2d(c8), nn.GELU(), _ResidualConv(c8)
+        )
+        self.down16 = nn.Conv2d(c8, embed_dim, 3, stride=2, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the stride-16, stride-8 and stride-4 maps of (B, 3, H, W)."""
+        image = image.contiguous(memory_format=torch.channels_last)
+        stride4 = self.down4(self.down2(image))
+        stride8 = self.down8(stride4)
+        return self.down16(stride8), stride8, stride4
+
+
+def rotary_frequencies(head_dim: int) -> Tensor:
+    """Frequencies of the 2-D rotary embedding, ``10000 ** (-2k / m)`` with m = head_dim / 2.
+
+    Parameters
+    ----------
+    head_dim : int
+        Channels of one head, a multiple of 4 (half for the row, half for the column, in pairs).
+
+    Returns
+    -------
+    (head_dim / 4,) float32
+    """
+    half = head_dim // 2
+    return 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half).float()
+
+
+def rotary_phases(size_hw: tuple[int, int], freqs: Tensor) -> Tensor:
+    """Unit complex rotations for every cell of a grid.
+
+    The position unit is half a cell whatever the image size, and the rotation is by the negative
+    angle: the released weights were trained with ``y[2k] = x[2k] cos a + x[2k+1] sin a``.
+
+    Parameters
+    ----------
+    size_hw : tuple of int
+        Grid height and width in cells.
+    freqs : (d / 4,) float
+        From `rotary_frequencies`.
+
+    Returns
+    -------
+    (H, W, d / 2) complex64
+        Row phases first, then column phases.
+    """
+    height, width = size_hw
+    freqs = freqs.float()
+    rows = 0.5 * torch.arange(height, device=freqs.device)[:, None] * freqs
+    cols = 0.5 * torch.arange(width, device=freqs.device)[:, None] * freqs
+    angle = torch.cat(
+        [
+            rows[:, None].expand(height, width, -1),
+            cols[None].expand(height, width, -1),
+        ],
+        dim=-1,
+    )
+    return torch.polar(torch.ones_like(angle), -angle)
+
+
+def rotate(x: Tensor, phases: Tensor) -> Tensor:
+    """Rotate channel pairs (2k, 2k + 1) of a map of heads.
+
+    Parameters
+    ----------
+    x : (B, H, W, heads, d) float
+    phases : (H, W, d / 2) complex64
+
+    Returns
+    -------
+    (B, H, W, heads, d)
+        In the dtype of ``x``; computed in float32.
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * phases[:, :, None]).flatten(-2).to(x.dtype)

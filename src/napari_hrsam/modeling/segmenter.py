@@ -1,0 +1,226 @@
+"""Segmenter: encoder, prompt encoder, mask decoder and preprocessing as one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from napari_hrsam.errors import ShapeError
+from napari_hrsam.modeling.configs import ModelConfig
+from napari_hrsam.modeling.hrsam import HRSAMEncoder
+from napari_hrsam.modeling.mask_decoder import MaskDecoder, draw_prompts
+from napari_hrsam.modeling.prompt_encoder import PromptEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFeatures:
+    """What the encoder knows of a batch of images.
+
+    Attributes
+    ----------
+    embedding : (B, C, H / 16, W / 16) float
+    stride8, stride4 : (B, C / 4, H / 8, W / 8) and (B, C / 8, H / 4, W / 4) float, or None
+        Projected stem maps for the mask decoder, for models with a convolutional stem.
+    """
+
+    embedding: Tensor
+    stride8: Tensor | None = None
+    stride4: Tensor | None = None
+
+    def to(self, *, device: torch.device | str, dtype: torch.dtype) -> ImageFeatures:
+        """Move all maps."""
+        moved = {name: None if x is None else x.to(device, dtype) for name, x in self.items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def items(self) -> list[tuple[str, Tensor | None]]:
+        """Names and maps, for stores that keep them."""
+        return [
+            ("embedding", self.embedding),
+            ("stride8", self.stride8),
+            ("stride4", self.stride4),
+        ]
+
+
+class Segmenter(nn.Module):
+    """Image encoder, prompt encoder, mask decoder and preprocessing.
+
+    Parameters
+    ----------
+    config : ModelConfig
+
+    Attributes
+    ----------
+    precision : {"float32", "bfloat16"}
+        Arithmetic of `encode`; decoding is float32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.precision = "float32"
+        self.image_encoder = HRSAMEncoder(config.image_encoder)
+        self.prompt_encoder = PromptEncoder(config.decoder)
+        self.mask_decoder = MaskDecoder(config.decoder)
+        shape = (1, 3, 1, 1)
+        mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
+        self.register_buffer("pixel_mean", mean.view(shape), persistent=False)
+        self.register_buffer("pixel_std", std.view(shape), persistent=False)
+        self._fingerprint: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration."""
+        return self.config.name
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) of configuration, weights and precision.
+
+        Two models with the same fingerprint give the same embeddings. Computed at first use and
+        kept; `load_model` gives models whose weights do not change afterwards.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+            for name, value in self.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return f"{self._fingerprint}-{self.precision}"
+
+    def encode(self, image: Tensor) -> ImageFeatures:
+        """Embed images.
+
+        Parameters
+        ----------
+        image : (B, 3, H, W) float
+            RGB, 0..255; H and W multiples of 16. Parts without image should hold the mean
+            colour (`ModelConfig.pixel_mean`), which becomes zero.
+
+        Returns
+        -------
+        ImageFeatures
+
+        Raises
+        ------
+        ShapeError
+            If the shape does not fit.
+        """
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ShapeError(
+                f"image must be (B, 3, H, W), got {tuple(image.shape)}; "
+                "add a batch axis with image[None]"
+            )
+        if self.config.channel_order == "bgr":
+            image = image.flip(1)
+        mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
+        normalized = (image.to(mean) - mean) / std
+        use_bf16 = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
+            embedding, stride8, stride4 = self.image_encoder(normalized)
+            if self.mask_decoder.fine is not None and stride8 is not None:
+                stride8, stride4 = self.mask_decoder.project_stem(stride8, stride4)
+        features = ImageFeatures(embedding=embedding, stride8=stride8, stride4=stride4)
+        return features.to(device=self.device, dtype=torch.float32) if use_bf16 else features
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        *,
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the masks of N objects.
+
+        Parameters
+        ----------
+        features : ImageFeatures
+            Of one image, shared by the N objects, or of N images.
+        point_coords_xy : (N, P, 2) float, optional
+            Pixels of the encoded image, pixel centres at integers.
+        point_labels : (N, P) int, optional
+            1 foreground, 0 background, -1 padding.
+        boxes_xyxy : (N, 4) float, optional
+        mask_logits : (N, 1, H / 4, W / 4) float, optional
+            Low-resolution logits of the previous prediction.
+        multimask : bool
+            Three candidate masks instead of the single one.
+
+        Returns
+        -------
+        low_res_logits : (N, 1 or 3, H / 4, W / 4) float
+        iou : (N, 1 or 3) float
+            Predicted IoU.
+
+        Raises
+        ------
+        ShapeError
+            If the shapes do not belong together.
+        """
+        masks, iou = self.decode_all(
+            features,
+            point_coords_xy=point_coords_xy,
+            point_labels=point_labels,
+            boxes_xyxy=boxes_xyxy,
+            mask_logits=mask_logits,
+        )
+        chosen = slice(1, None) if multimask else slice(0, 1)
+        return masks[:, chosen], iou[:, chosen]
+
+    def decode_all(
+        self,
+        features: ImageFeatures,
+        *,
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the single mask and the candidates: (N, 4, H / 4, W / 4) and (N, 4)."""
+        height, width = features.embedding.shape[2:]
+        patch = self.config.image_encoder.patch_size
+        sparse, dense = self.prompt_encoder(
+            grid_hw=(height, width),
+            image_hw=(height * patch, width * patch),
+            point_coords_xy=point_coords_xy,
+            point_labels=point_labels,
+            boxes_xyxy=boxes_xyxy,
+            mask_logits=mask_logits,
+        )
+        if features.embedding.shape[0] not in (1, sparse.shape[0]):
+            raise ShapeError(
+                f"features hold {features.embedding.shape[0]} images but the prompts are for "
+                f"{sparse.shape[0]} objects; give one image, or one per object"
+            )
+        drawn = None
+        if self.config.decoder.dense_prompts:
+            drawn = draw_prompts(
+                map_hw=(4 * height, 4 * width),
+                num=sparse.shape[0],
+                point_coords_xy=point_coords_xy,
+                point_labels=point_labels,
+                boxes_xyxy=boxes_xyxy,
+                mask_logits=mask_logits,
+                like=features.embedding,
+            )
+        masks, iou = self.mask_decoder(
+            features.embedding,
+            self.prompt_encoder.dense_position((height, width)),
+            sparse,
+            dense,
+            stride8=features.stride8,
+            stride4=features.stride4,
+            drawn_prompts=drawn,
+        )
+        return masks, iou
