@@ -76,20 +76,6 @@ class _ErrorRegion:
         return distance
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Smallest box that holds all True pixels, or None if there are none.
-
-    Parameters
-    ----------
-    mask : (H, W) bool
-    """
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return None
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-
-
 def click_candidates(
     pred: NDArray[np.bool_],
     gt: NDArray[np.bool_],
@@ -202,9 +188,9 @@ def _error_regions(
 
 
 def _error_region(error: NDArray[np.bool_]) -> _ErrorRegion:
-    box = bounding_box(error)
-    if box is None:
-        return _ErrorRegion(Box(0, 0, 0, 0), np.zeros((0, 0)))
+    box = Box.around(error)
+    if box.area == 0:
+        return _ErrorRegion(box, np.zeros((0, 0)))
     # Outside this box there is no error pixel, and beyond the image's border all counts as
     # background: one ring of background gives the distances of the whole image exactly.
     distance = distance_transform_edt(np.pad(error[box.slices], 1))
