@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.segment import segment
-    from napari_hrsam.engine.session import Prediction, Session
+    from napari_hrsam.engine.session import Session
     from napari_hrsam.errors import HRSAMError
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
@@ -40,7 +41,7 @@ _HOMES = {
     "ArrayLabels": "napari_hrsam.storage.label_store",
     "Edit": "napari_hrsam.storage.label_store",
     "HRSAMError": "napari_hrsam.errors",
-    "Prediction": "napari_hrsam.engine.session",
+    "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "Session": "napari_hrsam.engine.session",
     "list_models": "napari_hrsam.modeling.checkpoints",

@@ -1,0 +1,164 @@
+"""Every click is obeyed: a positive click ends inside the mask, a negative one outside.
+
+Where the network's mask disagrees with a click, a patch around the click is changed: as far as
+the colour stays similar and no further than the mask's own border, because a user clicks in the
+middle of the mistake.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from skimage.graph import MCP_Geometric
+
+from napari_hrsam.errors import ShapeError
+from napari_hrsam.geometry import Box, pixel_of
+from napari_hrsam.prompts import Prompts
+
+MIN_RADIUS_PX = 2.0
+"""A correction changes at least a disc of this radius, if no click of the other sign is near."""
+
+MAX_RADIUS_SHARE = 1 / 8
+"""A correction reaches at most this share of the tile's side."""
+
+OPPOSITE_SHARE = 0.75
+"""Share of the way to the nearest click of the other sign that a correction may take."""
+
+EDGE_COST = 4.0
+"""Extra length of a step over a pixel whose colour is one noise unit beyond the click's own."""
+
+MIN_NOISE = 6.0
+"""Least colour difference (0..255) that counts as one noise unit."""
+
+NOISE_RADIUS_PX = 3
+"""The noise unit is the usual difference from the click's colour this near to it."""
+
+CONFIDENCE = 2.0
+"""Logit given to the click itself: sure, but not so sure that it drowns the next answer."""
+
+
+def obey(
+    logits: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+    points_yx: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Change logits around the clicks that they contradict.
+
+    Parameters
+    ----------
+    logits : (H, W) float32
+        At tile resolution; above 0 is object. Not changed.
+    pixels : (H, W, 3) uint8
+        What the tile shows.
+    points_yx : (N, 2) float
+        Clicks in tile pixels, oldest first; those outside the tile are moved to its border.
+    labels : (N,) bool
+        True for "inside the object".
+
+    Returns
+    -------
+    (H, W) float32
+        The same array if every click is obeyed already. Of two clicks of different sign on one
+        pixel the newer one is obeyed.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not belong together.
+    """
+    if pixels.shape != (*logits.shape, 3) or len(points_yx) != len(labels):
+        raise ShapeError(
+            f"expected pixels (H, W, 3) for logits (H, W) and a label per point, got pixels "
+            f"{pixels.shape}, logits {logits.shape}, {len(points_yx)} points, {len(labels)} labels"
+        )
+    clicks = _newest_by_pixel(points_yx, labels, logits.shape)
+    changed = logits
+    for place, positive in clicks.items():
+        if (changed[place] > 0) != positive:
+            opposite = [other for other, sign in clicks.items() if sign != positive]
+            if changed is logits:
+                changed = logits.copy()
+            _correct(changed, pixels, place, positive, opposite)
+    return changed
+
+
+def settle(mask: NDArray[np.bool_], box: Box, obeyed: Prompts) -> None:
+    """Set the clicked pixels of a level-0 mask, which interpolation may have missed, in place."""
+    for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True):
+        y, x = pixel_of(point)
+        mask[y - box.y0, x - box.x0] = label
+
+
+def to_low_res(change: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average a (H, W) change of logits over 4 x 4 pixels, to (H / 4, W / 4)."""
+    height, width = change.shape
+    mean: NDArray[np.float32] = change.reshape(height // 4, 4, width // 4, 4).mean(axis=(1, 3))
+    return mean
+
+
+def _newest_by_pixel(
+    points_yx: NDArray[np.float64], labels: NDArray[np.bool_], shape: tuple[int, ...]
+) -> dict[tuple[int, int], bool]:
+    newest: dict[tuple[int, int], bool] = {}
+    for (y, x), label in zip(points_yx, labels, strict=True):
+        row = min(max(math.floor(y + 0.5), 0), shape[0] - 1)
+        column = min(max(math.floor(x + 0.5), 0), shape[1] - 1)
+        newest[row, column] = bool(label)
+    return newest
+
+
+def _correct(
+    logits: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+    place: tuple[int, int],
+    positive: bool,
+    opposite: list[tuple[int, int]],
+) -> None:
+    """Pull the logits around one click, in place, to the click's side of 0."""
+    free = OPPOSITE_SHARE * min((math.dist(place, other) for other in opposite), default=math.inf)
+    limit = max(2 * MIN_RADIUS_PX, MAX_RADIUS_SHARE * max(logits.shape))
+    window, centre = _window(place, math.ceil(limit), logits.shape)
+    local = logits[window]
+    rows, columns = np.ogrid[: local.shape[0], : local.shape[1]]
+    straight = np.hypot(rows - centre[0], columns - centre[1])
+    agreeing = straight[(local > 0) == positive]
+    reach = min(free, limit, agreeing.min(initial=math.inf))
+    pull = np.maximum(
+        _fade(_path_length(pixels[window], centre), reach),
+        _fade(straight, min(free, 2 * MIN_RADIUS_PX)),
+    )
+    target = CONFIDENCE if positive else -CONFIDENCE
+    pulled = local + pull * (target - local)
+    # Pixels that are already further on the click's side keep what the network said.
+    local[:] = np.maximum(local, pulled) if positive else np.minimum(local, pulled)
+
+
+def _window(
+    place: tuple[int, int], radius: int, shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    """Cut a square around a pixel at the borders of the tile; tell where the pixel lies in it."""
+    y0, x0 = max(place[0] - radius, 0), max(place[1] - radius, 0)
+    y1, x1 = min(place[0] + radius + 1, shape[0]), min(place[1] + radius + 1, shape[1])
+    return (slice(y0, y1), slice(x0, x1)), (place[0] - y0, place[1] - x0)
+
+
+def _fade(distance: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Fall from 1 (up to half of the reach) smoothly to 0 (from the reach on)."""
+    share = np.clip(2 * distance / max(reach, 1e-6) - 1, 0, 1)
+    fall: NDArray[np.float64] = 0.5 + 0.5 * np.cos(np.pi * share)
+    return fall
+
+
+def _path_length(pixels: NDArray[np.uint8], centre: tuple[int, int]) -> NDArray[np.float64]:
+    """Length in pixels of the way from the centre; colours unlike the centre's make it longer."""
+    smooth = gaussian_filter(pixels.astype(np.float32), sigma=(1, 1, 0))
+    difference = np.linalg.norm(smooth - smooth[centre], axis=-1)
+    near, _ = _window(centre, NOISE_RADIUS_PX, difference.shape)
+    noise = max(MIN_NOISE, 1.5 * float(np.median(difference[near])))
+    costs = 1 + EDGE_COST * np.clip(difference / noise - 1, 0, None)
+    length: NDArray[np.float64] = MCP_Geometric(costs).find_costs([centre])[0]
+    return length

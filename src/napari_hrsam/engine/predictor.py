@@ -1,0 +1,240 @@
+"""A model seen from outside: NumPy in, NumPy out, one tile at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from napari_hrsam.errors import SessionError, ShapeError
+from napari_hrsam.geometry import Tile
+from napari_hrsam.modeling.segmenter import ImageFeatures
+from napari_hrsam.prompts import Prompts
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedding:
+    """What the encoder knows of one tile.
+
+    Attributes
+    ----------
+    arrays : dict of str to (1, C, h, w) float16
+        The maps of `ImageFeatures` that the model has.
+    fingerprint : str
+        Of the model that made them.
+    tile : Tile
+        Where they were made.
+    encode_s : float
+        Seconds that the encoder took.
+    """
+
+    arrays: dict[str, NDArray[np.float16]]
+    fingerprint: str
+    tile: Tile
+    encode_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TilePrediction:
+    """The model's answer in one tile.
+
+    Attributes
+    ----------
+    logits : (size, size) float32
+        At tile resolution; above 0 is object.
+    low_res_logits : (size / 4, size / 4) float32
+        As the model gave them, to be fed back with the next prompt.
+    iou : float
+        The model's own estimate of its IoU.
+    decode_s : float
+        Seconds that the decoder took.
+    """
+
+    logits: NDArray[np.float32]
+    low_res_logits: NDArray[np.float32]
+    iou: float
+    decode_s: float
+
+
+class Predictor:
+    """Run a segmenter on tiles without gradients.
+
+    When the accelerator runs out of memory, the model moves to the CPU and stays there; a warning
+    is logged.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        Put into evaluation mode.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter.eval()
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.segmenter.config.name
+
+    @property
+    def tile_px(self) -> int:
+        """Side of the tiles that the model takes."""
+        return self.segmenter.config.tile_px
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The RGB colour that the model normalises to about 0, for pixels outside the image."""
+        mean = self.segmenter.config.pixel_mean
+        if self.segmenter.config.channel_order == "bgr":
+            mean = mean[2], mean[1], mean[0]
+        return round(mean[0]), round(mean[1]), round(mean[2])
+
+    def encode(self, pixels: NDArray[np.uint8], tile: Tile) -> Embedding:
+        """Embed the pixels of one tile.
+
+        Parameters
+        ----------
+        pixels : (h, w, 3) uint8
+            RGB; h and w multiples of 16.
+        tile : Tile
+            Where they come from; kept in the embedding.
+
+        Raises
+        ------
+        ShapeError
+            If the pixels are not (h, w, 3) uint8.
+        SessionError
+            If the model computes NaN or infinity, or memory runs out on the CPU too.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ShapeError(
+                f"expected pixels as (h, w, 3) uint8, got {pixels.shape} {pixels.dtype}; "
+                "read them with TileSource.read(tile)"
+            )
+        started = time.perf_counter()
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        arrays = self._run(lambda: self._encoded(image))
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._not_finite("embedding")
+        return Embedding(
+            arrays=arrays,
+            fingerprint=self.segmenter.fingerprint,
+            tile=tile,
+            encode_s=time.perf_counter() - started,
+        )
+
+    def decode(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> TilePrediction:
+        """Predict the mask of one object.
+
+        Parameters
+        ----------
+        embedding : Embedding
+        prompts : Prompts
+            In level-0 pixels; at least one.
+        prior_logits : (size / 4, size / 4) float32 or None
+            Low-resolution logits of the object's earlier prediction in this tile.
+
+        Raises
+        ------
+        SessionError
+            If the model computes NaN or infinity, or memory runs out on the CPU too.
+        """
+        started = time.perf_counter()
+        low_res, iou = self._run(lambda: self._decoded(embedding, prompts, prior_logits))
+        if not torch.isfinite(low_res).all():
+            raise self._not_finite("mask")
+        logits = interpolate(low_res[None, None], scale_factor=4.0, mode="bilinear")[0, 0]
+        return TilePrediction(
+            logits=logits.numpy(),
+            low_res_logits=low_res.numpy(),
+            iou=iou,
+            decode_s=time.perf_counter() - started,
+        )
+
+    def _encoded(self, image: Tensor) -> dict[str, NDArray[np.float16]]:
+        features = self.segmenter.encode(image.to(self.segmenter.device).float())
+        return {
+            name: values.to(torch.float16).cpu().numpy()
+            for name, values in features.items()
+            if values is not None
+        }
+
+    def _decoded(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> tuple[Tensor, float]:
+        device = self.segmenter.device
+        maps = {name: torch.from_numpy(array) for name, array in embedding.arrays.items()}
+        prior = None if prior_logits is None else torch.from_numpy(prior_logits)[None, None]
+        coords, labels = _points(prompts, embedding.tile, device)
+        low_res, iou = self.segmenter.decode(
+            ImageFeatures(**maps).to(device=device, dtype=torch.float32),
+            point_coords_xy=coords,
+            point_labels=labels,
+            boxes_xyxy=_boxes(prompts, embedding.tile, device),
+            mask_logits=None if prior is None else prior.to(device),
+        )
+        return low_res[0, 0].float().cpu(), float(iou[0, 0])
+
+    def _run(self, work: Callable[[], Answer]) -> Answer:
+        """Do the work without gradients; on the CPU when the accelerator's memory is full."""
+        try:
+            with torch.inference_mode():
+                return work()
+        except torch.OutOfMemoryError as error:
+            if self.segmenter.device.type == "cpu":
+                raise SessionError(
+                    f"expected memory for one {self.tile_px} px tile, got out-of-memory on the "
+                    "CPU too; close other programs or choose a smaller model"
+                ) from error
+            logger.warning(
+                "out of memory on %s: %s runs on the CPU from now on, more slowly; close other "
+                "programs on the device and load the model again to go back",
+                self.segmenter.device,
+                self.name,
+            )
+        self.segmenter.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with torch.inference_mode():
+            return work()
+
+    def _not_finite(self, what: str) -> SessionError:
+        return SessionError(
+            f"expected finite numbers, got NaN or infinity in the {what} that {self.name} "
+            'computed; load the model with precision="float32", or check its weights'
+        )
+
+
+def _points(
+    prompts: Prompts, tile: Tile, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    if not prompts.points_yx:
+        return None, None
+    points_xy = np.ascontiguousarray(tile.to_tile(prompts.points_yx)[:, ::-1], np.float32)
+    labels = torch.tensor(prompts.labels, dtype=torch.int64, device=device)
+    return torch.from_numpy(points_xy).to(device)[None], labels[None]
+
+
+def _boxes(prompts: Prompts, tile: Tile, device: torch.device) -> Tensor | None:
+    if prompts.box is None:
+        return None
+    # A box counts pixel edges, the model's corners are points with pixel centres at integers.
+    corners_yx = tile.to_tile(np.reshape(prompts.box, (2, 2)) - 0.5)
+    corners_xy = np.ascontiguousarray(corners_yx[:, ::-1], np.float32).reshape(1, 4)
+    return torch.from_numpy(corners_xy).to(device)

@@ -1,0 +1,77 @@
+"""One object in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.engine.session import Session
+from napari_hrsam.errors import PromptError
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.tile_source import ArrayImage
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.segmenter import Segmenter
+
+
+def segment(
+    array: NDArray[Any] | ArrayImage,
+    points: Sequence[Sequence[float]] | NDArray[Any] | None = None,
+    point_labels: Sequence[bool | int] | NDArray[Any] | None = None,
+    box: Sequence[float] | None = None,
+    model: Segmenter | str = "hrsam-tiny",
+    *,
+    level: int | None = None,
+) -> NDArray[np.bool_]:
+    """Segment one object, as a session would draw it from the same prompts one by one.
+
+    Parameters
+    ----------
+    array : (H, W) or (H, W, 3 or 4) array, or ArrayImage
+        The image; only the part around the prompts is looked at.
+    points : sequence of (y, x), optional
+        Clicks in level-0 pixels, in the order in which they are made.
+    point_labels : sequence of bool or int, optional
+        1 (inside) or 0 (outside) per point; by default all are inside.
+    box : (y0, x0, y1, x1), optional
+        Half-open box around the object, given before the points.
+    model : Segmenter or str
+        A loaded model, or a name for `load_model`.
+    level : int, optional
+        Level at which to look: 1 halves the image, -1 doubles it. By default full size, or the
+        enlargement at which a small image fills the model's tile.
+
+    Returns
+    -------
+    (H, W) bool
+
+    Raises
+    ------
+    PromptError
+        If there is no prompt, or one is malformed or outside the image.
+    ImageError
+        If the image is unusable.
+    """
+    given = [] if points is None else list(points)
+    labels = [True] * len(given) if point_labels is None else list(point_labels)
+    if any(label not in (0, 1) for label in labels):
+        raise PromptError(f"expected point labels of 1 (inside) or 0 (outside), got {labels!r}")
+    image = array if isinstance(array, ArrayImage) else ArrayImage(array)
+    prompts = Prompts(
+        points_yx=tuple(given),
+        labels=tuple(labels),
+    )
+    prompts = (prompts if box is None else prompts.with_box(box)).inside(image.shape_yx)
+    if len(prompts) == 0:
+        raise PromptError("expected at least one point or a box, got none; say where the object is")
+    with Session(model, image) as session:
+        if prompts.box is not None:
+            prediction = session.box(prompts.box, level)
+        for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
+            prediction = session.click(point, label, level)
+    mask = np.zeros(image.shape_yx, np.bool_)
+    mask[prediction.box.slices] = prediction.mask
+    return mask

@@ -1,0 +1,408 @@
+"""The state of work on one image: the object being drawn, its history, and the stores."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.engine.obedience import obey, settle, to_low_res
+from napari_hrsam.engine.prediction import Prediction, mask_at_level0
+from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
+from napari_hrsam.errors import LabelsError, PromptError, SessionError, ShapeError
+from napari_hrsam.geometry import (
+    FINEST_LEVEL,
+    Box,
+    Tile,
+    TileGrid,
+    coarsest_level,
+    filling_level,
+)
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_store import ArrayLabels, Edit
+from napari_hrsam.storage.tile_source import ArrayImage
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.segmenter import Segmenter
+
+__all__ = ["Edit", "Prediction", "Session"]
+
+logger = logging.getLogger(__name__)
+
+MAX_UNDO_BYTES = 512 * 2**20
+"""Memory for the blocks that undo of commits needs; beyond it the oldest commits become final."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """The current object after one prompt."""
+
+    prompts: Prompts
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """A tile that was read and encoded."""
+
+    pixels: NDArray[np.uint8]
+    embedding: Embedding
+
+
+class Session:
+    """Draw objects on one image by clicks and boxes, and commit them to a label image.
+
+    A session belongs to one thread at a time. It changes the label image only in `commit`, `undo`
+    and `redo`, and never the image.
+
+    Parameters
+    ----------
+    model : Segmenter or str
+        A loaded model, or a name for `load_model`.
+    image : ArrayImage or NDArray
+        What is annotated; an array is opened with `ArrayImage`.
+    labels : ArrayLabels, (H, W) integer array, or None
+        Where objects are committed; an array is changed in place. None: a new uint32 image.
+    obey_clicks : bool
+        Whether a mask that contradicts a click is corrected around it.
+    max_embeddings : int
+        Tiles whose embeddings are kept in memory, 1 or more.
+
+    Attributes
+    ----------
+    image, labels
+        What the session works on.
+    view_level : int or None
+        Level at which a new object is looked at when a prompt names none; None for full size, or
+        the enlargement at which a small image fills the model's tile.
+
+    Raises
+    ------
+    ImageError, LabelsError
+        If the image or the labels are unusable, or do not have the same shape.
+
+    Examples
+    --------
+    >>> with Session("hrsam-tiny", image) as session:  # doctest: +SKIP
+    ...     session.click((120, 80))
+    ...     session.click((140, 95), positive=False)
+    ...     session.commit()
+    """
+
+    def __init__(
+        self,
+        model: Segmenter | str,
+        image: ArrayImage | NDArray[Any],
+        labels: ArrayLabels | NDArray[Any] | None = None,
+        *,
+        obey_clicks: bool = True,
+        max_embeddings: int = 64,
+    ) -> None:
+        self.image = image if isinstance(image, ArrayImage) else ArrayImage(image)
+        if not isinstance(labels, ArrayLabels):
+            labels = ArrayLabels(self.image.shape_yx if labels is None else labels)
+        if labels.shape_yx != self.image.shape_yx:
+            raise LabelsError(
+                f"expected labels of the image's shape {self.image.shape_yx}, got "
+                f"{labels.shape_yx}; give labels made for this image, or leave them out"
+            )
+        if max_embeddings < 1:
+            raise SessionError(f"expected max_embeddings of 1 or more, got {max_embeddings}")
+        self.labels = labels
+        self.view_level: int | None = None
+        self._predictor = Predictor(_loaded(model))
+        self._obey_clicks = obey_clicks
+        self._max_embeddings = max_embeddings
+        self._seen: OrderedDict[Tile, _Seen] = OrderedDict()
+        self._steps: tuple[_Step, ...] = ()
+        self._edits: list[Edit] = []
+        self._undone: list[tuple[_Step, ...] | Edit] = []
+        self._is_closed = False
+
+    def __enter__(self) -> Session:
+        """Return the session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the session."""
+        self.close()
+
+    def close(self) -> None:
+        """Forget the current object and the embeddings; the labels stay as committed."""
+        self._steps = ()
+        self._edits.clear()
+        self._undone.clear()
+        self._seen.clear()
+        self._is_closed = True
+
+    @property
+    def levels(self) -> range:
+        """The levels at which objects can be looked at, finest first."""
+        return range(FINEST_LEVEL, coarsest_level(self.image.shape_yx, self._predictor.tile_px) + 1)
+
+    @property
+    def prompts(self) -> Prompts:
+        """All prompts of the current object."""
+        return self._steps[-1].prompts if self._steps else Prompts()
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The current object, or None between objects."""
+        return self._steps[-1].prediction if self._steps else None
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether `undo` would change something."""
+        return bool(self._steps or self._edits)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether `redo` would change something."""
+        return bool(self._undone)
+
+    def click(
+        self,
+        point_yx: Sequence[float],
+        positive: bool = True,
+        level: int | None = None,
+        plane: tuple[int, ...] = (),
+    ) -> Prediction:
+        """Say that a place belongs to the current object, or does not.
+
+        Parameters
+        ----------
+        point_yx : (float, float)
+            Level-0 pixels, pixel centres at integers. Of two contradicting clicks on one pixel
+            the newer counts.
+        positive : bool
+            Inside the object (True) or outside (False).
+        level : int, optional
+            Level at which to look at a new object; the nearest that the image has is taken. Later
+            prompts stay in the object's tile, or move to the smallest tile that holds all.
+        plane : tuple of int
+            Index over the non-spatial axes; empty for a 2-D image.
+
+        Raises
+        ------
+        PromptError
+            If the place is malformed or outside the image.
+        SessionError
+            If the session is closed, or the model fails. The object stays as it was.
+        """
+        return self._draw(self.prompts.with_click(point_yx, positive), level, plane)
+
+    def box(
+        self, box_yxyx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
+    ) -> Prediction:
+        """Say that the current object fills a box; it replaces an earlier box.
+
+        Parameters
+        ----------
+        box_yxyx : (y0, x0, y1, x1)
+            Half-open, in level-0 pixels. What reaches beyond the image is cut.
+        level, plane
+            As in `click`.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`; also if the box is inverted or has no area.
+        """
+        return self._draw(self.prompts.with_box(box_yxyx), level, plane)
+
+    def commit(self, mask: NDArray[Any] | None = None, *, overwrite: bool = False) -> Edit:
+        """Write the current object to the label image under a new id, and end it.
+
+        Parameters
+        ----------
+        mask : (H, W) bool or integer array over ``prediction.box``, optional
+            Taken in place of the predicted mask, such as a preview that was edited by hand.
+        overwrite : bool
+            Whether pixels of other objects are taken over; by default they stay.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or its mask is empty.
+        ShapeError
+            If the given mask does not cover ``prediction.box``.
+        LabelsError
+            If the label image cannot take the object. It stays current.
+        """
+        prediction = self.prediction
+        if prediction is None:
+            raise SessionError("expected an object to commit, got none; click on one first")
+        chosen = prediction.mask if mask is None else _checked_mask(mask, prediction.box)
+        if not chosen.any():
+            raise SessionError(
+                "expected an object with pixels, got an empty mask; add a positive click, "
+                "or cancel the object"
+            )
+        edit = self.labels.write(
+            prediction.box,
+            chosen,
+            self.labels.next_label(),
+            overwrite=overwrite,
+            prompts=self.prompts,
+            model=self._predictor.name,
+        )
+        self._steps = ()
+        self._undone.clear()
+        self._edits.append(edit)
+        while sum(kept.num_bytes for kept in self._edits[:-1]) > MAX_UNDO_BYTES:
+            del self._edits[0]
+        return edit
+
+    def cancel(self) -> None:
+        """Drop the current object; `redo` brings it back until the next prompt."""
+        if self._steps:
+            self._undone.append(self._steps)
+            self._steps = ()
+
+    def undo(self) -> Prediction | Edit | None:
+        """Take back the last prompt of the current object, else the last commit.
+
+        Returns
+        -------
+        Prediction or None
+            After a prompt was taken back: the object as it was before, None if nothing is left.
+        Edit
+            The commit that was taken back.
+        """
+        if self._steps:
+            self._undone.append(self._steps)
+            self._steps = self._steps[:-1]
+            return self.prediction
+        if not self._edits:
+            return None
+        edit = self._edits.pop()
+        self.labels.revert(edit)
+        self._undone.append(edit)
+        return edit
+
+    def redo(self) -> Prediction | Edit | None:
+        """Take back the last `undo`; None if there is none since the last prompt or commit."""
+        if not self._undone:
+            return None
+        undone = self._undone.pop()
+        if isinstance(undone, Edit):
+            self.labels.apply(undone)
+            self._edits.append(undone)
+            return undone
+        self._steps = undone
+        return self.prediction
+
+    def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
+        """Predict from all prompts; only a success changes the session."""
+        if self._is_closed:
+            raise SessionError("expected an open session, got a closed one; make a new Session")
+        started = time.perf_counter()
+        prompts = prompts.inside(self.image.shape_yx)
+        obeyed = prompts.obeyed()
+        tile = self._tile_for(prompts, level, plane)
+        last = self.prediction
+        prior = last.logits if last is not None and last.tile == tile else None
+        is_new = tile not in self._seen
+        seen = self._see(tile)
+        answer = self._predictor.decode(seen.embedding, obeyed, prior)
+        logits, low_res = self._obeyed_logits(answer, obeyed, seen)
+        box, mask = mask_at_level0(logits, tile, self.image.shape_yx)
+        if self._obey_clicks:
+            settle(mask, box, obeyed)
+        mask.flags.writeable = False
+        prediction = Prediction(
+            mask=mask,
+            box=box,
+            level=tile.level,
+            iou=answer.iou,
+            logits=low_res,
+            tile=tile,
+            seconds={
+                "encode_s": seen.embedding.encode_s if is_new else 0.0,
+                "decode_s": answer.decode_s,
+                "total_s": time.perf_counter() - started,
+            },
+        )
+        self._steps = (*self._steps, _Step(prompts, prediction))
+        self._undone.clear()
+        return prediction
+
+    def _tile_for(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Tile:
+        """Keep the object's tile while it holds all prompts, else take the smallest that does."""
+        shape, tile_px = self.image.shape_yx, self._predictor.tile_px
+        extent = prompts.extent_yx()
+        last = self.prediction
+        if last is None:
+            wanted = self.view_level if level is None else level
+            if wanted is None:
+                wanted = filling_level(shape, tile_px)
+            wanted = min(max(wanted, self.levels.start), self.levels.stop - 1)
+            return TileGrid(shape, tile_px, wanted, plane).smallest_holding(extent)
+        if plane != last.tile.plane:
+            raise PromptError(
+                f"expected a prompt on the object's plane {last.tile.plane}, got {plane}; "
+                "commit or cancel the object before you go to another plane"
+            )
+        if all(last.tile.box0.contains((y, x)) for y, x in extent):
+            return last.tile
+        return TileGrid(shape, tile_px, last.tile.level, plane).smallest_holding(extent)
+
+    def _see(self, tile: Tile) -> _Seen:
+        """Read and encode a tile, or take it from those seen lately."""
+        if tile in self._seen:
+            self._seen.move_to_end(tile)
+            return self._seen[tile]
+        pixels = self.image.read(tile, self._predictor.fill)
+        seen = _Seen(pixels, self._predictor.encode(pixels, tile))
+        logger.debug("encoded %s in %.3f s", tile, seen.embedding.encode_s)
+        self._seen[tile] = seen
+        while len(self._seen) > self._max_embeddings:
+            self._seen.popitem(last=False)
+        return seen
+
+    def _obeyed_logits(
+        self, answer: TilePrediction, obeyed: Prompts, seen: _Seen
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Correct the logits at tile and at low resolution around contradicted clicks."""
+        if not self._obey_clicks or not obeyed.points_yx:
+            return answer.logits, answer.low_res_logits
+        points = seen.embedding.tile.to_tile(obeyed.points_yx)
+        logits = obey(answer.logits, seen.pixels, points, np.array(obeyed.labels))
+        if logits is answer.logits:
+            return answer.logits, answer.low_res_logits
+        return logits, answer.low_res_logits + to_low_res(logits - answer.logits)
+
+
+def _checked_mask(mask: NDArray[Any], box: Box) -> NDArray[np.bool_]:
+    mask = np.asarray(mask)
+    if mask.shape != box.shape_yx:
+        raise ShapeError(
+            f"expected a mask over prediction.box of shape {box.shape_yx}, got {mask.shape}; "
+            "edit a copy of prediction.mask"
+        )
+    if mask.dtype.kind not in "biu":
+        raise ShapeError(
+            f"expected a mask of bool or integers, got {mask.dtype}; "
+            "threshold it first, e.g. mask > 0.5"
+        )
+    return mask.astype(np.bool_)
+
+
+def _loaded(model: Segmenter | str) -> Segmenter:
+    if not isinstance(model, str):
+        return model
+    from napari_hrsam.modeling.checkpoints import load_model
+
+    return load_model(model)
