@@ -4,7 +4,29 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # napari's viewer fixture resets the settings: without this it would wipe the user's own file.
 os.environ["NAPARI_CONFIG"] = ""
 os.environ.setdefault("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
 os.environ.setdefault("QT_API", "pyside6")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_threads() -> None:
+    """Leave other work on the machine alone, and give one result whatever its size."""
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs a GPU where there is none: it shows in the closing line, unlike a skip."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
