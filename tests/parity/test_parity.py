@@ -1,0 +1,178 @@
+"""Parity with the reference implementation, fixture folder by fixture folder.
+
+The folders are those of tests/golden, or of NAPARI_HRSAM_PARITY_DIR when it is set; every case of
+every folder runs. `conftest.py` reports what cannot run as deselected and prints the largest
+differences at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases_decoder import check_neck_head, check_sam_decoder
+from cases_encoder import BACKENDS, check_encoder, check_index_lists
+from cases_session import check_session, check_session_clicks
+from cases_training import (
+    DISTANCE_TOLERANCE,
+    LOSS_TOLERANCE,
+    check_click_simulator,
+    check_losses_metrics,
+)
+from parity_folders import (
+    KINDS_WITHOUT_MODEL,
+    TESTED_KINDS,
+    ErrorTable,
+    ParityFolder,
+    find_folders,
+    folder_kind,
+    parity_root,
+)
+
+HAS_NUMBA = find_spec("numba") is not None
+
+
+def _check_clicks(folder: ParityFolder, table: ErrorTable) -> None:
+    error = check_click_simulator(folder.path)
+    table.note(folder, "distance maps", error, DISTANCE_TOLERANCE)
+
+
+def _check_losses(folder: ParityFolder, table: ErrorTable) -> None:
+    error = check_losses_metrics(folder.path)
+    table.note(folder, "losses and metrics", error, LOSS_TOLERANCE)
+
+
+def _param(check: Any, folder: ParityFolder, *parts: str, args: tuple[Any, ...] = ()) -> Any:
+    return pytest.param(check, (folder, *args), id="-".join((folder.name, *parts)))
+
+
+def _deselected(name: str, reason: str) -> Any:
+    return pytest.param(None, (), id=name, marks=pytest.mark.parity_deselected(reason))
+
+
+def _backends(*, has_scan: bool) -> list[Any]:
+    """Backends that differ for the model and can run here."""
+    chosen = [b for b in BACKENDS if has_scan or b.scan in ("auto", "torch")]
+    return [b for b in chosen if b.scan != "numba" or HAS_NUMBA]
+
+
+def _folder_params(folder: ParityFolder) -> list[Any]:
+    match folder.kind:
+        case (
+            "hrsam_vit"
+            | "hrsam_plusplus_vit"
+            | "flash_swin_kv_only"
+            | "flash_swin_kv_only_flexible"
+        ):
+            has_scan = not folder.kind.startswith("flash_swin")
+            params = [
+                _param(_run_encoder, folder, case, b.name, args=(case, b))
+                for case in folder.case_names
+                for b in _backends(has_scan=has_scan)
+            ]
+            if not has_scan:
+                params += [
+                    _param(_run_indices, folder, case, "indices", args=(case,))
+                    for case in folder.case_names
+                ]
+            return params
+        case "sam_neck_head":
+            return [_param(_run_neck, folder, c, args=(c,)) for c in folder.case_names]
+        case "sam_tiny":
+            return [_param(_run_sam, folder, c, "decoder", args=(c,)) for c in folder.case_names]
+        case "e2e_session_hrsam" | "e2e_session_hrsam_plusplus":
+            return [
+                *(
+                    _param(_run_session, folder, b.name, args=(b,))
+                    for b in _backends(has_scan=True)
+                    if not b.grad
+                ),
+                _param(check_session_clicks, folder, "clicks"),
+            ]
+        case "click_simulator":
+            return [_param(_check_clicks, folder)]
+        case "losses_metrics":
+            return [_param(_check_losses, folder)]
+        case _:
+            return [_deselected(folder.name, "this version has no model of this kind")]
+
+
+def _run_encoder(folder: ParityFolder, case: str, backends: Any, table: ErrorTable) -> None:
+    check_encoder(folder, case, table, backends)
+
+
+def _run_indices(folder: ParityFolder, case: str, table: ErrorTable) -> None:
+    check_index_lists(folder, case, table)
+
+
+def _run_neck(folder: ParityFolder, case: str, table: ErrorTable) -> None:
+    check_neck_head(folder, case, table)
+
+
+def _run_sam(folder: ParityFolder, case: str, table: ErrorTable) -> None:
+    check_sam_decoder(folder, case, table)
+
+
+def _run_session(folder: ParityFolder, backends: Any, table: ErrorTable) -> None:
+    check_session(folder, table, backends)
+
+
+def _all_params() -> list[Any]:
+    root = parity_root()
+    folders, unknown = find_folders(root)
+    params = [param for folder in folders for param in _folder_params(folder)]
+    params += [pytest.param(_fail_unknown, (path,), id=path.name) for path in unknown]
+    there = {folder.kind for folder in folders}
+    for kind in (*TESTED_KINDS, *KINDS_WITHOUT_MODEL):
+        if kind not in there:
+            params.append(_deselected(kind, f"no such folder in {root}"))
+    if not HAS_NUMBA:
+        params.append(_deselected("scan-numba", "numba is not installed"))
+    return params
+
+
+def _fail_unknown(path: Path, table: ErrorTable) -> None:
+    pytest.fail(
+        f"expected a folder with config.json and io.npz of one of the kinds "
+        f"{', '.join((*TESTED_KINDS, *KINDS_WITHOUT_MODEL))}, got {path} ({len(table.rows)} "
+        "quantities compared so far); rename it or remove it"
+    )
+
+
+@pytest.mark.parametrize(("check", "arguments"), _all_params())
+def test_parity(check: Any, arguments: tuple[Any, ...], parity_errors: ErrorTable) -> None:
+    check(*arguments, table=parity_errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "kind"),
+    [
+        ("hrsam_vit_2", "hrsam_vit", "hrsam_vit"),
+        ("anything", "hrsam_plusplus_vit", "hrsam_plusplus_vit"),
+        ("flash_swin_kv_only_flexible_b", "", "flash_swin_kv_only_flexible"),
+        ("e2e_session_hrsam_plusplus_7", "HRSAM++", "e2e_session_hrsam_plusplus"),
+        ("e2e_session_hrsam_b", "HRSAM", "e2e_session_hrsam"),
+        ("focsam_refiner_odd_window", "FocusRefiner", "focsam"),
+        ("ba_sam_tinyvit_attention", "BA-SAM TinyViT window attention", "ba_sam"),
+        ("sam_tiny_rect", "SAM", "sam_tiny"),
+        ("something_else", "another network", None),
+    ],
+)
+def test_parity_folder_kind_is_told_by_model_or_name(
+    tmp_path: Path, name: str, model: str, kind: str | None
+) -> None:
+    path = tmp_path / name
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model": model}))
+    np.savez(path / "io.npz")
+    assert folder_kind(path) == kind
+
+
+def test_parity_folder_without_files_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "hrsam_vit").mkdir()
+    (tmp_path / ".cache").mkdir()
+    assert find_folders(tmp_path) == ([], [tmp_path / "hrsam_vit"])
