@@ -1,0 +1,148 @@
+"""World positions, level-0 pixels and the level that fits the view, from public viewer state."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.transforms import Affine
+
+from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import napari.components
+    from napari.layers import Layer
+    from numpy.typing import ArrayLike
+
+BoxPrompt = tuple[float, float, float, float]
+"""(y0, x0, y1, x1), half open, level-0 pixels."""
+
+# A tile that covers this share of the visible part of the image is still taken as covering it.
+COVERED_SHARE = 0.8
+
+
+def layer_position(
+    viewer: napari.components.ViewerModel, layer: Layer, world: ArrayLike
+) -> np.ndarray:
+    """Level-0 pixel position in `layer` of a world position.
+
+    Unlike ``layer.world_to_data`` this holds when the layers' length units differ: the viewer
+    then works in the finest of them, which the layer's transform does not know.
+
+    Parameters
+    ----------
+    viewer
+        The viewer, for the units of its world.
+    layer
+        Any layer of the viewer.
+    world : (viewer.dims.ndim,) float
+        World position, as given by mouse events.
+
+    Returns
+    -------
+    (layer.ndim,) float
+        Data position; pixel centres at integers.
+    """
+    position = np.asarray(world, dtype=float)[-layer.ndim :].copy()
+    units = viewer.layers.extent.units
+    if units:
+        for axis, (world_unit, layer_unit) in enumerate(
+            zip(units[-layer.ndim :], layer.units, strict=True)
+        ):
+            same_kind = world_unit.dimensionality == layer_unit.dimensionality
+            if world_unit != layer_unit and same_kind:
+                position[axis] *= float((1 * world_unit).to(layer_unit).magnitude)
+    return np.asarray(layer.world_to_data(position), dtype=float)
+
+
+def pixels_per_screen_pixel(viewer: napari.components.ViewerModel, layer: Layer) -> float:
+    """Level-0 pixels of `layer` under one logical screen pixel, the larger of both axes."""
+    start = np.asarray(viewer.dims.point, dtype=float)
+    origin = layer_position(viewer, layer, start)
+    lengths = []
+    for axis in viewer.dims.displayed[-2:]:
+        step = start.copy()
+        step[axis] += 1 / viewer.scene.camera.zoom
+        lengths.append(float(np.linalg.norm(layer_position(viewer, layer, step) - origin)))
+    return max(lengths)
+
+
+def view_level(
+    viewer: napari.components.ViewerModel,
+    layer: Layer,
+    shape_yx: tuple[int, int],
+    tile_px: int,
+) -> int:
+    """Level to work at for what is on screen: the finest whose tile covers the view.
+
+    Objects are then as large in the tile as they look in the window, which is how the models are
+    trained; a level of one screen pixel per level pixel would cut what fills the window.
+
+    Parameters
+    ----------
+    viewer, layer
+        Where the image is shown.
+    shape_yx : (H, W) int
+        Level-0 size of the image.
+    tile_px
+        Side of the model's tile in level pixels.
+
+    Returns
+    -------
+    int
+        From -2 (level 0 enlarged four times) to the level at which the image fits into one tile.
+    """
+    view_px = min(viewer.canvas.size) * pixels_per_screen_pixel(viewer, layer)
+    visible_px = min(view_px, *shape_yx)
+    level = math.ceil(math.log2(max(visible_px, 1.0) * COVERED_SHARE / tile_px))
+    return int(np.clip(level, FINEST_LEVEL, coarsest_level(shape_yx, tile_px)))
+
+
+def placement(layer: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> dict[str, Any]:
+    """Layer attributes that put an array on the pixel grid of `layer`.
+
+    Parameters
+    ----------
+    layer
+        The layer whose scale, translate, rotate, shear, affine, units and axis labels are copied.
+    offset_yx : (y, x) float
+        Position in `layer`, in its pixels, of the array's pixel (0, 0).
+
+    Returns
+    -------
+    dict
+        Keyword arguments of every ``viewer.add_*`` method.
+    """
+    linear = Affine(scale=layer.scale, rotate=layer.rotate, shear=layer.shear).linear_matrix
+    return {
+        "scale": np.array(layer.scale),
+        "translate": np.asarray(layer.translate) + linear @ np.asarray(offset_yx, dtype=float),
+        "rotate": np.array(layer.rotate),
+        "shear": np.array(layer.shear),
+        "affine": np.array(layer.affine.affine_matrix),
+        "units": layer.units,
+        "axis_labels": layer.axis_labels,
+    }
+
+
+def place(layer: Layer, like: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> None:
+    """Move an existing layer onto the pixel grid of `like`; see `placement`."""
+    for name, value in placement(like, offset_yx).items():
+        if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
+            setattr(layer, name, value)
+
+
+def box_between(first_yx: ArrayLike, second_yx: ArrayLike) -> BoxPrompt:
+    """Box prompt (y0, x0, y1, x1), half open, with two level-0 positions as opposite corners."""
+    corners = np.array([np.asarray(first_yx), np.asarray(second_yx)], dtype=float) + 0.5
+    (y0, x0), (y1, x1) = corners.min(axis=0), corners.max(axis=0)
+    return float(y0), float(x0), float(y1), float(x1)
+
+
+def box_corners_yx(box: BoxPrompt) -> np.ndarray:
+    """Positions (4, 2) at which to draw the corners of a half-open box prompt."""
+    y0, x0, y1, x1 = (edge - 0.5 for edge in box)
+    return np.array([[y0, x0], [y0, x1], [y1, x1], [y1, x0]])

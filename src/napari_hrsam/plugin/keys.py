@@ -1,0 +1,51 @@
+"""Keyboard shortcuts bound while a session is active, and put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+Action = Callable[[], None]
+
+
+class _Bindable(Protocol):
+    def bind_key(self, key: str, func: Any, *, overwrite: bool = ...) -> Any: ...
+
+
+class KeyBindings:
+    """Bind actions to keys on a viewer and on layers.
+
+    napari asks the active layer before the viewer, so a key must be bound on every layer that may
+    be active. What was bound on an object before is put back by `unbind`.
+
+    Parameters
+    ----------
+    actions
+        Key, as in ``"Control-Z"``, to a function without arguments.
+    """
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self._actions = dict(actions)
+        self._bound: list[tuple[_Bindable, str, Any]] = []
+
+    def bind(self, target: _Bindable) -> None:
+        """Bind all keys on a viewer or a layer."""
+        for key, action in self._actions.items():
+            previous = target.bind_key(key, _ignoring_owner(action), overwrite=True)
+            self._bound.append((target, key, previous))
+
+    def unbind(self) -> None:
+        """Take all keys back and restore what they were bound to before."""
+        for target, key, previous in reversed(self._bound):
+            target.bind_key(key, None)
+            if previous is not None:
+                target.bind_key(key, previous)
+        self._bound.clear()
+
+
+def _ignoring_owner(action: Action) -> Callable[[Any], None]:
+    # napari makes a method of what is bound and passes the viewer or layer.
+    def run(_owner: Any) -> None:
+        action()
+
+    return run

@@ -1,0 +1,109 @@
+"""Small building blocks of the panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QPushButton,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+
+class Bell(QObject):
+    """Carries "there is something to deliver" from the inference thread to the panel's thread."""
+
+    rang = Signal()
+
+    def ring(self) -> None:
+        """Emit `rang`; callable from any thread."""
+        self.rang.emit()
+
+
+class Section(QWidget):
+    """A titled group that folds."""
+
+    def __init__(self, title: str, *, is_open: bool = True) -> None:
+        super().__init__()
+        self._button = QToolButton()
+        self._button.setText(title.replace("&", "&&"))
+        self._button.setCheckable(True)
+        self._button.setChecked(is_open)
+        self._button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self._button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self._body = QWidget()
+        self.form = QFormLayout(self._body)
+        self.form.setContentsMargins(8, 4, 4, 8)
+        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        layout.addWidget(self._button)
+        layout.addWidget(self._body)
+        self._button.toggled.connect(self._toggle)
+        self._toggle(is_open)
+
+    def _toggle(self, is_open: bool) -> None:
+        self._body.setVisible(is_open)
+        arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow
+        self._button.setArrowType(arrow)
+
+
+def button(
+    text: str, tooltip: str, action: Callable[[], Any] | None = None, *, is_checkable: bool = False
+) -> QPushButton:
+    """Make a push button that does not keep the keyboard from the canvas."""
+    made = QPushButton(text)
+    made.setToolTip(tooltip)
+    made.setCheckable(is_checkable)
+    made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    if action is not None:
+        made.clicked.connect(_without_arguments(action))
+    return made
+
+
+def row(*widgets: QWidget) -> QWidget:
+    """Put widgets side by side, equally wide."""
+    made = QWidget()
+    layout = QHBoxLayout(made)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget, 1)
+    return made
+
+
+def fill_combo(combo: QComboBox, items: Sequence[tuple[str, Any]], chosen: Any) -> None:
+    """Replace the items (text, data) of a combo box without emitting signals.
+
+    Parameters
+    ----------
+    combo
+        The box to fill.
+    items
+        Texts and the data behind them.
+    chosen
+        Data of the item to make current; the first item if it is not among them.
+    """
+    combo.blockSignals(True)
+    combo.clear()
+    for text, data in items:
+        combo.addItem(text, data)
+    matches = [i for i, (_, data) in enumerate(items) if data is not None and data == chosen]
+    combo.setCurrentIndex(matches[0] if matches else (0 if items else -1))
+    combo.blockSignals(False)
+
+
+def _without_arguments(action: Callable[[], Any]) -> Callable[..., None]:
+    # Qt tells a slot whether the button is checked, when the slot takes an argument.
+    def run(*_: Any) -> None:
+        action()
+
+    return run

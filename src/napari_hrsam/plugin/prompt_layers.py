@@ -1,0 +1,119 @@
+"""The layers that show the prompts of the current object: clicks and the box."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Points, Shapes
+
+from napari_hrsam.plugin.coordinates import box_corners_yx, place, placement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import napari.components
+    from napari.layers import Image
+
+    from napari_hrsam.plugin.coordinates import BoxPrompt
+
+POSITIVE_COLOR = "#00d26a"
+NEGATIVE_COLOR = "#ff4b4b"
+POINT_SIZE_ON_SCREEN = 12
+BOX_COLOR = "#ffd23f"
+BOX_EDGE_ON_SCREEN = 2.0
+
+
+class PointsDisplay:
+    """One Points layer with all clicks: green discs are positive, red crosses negative.
+
+    It only shows: clicks come from the viewer, so the layer never takes part in mouse handling.
+    """
+
+    def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
+        self._image = image
+        self.layer = Points(
+            np.zeros((0, 2)),
+            ndim=2,
+            name=f"{image.name} [prompts]",
+            features={"label": np.zeros(0, np.int64)},
+            size=POINT_SIZE_ON_SCREEN,
+            face_color="white",
+            border_width=0.25,
+            canvas_size_limits=(POINT_SIZE_ON_SCREEN, POINT_SIZE_ON_SCREEN + 1),
+            **placement(image),
+        )
+        viewer.add_layer(self.layer)
+
+    def show(self, points_yx: Sequence[tuple[float, float]], labels: Sequence[bool]) -> None:
+        """Show exactly these clicks.
+
+        Parameters
+        ----------
+        points_yx : (N, 2) float
+            Level-0 pixels.
+        labels : (N,) bool
+            True for positive clicks.
+        """
+        data = np.asarray(points_yx, dtype=float).reshape(-1, 2)
+        if len(data) == 0 and len(self.layer.data) == 0:
+            return
+        is_positive = np.asarray(labels, dtype=bool).reshape(-1)
+        self.layer.data = data
+        self.layer.selected_data = set()
+        self.layer.features = {"label": is_positive.astype(np.int64)}
+        if len(data):
+            self.layer.symbol = ["disc" if positive else "x" for positive in is_positive]
+            colors = [POSITIVE_COLOR if positive else NEGATIVE_COLOR for positive in is_positive]
+            self.layer.border_color = colors
+            self.layer.face_color = [
+                "white" if positive else NEGATIVE_COLOR for positive in is_positive
+            ]
+
+    def move_with_image(self) -> None:
+        """Follow a change of the image layer's transform."""
+        place(self.layer, self._image)
+
+
+class BoxDisplay:
+    """One Shapes layer with the box prompt, also while it is being drawn."""
+
+    def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
+        self._image = image
+        self._box: BoxPrompt | None = None
+        self._edge_width = 1.0
+        self.layer = Shapes(ndim=2, name=f"{image.name} [box]", **placement(image))
+        viewer.add_layer(self.layer)
+
+    def show(self, box: BoxPrompt | None, pixels_per_screen_pixel: float) -> None:
+        """Show a box, or none.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) float or None
+            Level-0 pixels, half open.
+        pixels_per_screen_pixel
+            Level-0 pixels under a screen pixel, for the width of the line.
+        """
+        edge_width = max(BOX_EDGE_ON_SCREEN * pixels_per_screen_pixel, 1e-6)
+        if box == self._box and edge_width == self._edge_width:
+            return
+        self._box, self._edge_width = box, edge_width
+        self.layer.data = []
+        if box is not None:
+            self.layer.add_rectangles(
+                box_corners_yx(box),
+                edge_width=edge_width,
+                edge_color=BOX_COLOR,
+                face_color="transparent",
+            )
+            self.layer.selected_data = set()
+
+    def rescale(self, pixels_per_screen_pixel: float) -> None:
+        """Keep the line's width on screen after a change of zoom."""
+        if self._box is not None:
+            self.show(self._box, pixels_per_screen_pixel)
+
+    def move_with_image(self) -> None:
+        """Follow a change of the image layer's transform."""
+        place(self.layer, self._image)

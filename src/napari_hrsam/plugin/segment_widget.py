@@ -1,0 +1,319 @@
+"""The panel "Segment by clicking": buttons and what they show; the work is the controller's."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.utils.notifications import show_error, show_warning
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QApplication,
+    QButtonGroup,
+    QComboBox,
+    QFrame,
+    QLabel,
+    QProgressBar,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_hrsam.modeling.configs import MODELS
+from napari_hrsam.plugin.controller import DEFAULT_MODEL, SegmentController
+from napari_hrsam.plugin.image_input import default_image_layer
+from napari_hrsam.plugin.layer_choices import LayerChoices
+from napari_hrsam.plugin.panel_parts import Bell, Section, button, fill_combo, row
+from napari_hrsam.plugin.qt_binding import binding_warning
+from napari_hrsam.plugin.session_jobs import AUTO_DEVICE, load_named_model
+from napari_hrsam.plugin.state import ControllerState, Phase
+
+if TYPE_CHECKING:
+    import napari.viewer
+    from qtpy.QtGui import QHideEvent, QShowEvent
+
+    from napari_hrsam.plugin.session_jobs import ModelLoader
+
+logger = logging.getLogger(__name__)
+
+MIN_WIDTH_PX = 300
+ERROR_STYLE = "color: #ff5c5c; font-weight: bold;"
+NEW_LAYER = "new layer"
+KEY_HELP = (
+    ("Left click", "adds to the object"),
+    ("Right, Ctrl or Shift + click", "takes away"),
+    ("Drag", "moves the view"),
+    ("Shift + drag", "draws a box"),
+    ("C", "commit the object"),
+    ("Esc", "cancel the object"),
+    ("Ctrl+Z, Ctrl+Shift+Z", "undo, redo"),
+    ("T", "swap add and take away"),
+    ("B", "box tool"),
+    ("P, 1 (current layer)", "brush and eraser"),
+)
+
+
+class SegmentWidget(QWidget):
+    """Choose an image, click on objects, commit them to a Labels layer.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer that the panel belongs to.
+    load_model
+        Makes a model from its name and device.
+    """
+
+    def __init__(
+        self,
+        napari_viewer: napari.viewer.Viewer,
+        *,
+        load_model: ModelLoader = load_named_model,
+    ) -> None:
+        super().__init__()
+        self._viewer = napari_viewer
+        self.controller = SegmentController(napari_viewer, load_model=load_model)
+        self._bell = Bell()
+        self._bell.rang.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self.controller.set_notify(self._bell.ring)
+        self._choices = LayerChoices(napari_viewer, self._fill_layers)
+        self._asked_for_devices = False
+        self._build()
+        self.controller.changed.connect(self._show_state)
+        self.controller.failed.connect(show_error)
+        self.controller.devices_found.connect(self._fill_devices)
+        let_go = partial(_let_go, self.controller, self._choices)
+        self.destroyed.connect(let_go)
+        application = QApplication.instance()
+        if application is not None:
+            application.aboutToQuit.connect(let_go)
+        self._fill_layers()
+        self._show_state()
+        warning = binding_warning()
+        if warning is not None:
+            show_warning(warning)
+
+    # ------------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        self.setMinimumWidth(MIN_WIDTH_PX)
+        sections = QWidget()
+        column = QVBoxLayout(sections)
+        column.setContentsMargins(4, 4, 4, 4)
+        for section in (self._build_input(), self._build_drawing(), self._build_help()):
+            column.addWidget(section)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(sections)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(scroll, 1)
+        layout.addWidget(self._build_footer())
+
+    def _build_input(self) -> Section:
+        section = Section("Image and model")
+        self.image_box = QComboBox()
+        self.image_box.setToolTip("The image to segment; it is never changed")
+        self.model_box = QComboBox()
+        self.model_box.setToolTip("The network that draws the masks")
+        shipped = [(name, name) for name, config in MODELS.items() if config.weights]
+        fill_combo(self.model_box, shipped, DEFAULT_MODEL)
+        self.device_box = QComboBox()
+        self.device_box.setToolTip("Where the network runs; auto takes a GPU if there is one")
+        self._fill_devices((AUTO_DEVICE,))
+        self.target_box = QComboBox()
+        self.target_box.setToolTip("The Labels layer that committed objects are written to")
+        for box in (self.image_box, self.model_box, self.device_box, self.target_box):
+            # A long layer name must not make the panel wider than the dock.
+            box.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
+            box.setMinimumContentsLength(12)
+        self.start_button = button(
+            "Start", "Load the model and take clicks on the image", self._start_or_stop
+        )
+        section.form.addRow("Image", self.image_box)
+        section.form.addRow("Model", self.model_box)
+        section.form.addRow("Device", self.device_box)
+        section.form.addRow("Objects", self.target_box)
+        section.form.addRow(self.start_button)
+        return section
+
+    def _build_drawing(self) -> Section:
+        section = Section("Draw an object")
+        controller, guard = self.controller, self.controller.guard
+        self.add_button = button(
+            "Add [T]",
+            "A plain click adds to the object, a right click takes away",
+            partial(controller.set_subtracting, False),
+            is_checkable=True,
+        )
+        self.subtract_button = button(
+            "Take away [T]",
+            "A plain click takes away from the object, a right click adds",
+            partial(controller.set_subtracting, True),
+            is_checkable=True,
+        )
+        self._polarity = QButtonGroup(self)
+        self._polarity.addButton(self.add_button)
+        self._polarity.addButton(self.subtract_button)
+        self.box_button = button(
+            "Box [B]",
+            "A plain drag draws a box around the object; Shift + drag always does",
+            lambda: controller.set_draws_boxes(self.box_button.isChecked()),
+            is_checkable=True,
+        )
+        self.commit_button = button(
+            "Commit [C]", "Write the object to the Labels layer", partial(guard, controller.commit)
+        )
+        self.cancel_button = button(
+            "Cancel [Esc]", "Give up the current object", partial(guard, controller.cancel)
+        )
+        self.undo_button = button(
+            "Undo [Ctrl+Z]",
+            "Take back the last brush stroke, else click, else commit",
+            partial(guard, controller.undo),
+        )
+        self.redo_button = button(
+            "Redo [Ctrl+Shift+Z]", "Repeat what was taken back", partial(guard, controller.redo)
+        )
+        self.count_label = QLabel()
+        section.form.addRow(row(self.add_button, self.subtract_button))
+        section.form.addRow(self.box_button)
+        section.form.addRow(row(self.commit_button, self.cancel_button))
+        section.form.addRow(row(self.undo_button, self.redo_button))
+        section.form.addRow(self.count_label)
+        return section
+
+    def _build_help(self) -> Section:
+        section = Section("Mouse and keys")
+        for keys, effect in KEY_HELP:
+            name = QLabel(keys)
+            name.setStyleSheet("font-weight: bold;")
+            section.form.addRow(name, QLabel(effect))
+        section.form.setVerticalSpacing(2)
+        return section
+
+    def _build_footer(self) -> QWidget:
+        footer = QWidget()
+        layout = QVBoxLayout(footer)
+        layout.setContentsMargins(8, 4, 8, 8)
+        self.message_label = QLabel()
+        self.message_label.setWordWrap(True)
+        self.message_label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.facts_label = QLabel()
+        self.progress_bar = QProgressBar()
+        self.progress_bar.setTextVisible(False)
+        self.progress_bar.setFixedHeight(6)
+        self.abort_button = button(
+            "Cancel",
+            "Stop loading, or give up the current object and what is waiting for it",
+            partial(self.controller.guard, self.controller.cancel),
+        )
+        layout.addWidget(self.message_label)
+        layout.addWidget(self.facts_label)
+        layout.addWidget(self.progress_bar)
+        layout.addWidget(self.abort_button)
+        return footer
+
+    # ------------------------------------------------------------------ showing
+
+    def _fill_layers(self) -> None:
+        is_running = self.controller.state.phase is not Phase.STOPPED
+        image = self.controller.image_layer
+        if not is_running:
+            active = self._choices.active
+            kept = self.image_box.currentData()
+            image = default_image_layer(self._choices.images, active)
+            if not (active is not None and active == image) and kept in self._choices.images:
+                image = kept
+        fill_combo(self.image_box, [(layer.name, layer) for layer in self._choices.images], image)
+        session = self.controller.layers
+        chosen = self.target_box.currentData() if session is None else session.target
+        own_layers = [] if session is None else session.own
+        targets = [(layer.name, layer) for layer in self._choices.targets(own_layers)]
+        fill_combo(self.target_box, [(NEW_LAYER, None), *targets], chosen)
+
+    def _fill_devices(self, names: tuple[str, ...]) -> None:
+        chosen = self.device_box.currentData() or AUTO_DEVICE
+        fill_combo(self.device_box, [(name, name) for name in names], chosen)
+
+    def _show_state(self) -> None:
+        state = self.controller.state
+        is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
+        for box in (self.image_box, self.model_box, self.device_box, self.target_box):
+            box.setEnabled(is_stopped)
+        self.start_button.setText("Start" if is_stopped else "Stop")
+        self.add_button.setChecked(not state.is_subtracting)
+        self.subtract_button.setChecked(state.is_subtracting)
+        self.box_button.setChecked(state.draws_boxes)
+        for tool in (self.add_button, self.subtract_button, self.box_button):
+            tool.setEnabled(is_ready)
+        self.commit_button.setEnabled(is_ready and state.num_prompts > 0)
+        self.cancel_button.setEnabled(is_ready and state.num_prompts > 0)
+        self.undo_button.setEnabled(is_ready and (state.can_undo or state.num_prompts > 0))
+        self.redo_button.setEnabled(is_ready and state.can_redo)
+        self.count_label.setText(f"Committed in this session: {state.num_committed}")
+        self.message_label.setText(state.message)
+        self.message_label.setStyleSheet(ERROR_STYLE if state.is_error else "")
+        self.facts_label.setText(_facts(state))
+        self.progress_bar.setRange(0, 0 if state.is_busy else 1)
+        self.abort_button.setEnabled(state.is_busy and not is_stopped)
+
+    # ------------------------------------------------------------------ events
+
+    def _start_or_stop(self) -> None:
+        if self.controller.state.phase is not Phase.STOPPED:
+            self.controller.stop()
+        else:
+            self.controller.guard(self.start)
+
+    def start(self) -> None:
+        """Start on what the panel's boxes say.
+
+        Raises
+        ------
+        ImageError, LabelsError
+            If the chosen layers cannot be used.
+        """
+        self.controller.start(
+            self.image_box.currentData(),
+            self.model_box.currentData(),
+            target=self.target_box.currentData(),
+            device=self.device_box.currentData(),
+        )
+
+    def _deliver(self) -> None:
+        self.controller.deliver()
+        self._fill_layers()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Take mouse and keys while the panel is visible."""
+        super().showEvent(event)
+        self.controller.set_paused(False)
+        if not self._asked_for_devices:
+            self._asked_for_devices = True
+            self.controller.find_devices()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Give mouse and keys back to napari; napari hides a dock that is closed."""
+        super().hideEvent(event)
+        self.controller.set_paused(True)
+
+
+def _facts(state: ControllerState) -> str:
+    facts = [state.model, state.device] if state.device else []
+    if state.level is not None:
+        facts.append(f"level {state.level}")
+    if state.decode_ms is not None and state.encode_ms is not None:
+        facts.append(f"{state.encode_ms + state.decode_ms:.0f} ms")
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _let_go(controller: SegmentController, choices: LayerChoices, *_: Any) -> None:
+    controller.close()
+    choices.close()

@@ -1,0 +1,184 @@
+"""Sends steps to the inference thread, and tells which of the answers is the newest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from napari_hrsam.plugin.engine_thread import EngineThread
+from napari_hrsam.plugin.session_jobs import (
+    Answer,
+    ModelLoader,
+    Opened,
+    SessionJobs,
+    find_devices,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from napari_hrsam.plugin.coordinates import BoxPrompt
+    from napari_hrsam.plugin.image_input import ImageInput
+    from napari_hrsam.plugin.session_jobs import HandEdits
+
+
+class SessionListener(Protocol):
+    """Hears what became of the steps; called on the viewer's thread."""
+
+    def opened(self, opened: Opened) -> None:
+        """Take note that the session is ready."""
+
+    def open_failed(self, error: BaseException) -> None:
+        """Take note that no session could be opened."""
+
+    def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
+        """Take an answer; only the newest one is to be shown, but every edit counts."""
+
+    def step_failed(self, error: BaseException, hand_edits: HandEdits | None) -> None:
+        """Take an error; an answer with the session's unchanged state follows."""
+
+    def busy_changed(self) -> None:
+        """Take note that `SessionLink.is_busy` may have changed."""
+
+
+class SessionLink:
+    """The viewer's end of the session.
+
+    Steps are taken in order and none is dropped, except that prompts of a cancelled object that
+    have not been looked at yet are passed over. Answers that belong to an ended session are not
+    told.
+
+    Parameters
+    ----------
+    load_model
+        Makes a model from its name and device.
+    listener
+        Told about answers and errors.
+    """
+
+    def __init__(self, load_model: ModelLoader, listener: SessionListener) -> None:
+        self.engine = EngineThread()
+        self._jobs = SessionJobs(load_model)
+        self._listener = listener
+        self._generation = 0
+        self._opening = threading.Event()
+        self._object_cancelled = threading.Event()
+        self.num_commits = 0
+        """Commits asked for in this session, answered or not."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything has not been answered yet."""
+        return self.engine.num_pending > 0
+
+    def open(self, image: ImageInput, labels: np.ndarray, model_key: tuple[str, str]) -> None:
+        """Load a model, by name and device, and begin a session; see `SessionJobs.open`."""
+        self._opening = opening = threading.Event()
+        self._object_cancelled = threading.Event()
+        self.num_commits = 0
+        self.submit(
+            partial(self._jobs.open, image, labels, model_key, opening),
+            partial(self._receive_opened, opening),
+        )
+
+    def end(self, then: Callable[[], None]) -> None:
+        """End the session after the steps asked for; `then` is called once that is done."""
+        self._opening.set()
+        self._object_cancelled.set()
+
+        def receive(future: Future[Any]) -> None:
+            future.result()
+            then()
+
+        self.submit(self._jobs.close, receive)
+
+    def close(self) -> None:
+        """End the thread after what it is doing; returns at once, nothing is told any more."""
+        self.engine.close()
+        self._opening.set()
+        self._object_cancelled.set()
+
+    def find_devices(self, receive: Callable[[Future[Any]], None]) -> None:
+        """Look for devices, on the inference thread because that imports torch."""
+        self.submit(find_devices, receive)
+
+    def click(self, point_yx: tuple[float, float], positive: bool, level: int) -> None:
+        """Add a click to the current object."""
+        self._post(partial(self._jobs.click, point_yx, positive, level, self._object_cancelled))
+
+    def box(self, box_yxyx: BoxPrompt, level: int) -> None:
+        """Set the box of the current object."""
+        self._post(partial(self._jobs.box, box_yxyx, level, self._object_cancelled))
+
+    def undo(self) -> None:
+        """Take back the last prompt or commit."""
+        self._post(self._jobs.undo)
+
+    def redo(self) -> None:
+        """Repeat what was taken back."""
+        self._post(self._jobs.redo)
+
+    def commit(self, hand_edits: HandEdits | None) -> None:
+        """Write the current object; prompts from now on belong to the next one."""
+        self.num_commits += 1
+        self._object_cancelled = threading.Event()
+        self._post(partial(self._jobs.commit, hand_edits), hand_edits=hand_edits)
+
+    def cancel(self) -> None:
+        """Give up the current object and pass over its prompts that are still waiting."""
+        self._object_cancelled.set()
+        self._object_cancelled = threading.Event()
+        self._post(self._jobs.cancel)
+
+    def submit(self, job: Callable[[], Any], receive: Callable[[Future[Any]], None]) -> None:
+        """Run any job on the inference thread."""
+
+        def receive_and_tell(future: Future[Any]) -> None:
+            receive(future)
+            self._listener.busy_changed()
+
+        self.engine.submit(job, receive_and_tell)
+        self._listener.busy_changed()
+
+    def _post(self, job: Callable[[], Answer], hand_edits: HandEdits | None = None) -> None:
+        self._generation += 1
+        self.submit(
+            job, partial(self._receive, self._opening, self._generation, hand_edits=hand_edits)
+        )
+
+    def _receive_opened(self, opening: threading.Event, future: Future[Any]) -> None:
+        if opening.is_set():
+            return
+        error = future.exception()
+        if error is not None:
+            self._listener.open_failed(error)
+        else:
+            self._listener.opened(future.result())
+
+    def _receive(
+        self,
+        opening: threading.Event,
+        generation: int,
+        future: Future[Any],
+        *,
+        hand_edits: HandEdits | None = None,
+        follows_error: bool = False,
+    ) -> None:
+        error = future.exception()
+        is_newest = generation == self._generation
+        if error is None:
+            self._listener.answered(
+                future.result(),
+                is_newest=is_newest and not opening.is_set(),
+                follows_error=follows_error,
+            )
+            return
+        self._listener.step_failed(error, hand_edits if is_newest else None)
+        if not follows_error and not opening.is_set():
+            self.submit(
+                self._jobs.snapshot,
+                partial(self._receive, opening, self._generation, follows_error=True),
+            )
