@@ -150,9 +150,9 @@ class Box:
 
     def clip(self, shape_yx: tuple[int, int]) -> Box:
         """Return the part inside an image of this shape."""
-        inside = self.intersection(Box.of_shape(shape_yx))
-        y0, x0 = min(inside.y0, shape_yx[0]), min(inside.x0, shape_yx[1])
-        return Box(y0, x0, max(y0, inside.y1), max(x0, inside.x1))
+        height, width = shape_yx
+        y0, x0 = min(max(self.y0, 0), height), min(max(self.x0, 0), width)
+        return Box(y0, x0, max(y0, min(self.y1, height)), max(x0, min(self.x1, width)))
 
     def shifted(self, dy: int, dx: int) -> Box:
         """Return the box moved by (dy, dx)."""
