@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,23 @@ def _torch_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.fixture(scope="session")
+def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """hrsam-tiny as it is initialised: a weight file that needs no training."""
+    import torch
+
+    from napari_hrsam.modeling.checkpoints import save_weights
+    from napari_hrsam.modeling.configs import MODELS
+    from napari_hrsam.modeling.segmenter import Segmenter
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_weights(Segmenter(MODELS["hrsam-tiny"]), path)
+    return path
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs a GPU where there is none: it shows in the closing line, unlike a skip."""
+    """Deselect what needs a GPU where there is none; the closing line counts it."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return

@@ -1,0 +1,124 @@
+"""What the commands share: options, tables, JSON and progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  no public name
+
+STDOUT = Path("-")
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    *,
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command with its one-line summary, an example, and ``--debug``."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="log everything and show tracebacks of errors"
+    )
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json [FILE]``: figures as JSON, on stdout or in a file."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        type=_json_target,
+        metavar="FILE",
+        help="write the figures as JSON to FILE (which ends in .json), or to stdout with - or "
+        "no FILE, in place of the table",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, *, default: str | None = "hrsam-tiny") -> None:
+    """Add ``--model`` and ``--device``."""
+    parser.add_argument(
+        "--model",
+        default=default,
+        metavar="NAME|PATH",
+        help="name from `napari-hrsam models`, or a weight file"
+        + (f" (default {default})" if default else ""),
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+
+
+def _json_target(text: str) -> Path:
+    path = Path(text)
+    if path != STDOUT and path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(
+            f"expected a file that ends in .json, or - for stdout, got {text!r}"
+        )
+    return path
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def put_json(target: Path, figures: Any) -> None:
+    """Write figures as JSON to a file, or to stdout for ``-``."""
+    text = json.dumps(figures, indent=2, allow_nan=False)
+    if target == STDOUT:
+        print(text)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text + "\n", encoding="utf-8")
+    say(f"wrote {target}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out text cells in columns: the first to the left, numbers to the right."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    numeric = [
+        column > 0 and all(_is_number(row[column]) for row in rows) for column in range(len(head))
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _is_number(text: str) -> bool:
+    return text in ("-", "") or text.replace(".", "", 1).replace(",", "").lstrip("-").isdigit()
+
+
+def say(text: str) -> None:
+    """Tell the user something on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_progress(done: int, total: int) -> None:
+    """Count on stderr: rewritten in place on a terminal, every tenth otherwise."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total or done % max(1, total // 10) == 0:
+        say(f"{done}/{total}")

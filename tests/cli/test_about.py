@@ -1,0 +1,62 @@
+"""`models` and `info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import napari_hrsam
+from napari_hrsam.cli import main
+
+
+def test_models_are_listed_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    head, rule, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "model"
+    assert set(rule) == {"-", " "}
+    assert [row.split()[0] for row in rows] == [model.name for model in napari_hrsam.list_models()]
+
+
+def test_models_as_json_name_size_licence_and_weights(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    tiny = models["hrsam-tiny"]
+    assert tiny["num_parameters"] > 1_000_000
+    assert tiny["licence"]
+    assert models["hrsam-b"]["num_parameters"] > tiny["num_parameters"]
+
+
+def test_info_tells_versions_and_choices(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "info.json"
+    assert main(["info", "--json", str(target)]) == 0
+    facts = json.loads(target.read_text())
+    assert facts["versions"]["napari-hrsam"] == napari_hrsam.__version__
+    assert facts["versions"]["torch"]
+    assert set(facts["used"]) == {"device", "precision", "attention", "scan"}
+    assert all(used["name"] and used["why"] for used in facts["used"].values())
+
+
+def test_info_says_why_the_cpu_is_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "no GPU that torch can use" in shown
+    assert "xformers runs on CUDA only" in shown
+
+
+def test_missing_package_is_called_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "napari_hrsam.cli.about._PACKAGES", ("no-such-package", "torch", "xformers")
+    )
+    assert main(["info"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("no-such-package")]
+    assert line.endswith("not installed")
