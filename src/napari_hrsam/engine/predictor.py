@@ -227,8 +227,8 @@ def _points(
     if not prompts.points_yx:
         return None, None
     points_xy = np.ascontiguousarray(tile.to_tile(prompts.points_yx)[:, ::-1], np.float32)
-    labels = torch.tensor(prompts.labels, dtype=torch.int64, device=device)
-    return torch.from_numpy(points_xy).to(device)[None], labels[None]
+    labels = torch.tensor(prompts.labels, dtype=torch.int64)
+    return torch.from_numpy(points_xy).to(device)[None], labels.to(device)[None]
 
 
 def _boxes(prompts: Prompts, tile: Tile, device: torch.device) -> Tensor | None:

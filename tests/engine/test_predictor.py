@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from napari_hrsam.engine.predictor import Predictor
+from napari_hrsam.errors import SessionError, ShapeError
+from napari_hrsam.geometry import Tile
+from napari_hrsam.prompts import Prompts
+
+TILE = Tile(1, 32, 64, 64)
+PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+CLICK = Prompts().with_click((2 * (32 + 10) + 0.5, 2 * (64 + 20) + 0.5), True)
+
+
+def test_an_embedding_is_float16_numpy_with_its_provenance(model: Any) -> None:
+    embedding = Predictor(model).encode(PIXELS, TILE)
+    assert {name: array.dtype for name, array in embedding.arrays.items()} == {
+        "embedding": np.float16,
+        "stride4": np.float16,
+    }
+    assert embedding.arrays["stride4"].shape == (1, 3, 16, 16)
+    assert (embedding.fingerprint, embedding.tile) == ("colour-1", TILE)
+    assert embedding.encode_s > 0
+
+
+def test_prompts_reach_the_model_as_xy_pixels_of_the_tile(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    decode = model.decode
+
+    def spy(features: Any, **prompts: Any) -> Any:
+        given.update(prompts)
+        return decode(features, **prompts)
+
+    monkeypatch.setattr(model, "decode", spy)
+    predictor = Predictor(model)
+    prior = np.ones((16, 16), np.float32)
+    box = 2.0 * (32 + 4), 2.0 * (64 + 8), 2.0 * (32 + 12), 2.0 * (64 + 24)
+    answer = predictor.decode(predictor.encode(PIXELS, TILE), CLICK.with_box(box), prior)
+    assert given["point_coords_xy"].tolist() == [[[20.0, 10.0]]]
+    assert given["point_labels"].tolist() == [[1]]
+    assert given["boxes_xyxy"].tolist() == [[7.5, 3.5, 23.5, 11.5]]
+    assert given["mask_logits"].shape == (1, 1, 16, 16)
+    assert answer.logits.shape == (64, 64)
+    assert answer.low_res_logits.shape == (16, 16)
+    assert answer.logits.dtype == answer.low_res_logits.dtype == np.float32
+    assert answer.iou == pytest.approx(0.9)
+    assert answer.decode_s > 0
+
+
+def test_the_model_is_put_into_evaluation_mode(model: Any) -> None:
+    Predictor(model.train())
+    assert not model.training
+
+
+def test_the_fill_colour_is_rgb_whatever_the_model_takes(model: Any) -> None:
+    assert Predictor(model).fill == (10, 20, 30)
+    model.config = type(model.config)(channel_order="bgr")
+    assert Predictor(model).fill == (30, 20, 10)
+
+
+@pytest.mark.parametrize("pixels", [PIXELS[..., 0], PIXELS.astype(float), PIXELS[..., :2]])
+def test_other_pixels_are_refused(model: Any, pixels: Any) -> None:
+    with pytest.raises(ShapeError, match=r"pixels as \(h, w, 3\) uint8, got"):
+        Predictor(model).encode(pixels, TILE)
+
+
+def test_an_embedding_that_is_not_finite_names_the_model_and_a_way_out(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = model.encode
+    # 1e6 is beyond float16.
+    monkeypatch.setattr(model, "encode", lambda image: encode(image * 1e6))
+    with pytest.raises(SessionError, match=r"in the embedding that colour.*precision=\"float32\""):
+        Predictor(model).encode(PIXELS, TILE)
+
+
+class Accelerator:
+    """Gives the model another device until it is moved, and no memory there."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch, *, helps: bool) -> None:
+        self.name = "cuda:0"
+        self.moves: list[str] = []
+        for method in ("encode", "decode"):
+            monkeypatch.setattr(model, method, self.full(getattr(model, method), helps=helps))
+        monkeypatch.setattr(model, "to", self.move)
+        monkeypatch.setattr(
+            type(model), "device", property(lambda _: torch.device(self.name)), raising=True
+        )
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+
+    def full(self, work: Any, *, helps: bool) -> Any:
+        def worked(*given: Any, **named: Any) -> Any:
+            if self.name != "cpu" or not helps:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work(*given, **named)
+
+        return worked
+
+    def move(self, device: str) -> None:
+        self.moves.append(device)
+        self.name = device
+
+
+def test_out_of_memory_on_the_accelerator_falls_back_to_the_cpu_and_says_so(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = Predictor(model).encode(PIXELS, TILE)
+    device = Accelerator(model, monkeypatch, helps=True)
+    with caplog.at_level(logging.WARNING):
+        embedding = Predictor(model).encode(PIXELS, TILE)
+    assert device.moves == ["cpu"]
+    assert caplog.messages[0].startswith("out of memory on cuda:0: colour runs on the CPU from now")
+    assert embedding.arrays["stride4"] == pytest.approx(expected.arrays["stride4"], abs=1e-3)
+
+
+def test_out_of_memory_while_decoding_falls_back_too(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = Predictor(model).encode(PIXELS, TILE)
+    device = Accelerator(model, monkeypatch, helps=True)
+    assert Predictor(model).decode(embedding, CLICK, None).logits.max() > 0
+    assert device.moves == ["cpu"]
+
+
+def test_out_of_memory_on_the_cpu_is_an_error_with_a_way_out(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Accelerator(model, monkeypatch, helps=False)
+    device.name = "cpu"
+    with pytest.raises(SessionError, match="64 px tile.*close other programs or choose a smaller"):
+        Predictor(model).encode(PIXELS, TILE)
