@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from psygnal import Signal
-
-from napari_hrsam.errors import HRSAMError, ImageError, SessionError
+from napari_hrsam.errors import PromptError, SessionError
+from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.canvas_tools import CanvasTools
 from napari_hrsam.plugin.coordinates import (
     box_between,
@@ -19,6 +15,7 @@ from napari_hrsam.plugin.coordinates import (
     pixels_per_screen_pixel,
     view_level,
 )
+from napari_hrsam.plugin.engine_port import EnginePort
 from napari_hrsam.plugin.image_input import (
     ImageInput,
     check_target_layer,
@@ -28,7 +25,7 @@ from napari_hrsam.plugin.image_input import (
 )
 from napari_hrsam.plugin.mouse import ClickTool
 from napari_hrsam.plugin.session_jobs import AUTO_DEVICE, load_named_model
-from napari_hrsam.plugin.session_layers import SessionLayers, new_target_array
+from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers, new_target_array
 from napari_hrsam.plugin.session_link import SessionLink
 from napari_hrsam.plugin.state import (
     HINT_3D,
@@ -47,12 +44,10 @@ if TYPE_CHECKING:
 
     from napari_hrsam.plugin.session_jobs import Answer, HandEdits, ModelLoader, Opened
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_MODEL = "hrsam-tiny"
 
 
-class SegmentController:
+class SegmentController(EnginePort):
     """Segment objects of an image layer by clicks.
 
     All methods are called on the viewer's thread and return at once; the model and the session
@@ -69,17 +64,9 @@ class SegmentController:
 
     Attributes
     ----------
-    changed
-        Emitted without arguments after each change of `state`.
-    failed
-        Emitted once per error, with its message.
-    devices_found
-        Emitted with a tuple of device names after `find_devices`.
+    changed, failed, devices_found
+        See `StateBoard` and `EnginePort`.
     """
-
-    changed: ClassVar[Signal] = Signal()
-    failed: ClassVar[Signal] = Signal(str)
-    devices_found: ClassVar[Signal] = Signal(tuple)
 
     def __init__(
         self,
@@ -87,41 +74,35 @@ class SegmentController:
         *,
         load_model: ModelLoader = load_named_model,
     ) -> None:
-        self._viewer = viewer
         self._link = SessionLink(load_model, self)
-        self._state = ControllerState()
+        super().__init__(self._link.engine)
+        self._viewer = viewer
         self._image: Image | None = None
         self._input: ImageInput | None = None
         self._target: tuple[Labels | None, np.ndarray] | None = None
         self._layers: SessionLayers | None = None
         self._tile_px = 0
         self._prompts = Prompts()
-        self._unraised: BaseException | None = None
+        self._watch = LossWatch(viewer, self._on_loss)
         tool = ClickTool(
             viewer,
             on_click=partial(self.guard, self.click_world),
             on_box=partial(self.guard, self.drag_box),
-            is_subtracting=lambda: self._state.is_subtracting,
-            draws_boxes=lambda: self._state.draws_boxes,
+            is_subtracting=lambda: self.state.is_subtracting,
+            draws_boxes=lambda: self.state.draws_boxes,
         )
         actions: dict[str, Callable[[], None]] = {
             "C": partial(self.guard, self.commit),
             "Escape": partial(self.guard, self.cancel),
             "Control-Z": partial(self.guard, self.undo),
             "Control-Shift-Z": partial(self.guard, self.redo),
-            "T": lambda: self.set_subtracting(not self._state.is_subtracting),
-            "B": lambda: self.set_draws_boxes(not self._state.draws_boxes),
+            "T": lambda: self.set_subtracting(not self.state.is_subtracting),
+            "B": lambda: self.set_draws_boxes(not self.state.draws_boxes),
         }
         self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
-        viewer.layers.events.removed.connect(self._on_layer_removed)
         viewer.scene.camera.events.zoom.connect(self._on_zoom)
 
     # ------------------------------------------------------------------ what there is
-
-    @property
-    def state(self) -> ControllerState:
-        """What a panel shows now."""
-        return self._state
 
     @property
     def image_layer(self) -> Image | None:
@@ -163,7 +144,7 @@ class SegmentController:
         LabelsError
             If `target` cannot take the image's objects.
         """
-        self.stop()
+        self._end(HINT_START, next_target=target)
         if image_layer is None:
             active = self._viewer.layers.selection.active
             image_layer = default_image_layer(self._viewer.layers, active)
@@ -175,7 +156,7 @@ class SegmentController:
             check_target_layer(target, image_layer, image_input.shape_yx)
             labels = target_array(target)
         self._image, self._input, self._target = image_layer, image_input, (target, labels)
-        image_layer.events.data.connect(self._on_image_replaced)
+        self._watch.start(image_layer)
         self._update(
             phase=Phase.LOADING, model=model, message=f"Loading {model} ...", is_error=False
         )
@@ -186,19 +167,30 @@ class SegmentController:
 
         Commits that were asked for are still made; the session's own layers go after them.
         """
+        self._end(message)
+
+    def _end(
+        self,
+        message: str,
+        *,
+        next_target: Labels | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         self._tools.stop()
         image, layers = self._image, self._layers
         self._image, self._input, self._target, self._layers = None, None, None, None
         self._prompts = Prompts()
+        self._watch.stop()
         if image is not None:
-            image.events.data.disconnect(self._on_image_replaced)
             if layers is not None:
                 layers.disconnect()
-            keeps_target = self._link.num_commits > 0
-            self._link.end(partial(_remove_layers, layers, keeps_target))
-        self._state = ControllerState(
-            model=self._state.model, device=self._state.device, message=message
+            is_used_next = layers is not None and next_target == layers.target
+            keeps_target = self._link.num_commits > 0 or is_used_next
+            self._link.end(partial(self._finish_end, layers, keeps_target, error))
+        self.state = ControllerState(
+            model=self.state.model, device=self.state.device, message=message
         )
+        self.changed.emit()
         self._update()
 
     def close(self) -> None:
@@ -212,9 +204,7 @@ class SegmentController:
         self._tools.close()
         if self._layers is not None:
             self._layers.disconnect()
-        if self._image is not None:
-            self._image.events.data.disconnect(self._on_image_replaced)
-        self._viewer.layers.events.removed.disconnect(self._on_layer_removed)
+        self._watch.close()
         self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
 
     def set_paused(self, is_paused: bool) -> None:
@@ -249,8 +239,15 @@ class SegmentController:
 
     def click_world(self, world: Sequence[float], positive: bool = True) -> None:
         """Add a click at a world position of the viewer; see `click`."""
-        self._ready()
-        self.click(self._to_image(world), positive)
+        image_input, _ = self._ready()
+        point = self._to_image(world)
+        if not Box.of_shape(image_input.shape_yx).contains((point[0], point[1])):
+            assert self._image is not None
+            raise PromptError(
+                f"this place is outside the image '{self._image.name}': click inside it, or choose "
+                "another image in the panel"
+            )
+        self.click(point, positive)
 
     def box(self, box_yxyx: Sequence[float]) -> None:
         """Set the box of the current object.
@@ -297,7 +294,7 @@ class SegmentController:
 
     def cancel(self) -> None:
         """Give up the current object, or the loading of a model. Earlier commits stay."""
-        if self._state.phase is Phase.LOADING:
+        if self.state.phase is Phase.LOADING:
             self.stop(f"Loading was cancelled. {HINT_START}")
             return
         _, layers = self._ready()
@@ -336,53 +333,7 @@ class SegmentController:
         assert self._image is not None
         return view_level(self._viewer, self._image, image_input.shape_yx, self._tile_px)
 
-    # ------------------------------------------------------------------ the inference thread
-
-    def find_devices(self) -> None:
-        """Look in the background for devices; `devices_found` tells them."""
-
-        def receive(future: Future[Any]) -> None:
-            error = future.exception()
-            if error is None:
-                self.devices_found.emit(future.result())
-            else:
-                self._report(error)
-
-        self._link.find_devices(receive)
-
-    def set_notify(self, notify: Callable[[], None] | None) -> None:
-        """Set what is called, on the inference thread, when `deliver` has something to do."""
-        self._link.engine.set_notify(notify)
-
-    def deliver(self) -> None:
-        """Show finished work; called on the viewer's thread."""
-        self._link.engine.deliver()
-
-    def wait(self, timeout_s: float = 60.0) -> None:
-        """Have all requests answered; for scripts and tests.
-
-        Raises
-        ------
-        SessionError
-            If it takes longer than `timeout_s` seconds.
-        HRSAMError or any other error
-            The first one reported since the last call.
-        """
-        if not self._link.engine.wait(timeout_s):
-            raise SessionError(
-                f"expected all requests answered within {timeout_s:g} s, but the inference thread "
-                "is still busy; wait longer, or cancel"
-            )
-        error, self._unraised = self._unraised, None
-        if error is not None:
-            raise error
-
-    def guard(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Run an action of the user; an expected error is reported instead of raised."""
-        try:
-            action(*arguments)
-        except HRSAMError as error:
-            self._report(error)
+    # ------------------------------------------------------------------ answers
 
     def opened(self, opened: Opened) -> None:
         """Show that the session is ready."""
@@ -390,16 +341,19 @@ class SegmentController:
         assert self._target is not None
         self._tile_px = opened.tile_px
         self._layers = SessionLayers(self._viewer, self._image, *self._target)
-        self._state = replace(self._state, phase=Phase.READY, device=opened.device)
-        self._update(level=self.view_level(), message=HINT_CLICK)
+        self._watch.add(self._layers.all)
         self._tools.start(self._layers.all)
-        if self._tools.is_3d:
-            self._update(message=HINT_3D)
+        self._update(
+            phase=Phase.READY,
+            device=opened.device,
+            level=self.view_level(),
+            message=HINT_3D if self._tools.is_3d else HINT_CLICK,
+        )
 
     def open_failed(self, error: BaseException) -> None:
         """Show why there is no session."""
         self.stop()
-        self._report(error)
+        self.report(error)
 
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Show an answer."""
@@ -416,14 +370,13 @@ class SegmentController:
             layers.preview.clear()
         else:
             layers.preview.show(prediction.mask, prediction.box)
-            self._state = replace(
-                self._state,
+            self._update(
                 encode_ms=1000 * prediction.seconds["encode_s"],
                 decode_ms=1000 * prediction.seconds["decode_s"],
             )
         self._show_prompts()
         if not follows_error:
-            self._state = replace(self._state, message=describe_step(answer), is_error=False)
+            self._update(message=describe_step(answer), is_error=False)
         self._update(
             can_undo=answer.can_undo,
             can_redo=answer.can_redo,
@@ -435,7 +388,7 @@ class SegmentController:
         """Show what went wrong, and keep strokes that could not be committed."""
         if self._layers is not None:
             self._layers.preview.put_hand_edits(hand_edits)
-        self._report(error)
+        self.report(error)
 
     def busy_changed(self) -> None:
         """Show whether there is work going on."""
@@ -446,7 +399,7 @@ class SegmentController:
     def _ready(self) -> tuple[ImageInput, SessionLayers]:
         if self._input is None or self._layers is None:
             raise SessionError(
-                f"expected a started session, but it is {self._state.phase}; press Start and wait "
+                f"expected a started session, but it is {self.state.phase}; press Start and wait "
                 "for the model"
             )
         return self._input, self._layers
@@ -465,31 +418,17 @@ class SegmentController:
 
     def _show_prompts(self) -> None:
         if self._layers is not None:
-            self._layers.points.show(self._prompts.points_yx, self._prompts.labels)
-            self._layers.box.show(self._prompts.box, self._pixels_per_screen_pixel())
+            screen_px = self._pixels_per_screen_pixel()
+            self._layers.points.show(self._prompts.points_yx, self._prompts.labels, screen_px)
+            self._layers.box.show(self._prompts.box, screen_px)
 
     def _update(self, **changes: Any) -> None:
-        self._state = replace(
-            self._state, num_prompts=len(self._prompts), is_busy=self._link.is_busy, **changes
-        )
-        self.changed.emit()
-
-    def _report(self, error: BaseException) -> None:
-        message = str(error)
-        if not isinstance(error, HRSAMError):
-            message = (
-                f"unexpected {type(error).__name__}: {error}; the traceback is in the log. Press "
-                "Stop, then Start, to begin again"
-            )
-        logger.error("%s", message, exc_info=error)
-        self._unraised = self._unraised or error
-        self._update(message=message[:1].upper() + message[1:], is_error=True)
-        self.failed.emit(self._state.message)
+        self.update(num_prompts=len(self._prompts), is_busy=self._link.is_busy, **changes)
 
     def _on_zoom(self) -> None:
         if self._layers is None:
             return
-        self._layers.box.rescale(self._pixels_per_screen_pixel())
+        self._layers.rescale(self._pixels_per_screen_pixel())
         if not len(self._prompts):
             self._update(level=self.view_level())
 
@@ -497,22 +436,16 @@ class SegmentController:
         if self._layers is not None:
             self._update(message=HINT_3D if self._tools.is_3d else HINT_CLICK, is_error=False)
 
-    def _on_layer_removed(self, event: Any) -> None:
-        needed = [] if self._layers is None else self._layers.all
-        if self._image is None or (event.value != self._image and event.value not in needed):
-            return
-        self.stop()
-        message = f"the session ended: its layer '{event.value.name}' was removed. {HINT_START}"
-        self._report(SessionError(message))
+    def _on_loss(self, what: str) -> None:
+        message = f"The session ended: {what}. {HINT_START}"
+        self._end(message, error=SessionError(message))
 
-    def _on_image_replaced(self) -> None:
-        assert self._image is not None
-        message = f"the session ended: the data of '{self._image.name}' was replaced. {HINT_START}"
-        self.stop()
-        self._report(ImageError(message))
-
-
-def _remove_layers(layers: SessionLayers | None, keeps_target: bool) -> None:
-    if layers is not None:
-        layers.refresh_target()
-        layers.remove(keeps_target=keeps_target)
+    def _finish_end(
+        self, layers: SessionLayers | None, keeps_target: bool, error: BaseException | None
+    ) -> None:
+        if layers is not None:
+            layers.refresh_target()
+            layers.remove(keeps_target=keeps_target)
+        # A window that closes also removes its layers: by now the controller would be closed too.
+        if error is not None:
+            self.report(error)

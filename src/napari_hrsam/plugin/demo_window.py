@@ -10,6 +10,7 @@ from napari_hrsam.plugin.segment_widget import SegmentWidget
 if TYPE_CHECKING:
     import napari
 
+GAP_PX = 40
 PANEL_NAME = "Segment by clicking"
 
 
@@ -26,7 +27,8 @@ def open_demo() -> napari.Viewer:
     viewer = napari.Viewer(title="napari-hrsam")
     [(micro, micro_options, _)] = micrograph()
     [(photo, photo_options, _)] = photograph()
-    viewer.add_image(micro, visible=False, **micro_options)
+    beside = (0, photo.shape[1] + GAP_PX)
+    viewer.add_image(micro, translate=beside, **micro_options)
     image = viewer.add_image(photo, **photo_options)
     viewer.layers.selection.active = image
     viewer.reset_view()

@@ -93,9 +93,12 @@ def fill_combo(combo: QComboBox, items: Sequence[tuple[str, Any]], chosen: Any) 
         Data of the item to make current; the first item if it is not among them.
     """
     combo.blockSignals(True)
-    combo.clear()
-    for text, data in items:
-        combo.addItem(text, data)
+    present = [(combo.itemText(i), combo.itemData(i)) for i in range(combo.count())]
+    # Filling anew would close a list that the user has just opened.
+    if present != list(items):
+        combo.clear()
+        for text, data in items:
+            combo.addItem(text, data)
     matches = [i for i, (_, data) in enumerate(items) if data is not None and data == chosen]
     combo.setCurrentIndex(matches[0] if matches else (0 if items else -1))
     combo.blockSignals(False)

@@ -78,6 +78,7 @@ class PreviewLayer:
         self._edits = None
         self._box = None
         self._draw(np.zeros_like(self._drawn))
+        self.layer.refresh(data_displayed=False, extent=False, highlight=False)
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""

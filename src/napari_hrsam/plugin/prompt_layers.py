@@ -45,7 +45,12 @@ class PointsDisplay:
         )
         viewer.add_layer(self.layer)
 
-    def show(self, points_yx: Sequence[tuple[float, float]], labels: Sequence[bool]) -> None:
+    def show(
+        self,
+        points_yx: Sequence[tuple[float, float]],
+        labels: Sequence[bool],
+        pixels_per_screen_pixel: float,
+    ) -> None:
         """Show exactly these clicks.
 
         Parameters
@@ -54,6 +59,8 @@ class PointsDisplay:
             Level-0 pixels.
         labels : (N,) bool
             True for positive clicks.
+        pixels_per_screen_pixel
+            Level-0 pixels under a screen pixel, for the size of the symbols.
         """
         data = np.asarray(points_yx, dtype=float).reshape(-1, 2)
         if len(data) == 0 and len(self.layer.data) == 0:
@@ -69,6 +76,12 @@ class PointsDisplay:
             self.layer.face_color = [
                 "white" if positive else NEGATIVE_COLOR for positive in is_positive
             ]
+            self.rescale(pixels_per_screen_pixel)
+
+    def rescale(self, pixels_per_screen_pixel: float) -> None:
+        """Keep the size on screen after a change of zoom."""
+        if len(self.layer.data):
+            self.layer.size = POINT_SIZE_ON_SCREEN * pixels_per_screen_pixel
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""

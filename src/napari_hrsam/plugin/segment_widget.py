@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_warning
+from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QApplication,
@@ -20,6 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_hrsam.errors import PromptError
 from napari_hrsam.modeling.configs import MODELS
 from napari_hrsam.plugin.controller import DEFAULT_MODEL, SegmentController
 from napari_hrsam.plugin.image_input import default_image_layer
@@ -27,6 +29,7 @@ from napari_hrsam.plugin.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel_parts import Bell, Section, button, fill_combo, row
 from napari_hrsam.plugin.qt_binding import binding_warning
 from napari_hrsam.plugin.session_jobs import AUTO_DEVICE, load_named_model
+from napari_hrsam.plugin.session_layers import target_name
 from napari_hrsam.plugin.state import ControllerState, Phase
 
 if TYPE_CHECKING:
@@ -38,19 +41,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_WIDTH_PX = 300
-ERROR_STYLE = "color: #ff5c5c; font-weight: bold;"
+ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 NEW_LAYER = "new layer"
 KEY_HELP = (
     ("Left click", "adds to the object"),
-    ("Right, Ctrl or Shift + click", "takes away"),
+    ("Right click", "takes away; so do Ctrl and Shift + click"),
     ("Drag", "moves the view"),
-    ("Shift + drag", "draws a box"),
-    ("C", "commit the object"),
-    ("Esc", "cancel the object"),
-    ("Ctrl+Z, Ctrl+Shift+Z", "undo, redo"),
-    ("T", "swap add and take away"),
-    ("B", "box tool"),
-    ("P, 1 (current layer)", "brush and eraser"),
+    ("Shift+drag", "draws a box"),
+    ("C", "commits the object"),
+    ("Esc", "cancels the object"),
+    ("Ctrl+Z", "takes the last step back"),
+    ("Ctrl+Shift+Z", "repeats it"),
+    ("T", "swaps adding and taking away"),
+    ("B", "switches the box tool"),
+    ("P, E, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
 
@@ -81,7 +85,8 @@ class SegmentWidget(QWidget):
         self._asked_for_devices = False
         self._build()
         self.controller.changed.connect(self._show_state)
-        self.controller.failed.connect(show_error)
+        self.controller.failed.connect(self._notify)
+        napari_viewer.events.theme.connect(self._show_state)
         self.controller.devices_found.connect(self._fill_devices)
         let_go = partial(_let_go, self.controller, self._choices)
         self.destroyed.connect(let_go)
@@ -109,6 +114,8 @@ class SegmentWidget(QWidget):
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(sections)
+        bar_px = scroll.verticalScrollBar().sizeHint().width()
+        scroll.setMinimumWidth(sections.minimumSizeHint().width() + bar_px)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(scroll, 1)
@@ -133,6 +140,9 @@ class SegmentWidget(QWidget):
                 QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
             )
             box.setMinimumContentsLength(12)
+        self.image_box.activated.connect(self._choose_image)
+        for box in (self.model_box, self.device_box, self.target_box):
+            box.activated.connect(self._restart)
         self.start_button = button(
             "Start", "Load the model and take clicks on the image", self._start_or_stop
         )
@@ -191,10 +201,11 @@ class SegmentWidget(QWidget):
 
     def _build_help(self) -> Section:
         section = Section("Mouse and keys")
+        section.form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
         for keys, effect in KEY_HELP:
-            name = QLabel(keys)
-            name.setStyleSheet("font-weight: bold;")
-            section.form.addRow(name, QLabel(effect))
+            text = QLabel(effect)
+            text.setWordWrap(True)
+            section.form.addRow(QLabel(keys), text)
         section.form.setVerticalSpacing(2)
         return section
 
@@ -246,7 +257,7 @@ class SegmentWidget(QWidget):
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
         for box in (self.image_box, self.model_box, self.device_box, self.target_box):
-            box.setEnabled(is_stopped)
+            box.setEnabled(is_stopped or (is_ready and not state.num_prompts))
         self.start_button.setText("Start" if is_stopped else "Stop")
         self.add_button.setChecked(not state.is_subtracting)
         self.subtract_button.setChecked(state.is_subtracting)
@@ -259,10 +270,20 @@ class SegmentWidget(QWidget):
         self.redo_button.setEnabled(is_ready and state.can_redo)
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
         self.message_label.setText(state.message)
-        self.message_label.setStyleSheet(ERROR_STYLE if state.is_error else "")
+        self.message_label.setStyleSheet(self._error_style() if state.is_error else "")
         self.facts_label.setText(_facts(state))
         self.progress_bar.setRange(0, 0 if state.is_busy else 1)
         self.abort_button.setEnabled(state.is_busy and not is_stopped)
+
+    def _error_style(self) -> str:
+        red, green, blue = get_theme(self._viewer.theme).background.as_rgb_tuple()[:3]
+        is_dark = red + green + blue < 3 * 128
+        return f"color: {ERROR_COLORS['on dark' if is_dark else 'on light']}; font-weight: bold;"
+
+    def _notify(self, error: BaseException) -> None:
+        # A click beside the image needs no more than the status line.
+        if not isinstance(error, PromptError):
+            show_error(self.controller.state.message)
 
     # ------------------------------------------------------------------ events
 
@@ -286,6 +307,18 @@ class SegmentWidget(QWidget):
             target=self.target_box.currentData(),
             device=self.device_box.currentData(),
         )
+
+    def _choose_image(self) -> None:
+        # Go on with the objects of this image if there are some.
+        image = self.image_box.currentData()
+        texts = [self.target_box.itemText(i) for i in range(self.target_box.count())]
+        wanted = target_name(image)
+        self.target_box.setCurrentIndex(texts.index(wanted) if wanted in texts else 0)
+        self._restart()
+
+    def _restart(self) -> None:
+        if self.controller.state.phase is Phase.READY:
+            self.controller.guard(self.start)
 
     def _deliver(self) -> None:
         self.controller.deliver()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Labels
@@ -13,15 +13,23 @@ from napari_hrsam.plugin.preview_layer import PreviewLayer
 from napari_hrsam.plugin.prompt_layers import BoxDisplay, PointsDisplay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import napari.components
     from napari.layers import Image, Layer
 
 MOVE_EVENTS = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
+MAX_THUMBNAIL_PIXELS = 2**24
 
 
 def new_target_array(shape_yx: tuple[int, int]) -> np.ndarray:
     """Empty label image (H, W) uint32."""
     return np.zeros(shape_yx, LABEL_DTYPE)
+
+
+def target_name(image: Image) -> str:
+    """Name of the layer made for the objects of an image."""
+    return f"{image.name} [objects]"
 
 
 class SessionLayers:
@@ -50,7 +58,7 @@ class SessionLayers:
         self._image = image
         self._owns_target = target is None
         if target is None:
-            target = Labels(target_array, name=f"{image.name} [objects]", **placement(image))
+            target = Labels(target_array, name=target_name(image), **placement(image))
             viewer.add_layer(target)
         self.target = target
         self.preview = PreviewLayer(viewer, image)
@@ -70,9 +78,15 @@ class SessionLayers:
         """Every layer the session needs: its own, the target and the image."""
         return [*self.own, self.target, self._image]
 
+    def rescale(self, pixels_per_screen_pixel: float) -> None:
+        """Keep clicks and box as large on screen as before a change of zoom."""
+        self.points.rescale(pixels_per_screen_pixel)
+        self.box.rescale(pixels_per_screen_pixel)
+
     def refresh_target(self) -> None:
         """Draw the target after its pixels were written."""
-        self.target.refresh(extent=False, thumbnail=False, highlight=False)
+        is_small = self.target.data.size <= MAX_THUMBNAIL_PIXELS
+        self.target.refresh(extent=False, thumbnail=is_small, highlight=False)
 
     def _move_with_image(self) -> None:
         self.preview.move_with_image()
@@ -100,3 +114,53 @@ class SessionLayers:
         for layer in leaving:
             if layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
+
+
+class LossWatch:
+    """Notices when a layer that a session needs is removed, or its image gets other data.
+
+    Parameters
+    ----------
+    viewer
+        The viewer to watch.
+    lost
+        Called with what happened.
+    """
+
+    def __init__(self, viewer: napari.components.ViewerModel, lost: Callable[[str], None]) -> None:
+        self._viewer = viewer
+        self._lost = lost
+        self._image: Image | None = None
+        self._needed: list[Layer] = []
+        viewer.layers.events.removed.connect(self._on_removed)
+
+    def start(self, image: Image) -> None:
+        """Begin with an image, before there are layers of the session."""
+        self.stop()
+        self._image = image
+        self._needed = [image]
+        image.events.data.connect(self._on_data)
+
+    def add(self, layers: list[Layer]) -> None:
+        """Watch more layers."""
+        self._needed.extend(layers)
+
+    def stop(self) -> None:
+        """Watch nothing."""
+        if self._image is not None:
+            self._image.events.data.disconnect(self._on_data)
+        self._image = None
+        self._needed = []
+
+    def close(self) -> None:
+        """Stop, and let go of the viewer."""
+        self.stop()
+        self._viewer.layers.events.removed.disconnect(self._on_removed)
+
+    def _on_removed(self, event: Any) -> None:
+        if event.value in self._needed:
+            self._lost(f"the layer '{event.value.name}' was removed")
+
+    def _on_data(self) -> None:
+        if self._image is not None:
+            self._lost(f"the data of '{self._image.name}' was replaced")

@@ -9,13 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from napari_hrsam.plugin.engine_thread import EngineThread
-from napari_hrsam.plugin.session_jobs import (
-    Answer,
-    ModelLoader,
-    Opened,
-    SessionJobs,
-    find_devices,
-)
+from napari_hrsam.plugin.session_jobs import Answer, ModelLoader, Opened, SessionJobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,10 +94,6 @@ class SessionLink:
         self.engine.close()
         self._opening.set()
         self._object_cancelled.set()
-
-    def find_devices(self, receive: Callable[[Future[Any]], None]) -> None:
-        """Look for devices, on the inference thread because that imports torch."""
-        self.submit(find_devices, receive)
 
     def click(self, point_yx: tuple[float, float], positive: bool, level: int) -> None:
         """Add a click to the current object."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from psygnal import Signal
+
+from napari_hrsam.errors import HRSAMError
 
 if TYPE_CHECKING:
     from napari_hrsam.plugin.session_jobs import Answer
+
+logger = logging.getLogger(__name__)
 
 HINT_START = "Choose an image and press Start."
 HINT_CLICK = "Left click adds to the object, right click takes away."
@@ -69,6 +76,53 @@ class ControllerState:
     draws_boxes: bool = False
     message: str = HINT_START
     is_error: bool = False
+
+
+class StateBoard:
+    """Holds the present state and tells when it changes.
+
+    Attributes
+    ----------
+    changed
+        Emitted without arguments after each change of `state`.
+    failed
+        Emitted once per error, with the exception; its text is in ``state.message``.
+    """
+
+    changed: ClassVar[Signal] = Signal()
+    failed: ClassVar[Signal] = Signal(object)
+
+    def __init__(self) -> None:
+        self.state = ControllerState()
+        self._unraised: BaseException | None = None
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state."""
+        state = replace(self.state, **changes)
+        if state != self.state:
+            self.state = state
+            self.changed.emit()
+
+    def report(self, error: BaseException) -> None:
+        """Show an error once; the traceback goes to the log."""
+        if isinstance(error, HRSAMError):
+            message = str(error)
+            logger.info("%s", message, exc_info=error)
+        else:
+            message = (
+                f"unexpected {type(error).__name__}: {error}; the traceback is in the log. Press "
+                "Stop, then Start, to begin again"
+            )
+            logger.error("%s", message, exc_info=error)
+        self._unraised = self._unraised or error
+        self.update(message=message[:1].upper() + message[1:], is_error=True)
+        self.failed.emit(error)
+
+    def raise_reported(self) -> None:
+        """Raise the first error reported since the last call, for callers without a panel."""
+        error, self._unraised = self._unraised, None
+        if error is not None:
+            raise error
 
 
 def describe_step(answer: Answer) -> str:
