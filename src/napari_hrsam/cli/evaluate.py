@@ -70,6 +70,11 @@ def add_commands(commands: Commands) -> None:
         metavar="N",
         help="objects per domain at most (default: all that are listed)",
     )
+    parser.add_argument(
+        "--no-obey",
+        action="store_true",
+        help="leave out the local corrections that make the model's mask obey every click",
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
@@ -110,19 +115,23 @@ def _contestants(args: argparse.Namespace) -> list[Evaluated]:
         from napari_hrsam.modeling.checkpoints import load_model
 
         model = load_model(args.model or "hrsam-tiny", device=args.device)
-        chosen.append(model_under_test(model))
-    return [*chosen, *(BASELINES[name]() for name in args.baselines)]
+        chosen.append(model_under_test(model, obey_clicks=not args.no_obey))
+    return [*chosen, *(BASELINES[name] for name in args.baselines)]
 
 
 def _table(scores: list[dict[str, Any]]) -> str:
-    """One row per contestant and domain, the overall rows last."""
+    """Lay out one row per contestant and domain, the means last."""
     domains = list(scores[0]["domains"])
     rows = [
         [score["model"], domain, *_cells(score["domains"][domain])]
         for domain in domains
         for score in scores
     ]
-    rows += [[score["model"], "overall", *_cells(score["overall"])] for score in scores]
+    rows += [
+        [score["model"], name, *_cells(score[key])]
+        for name, key in (("mean of domains", "mean_of_domains"), ("all objects", "overall"))
+        for score in scores
+    ]
     return table(["model", "domain", *_COLUMNS], rows)
 
 
