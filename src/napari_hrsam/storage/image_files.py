@@ -37,6 +37,7 @@ def read_image(path: Path, *, stack: bool = False) -> NDArray[Any]:
     """
     if not path.is_file():
         raise ImageError(f"expected an image file, but there is none at {path}; check the path")
+    array: NDArray[Any]
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False)
