@@ -36,6 +36,7 @@ class ColourSegmenter(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.num_encoded = 0
         self.priors: list[Tensor | None] = []
+        self.nums_points: list[int] = []
 
     @property
     def device(self) -> torch.device:
@@ -61,6 +62,7 @@ class ColourSegmenter(nn.Module):
         assert not multimask
         colours = features.stride4[0]
         self.priors.append(mask_logits)
+        self.nums_points.append(0 if point_labels is None else point_labels.shape[1])
         logits = torch.full(colours.shape[1:], 3.0 if point_coords_xy is None else -3.0)
         if point_coords_xy is not None and point_labels is not None:
             for xy, label in zip(point_coords_xy[0], point_labels[0], strict=True):

@@ -56,14 +56,18 @@ def test_one_tile_is_encoded_once_and_timed(model: Any, scene: Scene) -> None:
         assert prediction.seconds["total_s"] >= prediction.seconds["decode_s"]
 
 
-def test_only_the_tile_around_the_click_is_read(model: Any, monkeypatch: Any) -> None:
-    tiles: list[Tile] = []
+def test_only_the_tile_around_the_click_is_read_and_filled_with_the_models_colour(
+    model: Any, monkeypatch: Any
+) -> None:
+    asked: list[tuple[Tile, tuple[int, int, int]]] = []
     read = ArrayImage.read
     monkeypatch.setattr(
-        ArrayImage, "read", lambda self, tile, fill: tiles.append(tile) or read(self, tile, fill)
+        ArrayImage,
+        "read",
+        lambda self, tile, fill: asked.append((tile, fill)) or read(self, tile, fill),
     )
     Session(model, np.zeros((3000, 2000), np.uint8)).click((1500, 1000))
-    assert tiles == [Tile(0, 1472, 960, 64)]
+    assert asked == [(Tile(0, 1472, 960, 64), (10, 20, 30))]
 
 
 def test_later_prompts_keep_the_tile_or_move_to_the_smallest_that_holds_all(
@@ -140,11 +144,18 @@ def test_clicks_are_obeyed_down_to_the_level0_pixel(model: Any, scene: Scene) ->
 
 
 def test_a_correction_is_fed_back_to_the_model(model: Any, scene: Scene) -> None:
+    answers = []
+    for obey_clicks in (True, False):
+        session = Session(model, scene[0], obey_clicks=obey_clicks)
+        session.click(ON)
+        # The model now takes the whole object away, the first click included.
+        answers.append(session.click((50, 68), positive=False).logits)
+    with_correction, without = answers
+    change = with_correction - without
+    assert change[4, 7] > 1
+    assert np.count_nonzero(change) < 0.2 * change.size
     session = Session(model, scene[0])
-    session.click(ON)
-    session.click((50, 64), positive=False)
-    corrected = session.click((56, 72))
-    assert corrected.logits[:, :].max() > 0
+    corrected = [session.click(ON), session.click((50, 68), positive=False)][1]
     session.click((57, 72))
     np.testing.assert_array_equal(model.priors[-1][0, 0].numpy(), corrected.logits)
 
@@ -156,6 +167,7 @@ def test_the_newest_of_two_contradicting_clicks_wins(model: Any, scene: Scene) -
     session.click((ON[0] + 0.3, ON[1]))
     assert whole_mask(session)[50, 60]
     assert len(session.prompts.points_yx) == 3
+    assert model.nums_points == [1, 1, 2]
 
 
 def test_undo_and_redo_of_prompts_give_the_same_predictions(model: Any, scene: Scene) -> None:
