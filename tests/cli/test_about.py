@@ -9,6 +9,7 @@ import pytest
 
 import napari_hrsam
 from napari_hrsam.cli import main
+from napari_hrsam.cli.about import _attention, _scan
 
 
 def test_models_are_listed_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +48,7 @@ def test_info_says_why_the_cpu_is_used(
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
-    assert "no GPU that torch can use" in shown
+    assert "no NVIDIA GPU that torch can use" in shown
     assert "xformers runs on CUDA only" in shown
 
 
@@ -60,3 +61,51 @@ def test_missing_package_is_called_not_installed(
     assert main(["info"]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("no-such-package")]
     assert line.endswith("not installed")
+
+
+@pytest.mark.parametrize(
+    ("device", "ready", "version", "name", "reason"),
+    [
+        ("cpu", False, "1.0", "sdpa", "runs on CUDA only"),
+        ("cuda", False, None, "sdpa", "is not installed"),
+        ("cuda", False, "1.0", "sdpa", "1.0 does not work here"),
+        ("cuda", True, "1.0", "xformers", "agrees"),
+    ],
+)
+def test_choice_of_the_attention_is_explained(
+    device: str,
+    ready: bool,
+    version: str | None,
+    name: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("napari_hrsam.modeling.attention.xformers_ready", lambda: ready)
+    used = _attention(device, version)
+    assert used["name"] == name
+    assert reason in used["why"]
+
+
+@pytest.mark.parametrize(
+    ("device", "numba", "mamba", "name", "reason"),
+    [
+        ("cpu", True, True, "numba", "installed"),
+        ("cpu", False, True, "torch", "numba is not usable"),
+        ("cuda", True, True, "mamba", "agrees"),
+        ("cuda", True, False, "torch", "mamba-ssm is not installed"),
+        ("mps", True, False, "torch", "runs on CUDA only"),
+    ],
+)
+def test_choice_of_the_scan_is_explained(
+    device: str,
+    numba: bool,
+    mamba: bool,
+    name: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("napari_hrsam.modeling.selective_scan.numba_ready", lambda: numba)
+    monkeypatch.setattr("napari_hrsam.modeling.scan_mamba.mamba_ready", lambda: mamba)
+    used = _scan(device, {"numba": "0.1", "mamba-ssm": None})
+    assert used["name"] == name
+    assert reason in used["why"]

@@ -106,36 +106,43 @@ def _version(package: str) -> str | None:
 def _used(versions: dict[str, str | None]) -> dict[str, dict[str, str]]:
     import torch
 
-    from napari_hrsam.modeling.attention import xformers_ready
     from napari_hrsam.modeling.checkpoints import choose_device, choose_precision
 
     device = choose_device("auto")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     precision = choose_precision("auto", device)
+    native = "" if precision == "bfloat16" else "not "
     return {
-        "device": {"name": str(device), "why": gpu or "no GPU that torch can use"},
-        "precision": {
-            "name": precision,
-            "why": f"bfloat16 is {'' if precision == 'bfloat16' else 'not '}native on this device",
-        },
-        "attention": _choice(
-            "xformers",
-            "sdpa",
-            ready=xformers_ready(),
-            found=versions["xformers"],
-            device=device.type,
-        ),
+        "device": {"name": str(device), "why": gpu or "no NVIDIA GPU that torch can use"},
+        "precision": {"name": precision, "why": f"bfloat16 is {native}native on this device"},
+        "attention": _attention(device.type, versions["xformers"]),
+        "scan": _scan(device.type, versions),
     }
 
 
-def _choice(
-    fast: str, plain: str, *, ready: bool, found: str | None, device: str
-) -> dict[str, str]:
-    """Tell which of two backends "auto" takes."""
-    if ready:
-        return {"name": fast, "why": f"{fast} {found} agrees with {plain} on this GPU"}
+def _attention(device: str, xformers: str | None) -> dict[str, str]:
+    from napari_hrsam.modeling.attention import xformers_ready
+
+    if xformers_ready():
+        return {"name": "xformers", "why": "installed, and agrees with SDPA on this GPU"}
+    return {"name": "sdpa", "why": _why_not("xformers", xformers, device)}
+
+
+def _scan(device: str, versions: dict[str, str | None]) -> dict[str, str]:
+    from napari_hrsam.modeling.scan_mamba import mamba_ready
+    from napari_hrsam.modeling.selective_scan import numba_ready
+
+    if device == "cpu":
+        if numba_ready():
+            return {"name": "numba", "why": "installed; short scans and training use torch"}
+        found = versions["numba"]
+        return {"name": "torch", "why": "numba is not " + ("usable" if found else "installed")}
+    if device == "cuda" and mamba_ready():
+        return {"name": "mamba", "why": "installed, and agrees with torch on this GPU"}
+    return {"name": "torch", "why": _why_not("mamba-ssm", versions["mamba-ssm"], device)}
+
+
+def _why_not(package: str, found: str | None, device: str) -> str:
     if device != "cuda":
-        return {"name": plain, "why": f"{fast} runs on CUDA only"}
-    if found is None:
-        return {"name": plain, "why": f"{fast} is not installed (extra [cuda])"}
-    return {"name": plain, "why": f"{fast} {found} does not run or disagrees here"}
+        return f"{package} runs on CUDA only"
+    return f"{package} {found} does not work here" if found else f"{package} is not installed"
