@@ -5,8 +5,8 @@ One pass per channel c and state n (A < 0, delta > 0)::
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = sum_n C_t h_t + D u_t
 
 HRSAM repeats the sequence R times with the state carried over and returns
-``z_t = sum_r gamma_r y_t^(r)``. The recurrence is linear in the state and the inputs repeat, so with
-S the state after the first pass and P = exp(A sum(delta))::
+``z_t = sum_r gamma_r y_t^(r)``. The recurrence is linear in the state and the inputs repeat, so
+with S the state after the first pass and P = exp(A sum(delta))::
 
     z_t = sum_n C_t (Gamma s_t + exp(A tau_t) G) + Gamma D u_t
     Gamma = sum_r gamma_r,   G = S * sum_{r>=2} gamma_r (1 + P + ... + P^(r-2))
@@ -19,16 +19,24 @@ Shape letters: B batch, L tokens, C channels, N states, R cycles, K chunks of T 
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_hrsam.errors import ConfigError
+from napari_hrsam._optional import require
+from napari_hrsam.errors import ConfigError, MissingExtraError, ShapeError
+
+logger = logging.getLogger(__name__)
 
 ScanBackend = Literal["auto", "mamba", "torch", "numba", "reference"]
 SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "torch", "numba", "reference")
+# Below this many state updates (B L C N) torch needs a few hundredths of a second, less than it
+# takes to load the compiled kernel.
+_NUMBA_MIN_UPDATES = 4_000_000
 
 
 def cycle_scan(
@@ -59,6 +67,8 @@ def cycle_scan(
     gamma : (C, R) float
         Weight of each pass.
     backend : {"auto", "mamba", "torch", "numba", "reference"}
+        "auto" takes mamba-ssm on CUDA where it works, numba on the CPU for long sequences that
+        need no gradient, else torch. "mamba" and "numba" compute in float32, with gradients.
         "reference" is the literal sequential loop over R L steps, for tests only.
 
     Returns
@@ -67,18 +77,99 @@ def cycle_scan(
 
     Raises
     ------
+    ShapeError
+        If the shapes do not belong together.
     ConfigError
-        If ``backend`` is unknown.
+        If ``backend`` is unknown, or cannot run on this device or dtype.
+    MissingExtraError
+        If the backend's package is not installed.
     """
-    match backend:
-        case "auto" | "torch":
-            return cycle_scan_torch(u, delta, A, B, C, D, gamma)
+    _check_shapes(u, delta, A, B, C, D, gamma)
+    inputs = (u, delta, A, B, C, D, gamma)
+    match _auto_backend(inputs) if backend == "auto" else backend:
+        case "torch":
+            return cycle_scan_torch(*inputs)
+        case "numba":
+            _check_device("numba", inputs, "cpu")
+            kernel: Any = require("napari_hrsam.modeling.scan_numba", extra="cpu")
+        case "mamba":
+            _check_device("mamba", inputs, "cuda")
+            kernel = require("napari_hrsam.modeling.scan_mamba", extra="cuda")
         case "reference":
-            return cycle_scan_reference(u, delta, A, B, C, D, gamma)
+            return cycle_scan_reference(*inputs)
         case _:
             raise ConfigError(
                 f"scan backend must be one of {', '.join(SCAN_BACKENDS)}, got {backend!r}"
             )
+    y: Tensor = kernel.cycle_scan(*inputs)
+    return y
+
+
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor
+) -> None:
+    # The compiled kernels read memory by these shapes.
+    fits = u.ndim == 3 and A.ndim == 2 and gamma.ndim == 2
+    if fits:
+        batch, length, channels = u.shape
+        maps = (batch, length, A.shape[1])
+        fits = (
+            delta.shape == u.shape
+            and A.shape[0] == channels
+            and B.shape == C.shape == maps
+            and D.shape == (channels,)
+            and gamma.shape[0] == channels
+        )
+    if not fits:
+        shapes = [tuple(x.shape) for x in (u, delta, A, B, C, D, gamma)]
+        raise ShapeError(
+            "u, delta, A, B, C, D, gamma must be (B, L, C), (B, L, C), (C, N), (B, L, N), "
+            f"(B, L, N), (C,), (C, R), got {shapes}"
+        )
+
+
+def _check_device(backend: str, inputs: tuple[Tensor, ...], device: str) -> None:
+    kinds = {(x.device.type, x.dtype) for x in inputs}
+    if kinds != {(device, torch.float32)}:
+        found = ", ".join(sorted(f"{dtype} on {where}" for where, dtype in kinds))
+        raise ConfigError(
+            f"scan backend {backend!r} needs torch.float32 on {device}, got {found}; "
+            "use backend 'torch'"
+        )
+
+
+def _auto_backend(inputs: tuple[Tensor, ...]) -> ScanBackend:
+    """Choose by device, dtype, need of gradients and size."""
+    u, A = inputs[0], inputs[2]
+    if any(x.dtype != torch.float32 or x.device != u.device for x in inputs):
+        return "torch"
+    if u.is_cuda and _mamba_ready():
+        return "mamba"
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    is_long = u.numel() * A.shape[1] >= _NUMBA_MIN_UPDATES
+    if u.device.type == "cpu" and is_long and not needs_grad and numba_ready():
+        return "numba"
+    return "torch"
+
+
+def _mamba_ready() -> bool:
+    from napari_hrsam.modeling.scan_mamba import mamba_ready
+
+    return mamba_ready()
+
+
+@lru_cache(maxsize=1)
+def numba_ready() -> bool:
+    """Whether the numba kernels can be imported."""
+    try:
+        require("napari_hrsam.modeling.scan_numba", extra="cpu")
+    except MissingExtraError:
+        return False
+    except RuntimeError as error:
+        # numba finds no folder in which it may keep compiled code.
+        logger.warning("numba is installed but not usable (%s); using torch", error)
+        return False
+    return True
 
 
 def cycle_scan_reference(
