@@ -13,6 +13,7 @@ from napari_hrsam.modeling.configs import PromptDecoderConfig
 from napari_hrsam.modeling.layers import LayerNorm2d
 
 DENSE_PROMPT_CHANNELS = 6
+FINE_CHANNELS = 24
 
 
 class TokenAttention(nn.Module):
@@ -33,9 +34,9 @@ class TokenAttention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        out: Tensor = self.out_proj(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        )
+        # One side is a handful of tokens: the plain product is faster than a fused kernel.
+        weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+        out: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
         return out
 
 
@@ -79,13 +80,9 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(q, q, tokens)
         tokens = self.norm1(tokens)
         keys = image + image_pe
-        tokens = self.norm2(
-            tokens + self.cross_attn_token_to_image(tokens + token_pe, keys, image)
-        )
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, keys, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(
-            image + self.cross_attn_image_to_token(keys, tokens + token_pe, tokens)
-        )
+        image = self.norm4(image + self.cross_attn_image_to_token(keys, tokens + token_pe, tokens))
         return tokens, image
 
 
@@ -142,13 +139,13 @@ class FineRefinement(nn.Module):
         self.skip4 = nn.Conv2d(skip_channels[1], c4, 1)
         extra = DENSE_PROMPT_CHANNELS if config.dense_prompts else 0
         self.mix = nn.Sequential(
-            nn.Conv2d(c4 + extra, c4, 3, padding=1),
-            LayerNorm2d(c4),
+            nn.Conv2d(c4 + extra, FINE_CHANNELS, 3, padding=1),
+            LayerNorm2d(FINE_CHANNELS),
             nn.GELU(),
-            nn.Conv2d(c4, c4, 3, padding=2, dilation=2),
-            LayerNorm2d(c4),
+            nn.Conv2d(FINE_CHANNELS, FINE_CHANNELS, 3, padding=1),
+            LayerNorm2d(FINE_CHANNELS),
             nn.GELU(),
-            nn.Conv2d(c4, c4, 3, padding=1),
+            nn.Conv2d(FINE_CHANNELS, c4, 3, padding=1),
         )
 
     def forward(self, x: Tensor, prompts: Tensor | None) -> Tensor:
@@ -235,9 +232,7 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = HeadMlp(
             dim, config.iou_head_dim, num_masks, config.iou_head_depth
         )
-        self.fine = (
-            FineRefinement(config, config.skip_channels) if config.skip_channels else None
-        )
+        self.fine = FineRefinement(config, config.skip_channels) if config.skip_channels else None
 
     def forward(
         self,
