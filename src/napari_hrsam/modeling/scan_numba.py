@@ -107,5 +107,5 @@ def cycle_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor
 ) -> Tensor:
     """Compute `selective_scan.cycle_scan` on float32 CPU tensors; differentiable once."""
-    y: Tensor = _CycleScan.apply(u, delta, A, B, C, D, gamma)
+    y: Tensor = _CycleScan.apply(u, delta, A, B, C, D, gamma)  # type: ignore[no-untyped-call]
     return y
