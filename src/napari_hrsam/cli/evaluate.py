@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.training.evaluate import Evaluated
 
-_BASELINES = ("random-walker", "grabcut")
+_BASELINES = ("random-walker", "geodesic", "grabcut")
 _COLUMNS = ("noc80", "noc85", "noc90", "iou1", "iou3", "iou5", "iou10", "drops", "num_objects")
 
 
@@ -116,7 +116,7 @@ def _contestants(args: argparse.Namespace) -> list[Evaluated]:
 
         model = load_model(args.model or "hrsam-tiny", device=args.device)
         chosen.append(model_under_test(model, obey_clicks=not args.no_obey))
-    return [*chosen, *(BASELINES[name] for name in args.baselines)]
+    return [*chosen, *(BASELINES[name]() for name in args.baselines)]
 
 
 def _table(scores: list[dict[str, Any]]) -> str:
