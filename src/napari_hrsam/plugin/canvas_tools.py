@@ -48,6 +48,11 @@ class CanvasTools:
         viewer.dims.events.ndisplay.connect(self._on_ndisplay)
 
     @property
+    def is_paused(self) -> bool:
+        """Whether mouse and keys were given back for a while."""
+        return self._is_paused
+
+    @property
     def is_3d(self) -> bool:
         """Whether the view is 3-D, where a click has no unique place."""
         return bool(self._viewer.dims.ndisplay == 3)

@@ -446,6 +446,6 @@ class SegmentController(EnginePort):
         if layers is not None:
             layers.refresh_target()
             layers.remove(keeps_target=keeps_target)
-        # A window that closes also removes its layers: by now the controller would be closed too.
-        if error is not None:
+        # A window that closes removes its layers too, and hides the panel: that is no error.
+        if error is not None and not self._tools.is_paused:
             self.report(error)

@@ -15,7 +15,8 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
-    from napari_hrsam.engine.session import Prediction, Session
+    from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.session import Session
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.image_input import ImageInput

@@ -1,0 +1,138 @@
+"""A model that finds pixels of the clicked colour, and viewers without a window."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from napari.components import ViewerModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from napari_hrsam.modeling.segmenter import ImageFeatures
+from napari_hrsam.plugin.controller import SegmentController
+
+TILE_PX = 64
+SQUARE = (slice(24, 40), slice(20, 44))
+
+
+@dataclass(frozen=True)
+class ColourConfig:
+    name: str = "colour"
+    tile_px: int = TILE_PX
+    pixel_mean: tuple[float, float, float] = (10.0, 20.0, 30.0)
+    channel_order: str = "rgb"
+
+
+class ColourModel(nn.Module):
+    """Object: the colour of a positive click, inside the box, unlike any negative click.
+
+    While `gate` is cleared, the encoder waits: as if it were slow.
+    """
+
+    fingerprint = "colour-1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ColourConfig()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+        self.threads: set[str] = set()
+        self.num_decoded = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.anchor.device
+
+    def encode(self, image: Tensor) -> ImageFeatures:
+        self.threads.add(threading.current_thread().name)
+        self.waiting.set()
+        assert self.gate.wait(20)
+        small = image / 255
+        return ImageFeatures(embedding=avg_pool2d(small, 16), stride4=avg_pool2d(small, 4))
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        *,
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,  # noqa: ARG002
+        multimask: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        self.num_decoded += 1
+        assert features.stride4 is not None
+        colours = features.stride4[0]
+        logits = torch.full(colours.shape[1:], 3.0 if point_coords_xy is None else -3.0)
+        if point_coords_xy is not None and point_labels is not None:
+            for xy, label in zip(point_coords_xy[0], point_labels[0], strict=True):
+                column, row = ((xy + 0.5) / 4).floor().long().tolist()
+                distance = (colours - colours[:, row, column, None, None]).abs().sum(0)
+                logits = torch.where(distance < 0.2, 3.0 if label == 1 else -3.0, logits)
+        if boxes_xyxy is not None:
+            x0, y0, x1, y1 = ((boxes_xyxy[0] + 0.5) / 4).tolist()
+            rows = torch.arange(logits.shape[0])[:, None] + 0.5
+            columns = torch.arange(logits.shape[1])[None] + 0.5
+            inside = (rows > y0) & (rows < y1) & (columns > x0) & (columns < x1)
+            logits = torch.where(inside, logits, -3.0)
+        return logits[None, None], torch.tensor([[0.9]])
+
+
+@pytest.fixture
+def model() -> Iterator[ColourModel]:
+    model = ColourModel()
+    yield model
+    model.gate.set()
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint8]:
+    """(64, 64, 3): a red square on green."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[..., 1] = 120
+    image[SQUARE] = (230, 10, 10)
+    return image
+
+
+@pytest.fixture
+def viewer() -> ViewerModel:
+    viewer = ViewerModel()
+    # The view as large as the tile, so that new objects are looked at in full size.
+    viewer.canvas.size = (TILE_PX, TILE_PX)
+    return viewer
+
+
+@pytest.fixture
+def controller(viewer: ViewerModel, model: ColourModel) -> Iterator[SegmentController]:
+    controller = SegmentController(viewer, load_model=lambda _name, _device: model)
+    yield controller
+    model.gate.set()
+    controller.close()
+
+
+@pytest.fixture
+def started(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> SegmentController:
+    """A controller with a session on the layer "scene"."""
+    viewer.add_image(pixels, rgb=True, name="scene")
+    viewer.scene.camera.zoom = 1.0
+    controller.start()
+    controller.wait()
+    return controller
+
+
+@pytest.fixture
+def square() -> NDArray[np.bool_]:
+    """Mask of the red square."""
+    mask = np.zeros((64, 64), bool)
+    mask[SQUARE] = True
+    return mask
