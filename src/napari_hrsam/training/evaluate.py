@@ -173,7 +173,7 @@ def evaluate(
     _check(view, num_clicks, max_objects, seed)
     plan = _plan(samples, max_objects)
     total, done = sum(len(objects) for _, objects in plan), 0
-    curves: dict[str, list[list[float]]] = {}
+    curves: dict[str, list[tuple[str, int, list[float]]]] = {}
     for sample, objects in plan:
         labels = sample.labels()
         with evaluated.open_session(sample.image()) as session:
@@ -187,14 +187,16 @@ def evaluate(
                 level = view_level(Box.around(mask), mask.shape, evaluated.tile_px, view)
                 rng = _object_rng(seed, sample, label)
                 curve = click_curve(session, mask, level=level, num_clicks=num_clicks, rng=rng)
-                curves.setdefault(sample.domain, []).append(curve)
+                curves.setdefault(sample.domain, []).append((sample.key, label, curve))
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    domains = {name: summarize(curves[name]) for name in sorted(curves)}
+    # Sums of floats depend on their order; sorted, they do not depend on the order of the data.
+    by_domain = {name: [curve for *_, curve in sorted(curves[name])] for name in sorted(curves)}
+    domains = {name: summarize(rows) for name, rows in by_domain.items()}
     return {
         "model": evaluated.name,
-        "overall": summarize([curve for name in sorted(curves) for curve in curves[name]]),
+        "overall": summarize([curve for rows in by_domain.values() for curve in rows]),
         "domains": domains,
         "mean_of_domains": _mean_of(list(domains.values())),
         "view": view,
