@@ -153,7 +153,7 @@ def rotary_frequencies(head_dim: int) -> Tensor:
 
 
 def rotary_phases(size_hw: tuple[int, int], freqs: Tensor) -> Tensor:
-    """Unit complex rotations for every cell of a grid.
+    """Compute unit complex rotations for every cell of a grid.
 
     The position unit is half a cell whatever the image size, and the rotation is by the negative
     angle: the released weights were trained with ``y[2k] = x[2k] cos a + x[2k+1] sin a``.
@@ -167,11 +167,11 @@ def rotary_phases(size_hw: tuple[int, int], freqs: Tensor) -> Tensor:
 
     Returns
     -------
-    (H, W, d / 2) complex64
+    (H, W, d / 2) complex64 (complex128 for float64 frequencies)
         Row phases first, then column phases.
     """
     height, width = size_hw
-    freqs = freqs.float()
+    freqs = freqs.to(torch.promote_types(freqs.dtype, torch.float32))
     rows = 0.5 * torch.arange(height, device=freqs.device)[:, None] * freqs
     cols = 0.5 * torch.arange(width, device=freqs.device)[:, None] * freqs
     angle = torch.cat(
@@ -190,12 +190,13 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
     Parameters
     ----------
     x : (B, H, W, heads, d) float
-    phases : (H, W, d / 2) complex64
+    phases : (H, W, d / 2) complex
 
     Returns
     -------
     (B, H, W, heads, d)
-        In the dtype of ``x``; computed in float32.
+        In the dtype of ``x``; computed in float32 or better.
     """
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(precise.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * phases[:, :, None]).flatten(-2).to(x.dtype)
