@@ -230,7 +230,7 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         with path.open("rb") as stream:
             start = stream.read(4)
-        if start[:2] == b"\x80\x02" or start == b"PK\x03\x04":
+        if start[:1] == b"\x80" or start == b"PK\x03\x04":  # pickle, or torch's zip of pickles
             raise CheckpointError(
                 f"{path} is a pickled checkpoint, not a safetensors file; pickles are not opened"
             ) from error
@@ -287,7 +287,7 @@ def check_state(
     if missing or extra:
         raise CheckpointError(
             f"{source} is not a checkpoint of {name!r}: {len(missing)} tensors are missing "
-            f"{missing[:3]} and {len(extra)} are unknown {extra[:3]}; choose the model it belongs to"
+            f"{missing[:3]} and {len(extra)} are unknown {extra[:3]}; choose its own model"
         )
     for key, value in loaded.items():
         if value.shape != expected[key].shape:
@@ -322,7 +322,7 @@ def save_weights(
     metadata = {"format": "pt", "model": model.config.name, "trained_on": trained_on}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _is_code(key: str) -> bool:
@@ -334,7 +334,7 @@ def save_training_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a training checkpoint, atomically."""
     partial = path.with_name(path.name + ".partial")
     torch.save(dict(state), partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_training_state(path: Path) -> dict[str, Any]:

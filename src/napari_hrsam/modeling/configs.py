@@ -62,6 +62,7 @@ class HRSAMConfig:
     stem_channels: tuple[int, int, int] = (24, 48, 96)
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.embed_dim % (4 * self.num_heads):
             raise ConfigError(
                 f"embed_dim must be a multiple of 4 * num_heads = {4 * self.num_heads} for the "
@@ -117,6 +118,7 @@ class PromptDecoderConfig:
     dense_prompts: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.embed_dim % 8 or self.embed_dim % (2 * self.num_heads):
             raise ConfigError(
                 f"embed_dim must be a multiple of 8 and of 2 * num_heads, got {self.embed_dim} "
@@ -162,6 +164,7 @@ class ModelConfig:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.tile_px % 16 or self.tile_px <= 0:
             raise ConfigError(f"tile_px must be a positive multiple of 16, got {self.tile_px}")
         if self.channel_order not in ("rgb", "bgr"):

@@ -46,7 +46,13 @@ class WindowAttention(nn.Module):
         self.padding = nn.Parameter(torch.zeros(1, dim))
 
     def forward(
-        self, x: Tensor, sizes: Sizes, freqs: Tensor, *, shift_small: bool, backend: AttentionBackend
+        self,
+        x: Tensor,
+        sizes: Sizes,
+        freqs: Tensor,
+        *,
+        shift_small: bool,
+        backend: AttentionBackend,
     ) -> Tensor:
         """Attend within the windows of each map of (B, L, C); the maps follow one another in L."""
         batch, _, dim = x.shape
@@ -88,9 +94,7 @@ class Block(nn.Module):
         self.drop_path = TokenDropPath(drop_path)
         self.shift_small = config.shift_small
 
-    def forward(
-        self, x: Tensor, sizes: Sizes, freqs: Tensor, backend: AttentionBackend
-    ) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes, freqs: Tensor, backend: AttentionBackend) -> Tensor:
         """Map tokens (B, L, C) to (B, L, C)."""
         attended = self.attn(
             self.norm1(x), sizes, freqs, shift_small=self.shift_small, backend=backend
@@ -176,6 +180,10 @@ class HRSAMEncoder(nn.Module):
     Huang et al., arXiv 2407.02109, and the released code of July 2024 (key names).
     """
 
+    mamba_blocks: nn.ModuleList
+    ss_mamba_blocks: nn.ModuleList
+    ms_mamba_blocks: nn.ModuleList
+
     def __init__(self, config: HRSAMConfig) -> None:
         super().__init__()
         self.config = config
@@ -192,7 +200,7 @@ class HRSAMEncoder(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.rope = nn.Module()
         self.rope.register_buffer("freqs", rotary_frequencies(dim // config.num_heads))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(config, shift=bool(i % 2), drop_path=rates[i]) for i in range(config.depth)
         )

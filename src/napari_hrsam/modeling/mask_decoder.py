@@ -5,6 +5,8 @@ Shape letters: N prompts, T tokens, L image tokens, C channels, M masks, h x w e
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,9 +116,7 @@ class HeadMlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, out_dim: int, depth: int) -> None:
         super().__init__()
         dims = [dim, *[hidden_dim] * (depth - 1), out_dim]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., out_dim)."""

@@ -21,9 +21,7 @@ class RandomPositionCode(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.register_buffer(
-            "positional_encoding_gaussian_matrix", torch.randn(2, num_features)
-        )
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_features))
 
     def forward(self, points_xy: Tensor) -> Tensor:
         """Code (..., 2) coordinates in [0, 1] as (..., 2 features): sines, then cosines."""
@@ -148,6 +146,10 @@ class PromptEncoder(nn.Module):
         code: Tensor = self.pe_layer((points_xy + 0.5) / size_xy)
         return code
 
+    def _kind(self, index: int) -> Tensor:
+        """Learned vector (1, C) of one kind of point."""
+        return self.get_parameter(f"point_embeddings.{index}.weight")
+
     def _points(
         self, coords: Tensor, labels: Tensor, image_hw: tuple[int, int], *, pad: bool
     ) -> Tensor:
@@ -155,13 +157,13 @@ class PromptEncoder(nn.Module):
             coords = F.pad(coords, (0, 0, 0, 1))
             labels = F.pad(labels, (0, 1), value=-1)
         labels = labels[..., None]
-        background, foreground = self.point_embeddings[0].weight, self.point_embeddings[1].weight
+        background, foreground = self._kind(0), self._kind(1)
         code = self._code(coords, image_hw) + torch.where(labels == 1, foreground, background)
         return torch.where(labels == -1, self.not_a_point_embed.weight, code)
 
     def _boxes(self, boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
         corners = self._code(boxes.reshape(-1, 2, 2), image_hw)
-        kinds = torch.stack([self.point_embeddings[2].weight[0], self.point_embeddings[3].weight[0]])
+        kinds = torch.cat([self._kind(2), self._kind(3)])
         return corners + kinds
 
     def _dense(self, mask_logits: Tensor | None, num: int, grid_hw: tuple[int, int]) -> Tensor:

@@ -55,6 +55,7 @@ class CropConfig:
     large_share: float = 0.3
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.crop_px % 16 or self.crop_px <= 0:
             raise ConfigError(f"crop_px must be a positive multiple of 16, got {self.crop_px}")
         if not 0 < self.span[0] <= self.span[1] <= 1:
@@ -179,9 +180,7 @@ def _open_scene(sample: Sample) -> _Scene:
     areas = np.bincount(labels.ravel())
     slices = ndimage.find_objects(labels)
     ids = [i for i in range(1, areas.size) if areas[i] >= _MIN_AREA_PX]
-    boxes = [
-        (s[0].start, s[1].start, s[0].stop, s[1].stop) for s in (slices[i - 1] for i in ids)
-    ]
+    boxes = [(s[0].start, s[1].start, s[0].stop, s[1].stop) for s in (slices[i - 1] for i in ids)]
     return _Scene(
         pixels=pixels,
         labels=labels,
@@ -243,7 +242,7 @@ def _resample(
 def _visible(
     labels: NDArray[np.int32], chosen: int, config: CropConfig, rng: np.random.Generator
 ) -> list[int]:
-    """The chosen object and random others of a trainable size; empty if it cannot be seen."""
+    """Pick the chosen object and random others of a fitting size; nothing if it is hidden."""
     areas = np.bincount(labels.ravel(), minlength=chosen + 1)
     low = (0.5 * config.span[0] * config.crop_px) ** 2
     high = (config.span[1] * config.crop_px) ** 2
@@ -273,6 +272,7 @@ def _recolour(
     if rng.random() < 0.12:
         x = ndimage.uniform_filter(x, (3, 3, 0))
     if rng.random() < 0.3:
-        noise = rng.standard_normal(x.shape[:2] + (1 if rng.random() < 0.7 else 3,), np.float32)
+        noise = rng.standard_normal((*x.shape[:2], 1 if rng.random() < 0.7 else 3), np.float32)
         x = x + noise * np.float32(abs(rng.normal(0, 0.04)))
-    return np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
+    return pixels

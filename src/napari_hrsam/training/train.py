@@ -6,9 +6,8 @@ import csv
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -17,26 +16,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from napari_hrsam.errors import CheckpointError, ConfigError
 from napari_hrsam.modeling.checkpoints import (
     load_training_state,
+    load_weights,
     save_training_state,
     save_weights,
 )
 from napari_hrsam.modeling.configs import MODELS, ModelConfig
-from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
+from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.modeling.selective_scan import ScanBackend
 from napari_hrsam.training.batches import Batch, CropConfig, CropSampler
-from napari_hrsam.training.clicks import next_click
+from napari_hrsam.training.click_rounds import ClickRounds, per_object
 from napari_hrsam.training.datasets import open_samples
-from napari_hrsam.training.losses import batch_iou, dice_loss, normalized_focal_loss
 
 logger = logging.getLogger(__name__)
-
-LOSS_STRIDE = 2
-"""Losses and clicks are computed at half the crop's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +70,8 @@ class TrainConfig:
         Of the averaged weights, which are the ones saved for use.
     precision : {"float32", "bfloat16"}
         bfloat16 runs the encoder under autocast.
+    scan : {"auto", "mamba", "torch", "numba", "reference"}
+        Backend of the state-space blocks; "numba" trains several times faster on a CPU.
     device : str
     seed : int
     checkpoint_every_s : float
@@ -97,11 +95,13 @@ class TrainConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     ema_decay: float = 0.998
     precision: Literal["float32", "bfloat16"] = "float32"
+    scan: ScanBackend = "auto"
     device: str = "cpu"
     seed: int = 0
     checkpoint_every_s: float = 300.0
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.model not in MODELS:
             raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.steps < 1 or self.warmup < 0 or self.max_clicks < 1:
@@ -221,6 +221,7 @@ class Trainer:
         self.device = torch.device(config.device)
         self.model = _new_model(MODELS[config.model], config.init).to(self.device)
         self.model.precision = config.precision
+        self.model.image_encoder.scan_backend = config.scan
         self.averaged = _new_model(MODELS[config.model], "").to(self.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.averaged.requires_grad_(False)
@@ -307,15 +308,24 @@ class Trainer:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _update(self, batch: Batch, rng: np.random.Generator) -> tuple[float, list[float]]:
+        # Noise depends on the step alone, so that a resumed run goes on as it would have.
+        torch.manual_seed(int(rng.integers(2**62)))
         self.model.train()
         images = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2).float()
         index = torch.from_numpy(batch.crop_index).to(self.device)
         with self._autocast():
-            features = _per_object(self.model.encode(images), index)
-            rounds = ClickRounds(batch.masks, rng, self.config, self.device)
+            features = per_object(self.model.encode(images), index)
+            rounds = ClickRounds(
+                batch.masks,
+                rng,
+                max_clicks=self.config.max_clicks,
+                click_decay=self.config.click_decay,
+                box_share=self.config.box_share,
+                device=self.device,
+            )
             loss, ious = rounds.loss(self.model, features)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -341,8 +351,6 @@ class Trainer:
 
 
 def _new_model(config: ModelConfig, init: str) -> Segmenter:
-    from napari_hrsam.modeling.checkpoints import load_weights
-
     model = Segmenter(config)
     if init:
         load_weights(model, Path(init))
@@ -351,7 +359,8 @@ def _new_model(config: ModelConfig, init: str) -> Segmenter:
 
 def _parameter_groups(model: Segmenter, weight_decay: float) -> list[dict[str, object]]:
     """No decay on vectors (norms, biases, gammas), tokens and the scan's own parameters."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_plain = parameter.ndim < 2 or "As_log" in name or "gamma" in name or "embed" in name
         (plain if is_plain else decayed).append(parameter)
@@ -359,133 +368,3 @@ def _parameter_groups(model: Segmenter, weight_decay: float) -> list[dict[str, o
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-
-
-def _per_object(features: ImageFeatures, index: Tensor) -> ImageFeatures:
-    maps = {name: None if x is None else x[index] for name, x in features.items()}
-    return ImageFeatures(**maps)  # type: ignore[arg-type]
-
-
-class ClickRounds:
-    """One simulated sequence of clicks on a batch of objects.
-
-    Every sequence carries a loss after its first prompt and after its last; the rounds between
-    run without gradient, so that long sequences cost little more than short ones.
-
-    Parameters
-    ----------
-    masks : (N, H, W) bool
-        Objects in crop pixels.
-    rng : numpy.random.Generator
-    config : TrainConfig
-    device : torch.device
-    """
-
-    def __init__(
-        self,
-        masks: np.ndarray,
-        rng: np.random.Generator,
-        config: TrainConfig,
-        device: torch.device,
-    ) -> None:
-        self.rng, self.device = rng, device
-        size = (masks.shape[1] // LOSS_STRIDE, LOSS_STRIDE, masks.shape[2] // LOSS_STRIDE)
-        covered = masks.reshape(len(masks), *size, LOSS_STRIDE).mean((2, 4))
-        self.gt = covered >= 0.5
-        for i in np.flatnonzero(~self.gt.any((1, 2))):
-            self.gt[i] = covered[i] > 0  # A thin object keeps its touched cells.
-        self.labels = torch.from_numpy(self.gt.astype(np.int64)).to(device)
-        num = 1
-        while num < config.max_clicks and rng.random() < config.click_decay:
-            num += 1
-        self.num_rounds = num
-        self.coords: list[list[tuple[float, float]]] = [[] for _ in self.gt]
-        self.signs: list[list[int]] = [[] for _ in self.gt]
-        self.boxes = self._boxes() if rng.random() < config.box_share else None
-
-    def loss(self, model: Segmenter, features: ImageFeatures) -> tuple[Tensor, list[float]]:
-        """Run the sequence: the summed loss and the mean IoU after each round."""
-        total = features.embedding.new_zeros(())
-        prior: Tensor | None = None
-        ious: list[float] = []
-        if self.boxes is None:
-            self._add_clicks(np.zeros_like(self.gt))
-        for index in range(self.num_rounds):
-            with_loss = index in (0, self.num_rounds - 1)
-            with torch.set_grad_enabled(with_loss):
-                masks, iou = model.decode_all(
-                    features, **self._prompts(), mask_logits=self._noisy(prior)
-                )
-                resized = F.interpolate(
-                    masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False
-                )
-                if with_loss:
-                    total = total + self._round_loss(resized, iou.float(), first=index == 0)
-            prior = masks[:, :1].detach().float()
-            predicted = resized[:, :1].detach()
-            ious.append(float(batch_iou(predicted, self.labels).mean()))
-            if index + 1 < self.num_rounds:
-                self._add_clicks((predicted[:, 0] > 0).cpu().numpy())
-        return total, ious
-
-    def _round_loss(self, masks: Tensor, iou: Tensor, *, first: bool) -> Tensor:
-        loss = self._mask_loss(masks[:, :1]).mean()
-        num_candidates = masks.shape[1] - 1
-        if first and num_candidates:
-            # An ambiguous first click: only the best of the candidates learns from it.
-            each = torch.stack([self._mask_loss(masks[:, i : i + 1]) for i in range(1, 4)])
-            loss = loss + 0.5 * each.min(0).values.mean()
-        with torch.no_grad():
-            real = torch.stack(
-                [batch_iou(masks[:, i : i + 1], self.labels) for i in range(masks.shape[1])], 1
-            )
-        return loss + 0.5 * F.mse_loss(iou, real.to(iou))
-
-    def _mask_loss(self, masks: Tensor) -> Tensor:
-        return normalized_focal_loss(masks, self.labels) + dice_loss(masks, self.labels)
-
-    def _noisy(self, prior: Tensor | None) -> Tensor | None:
-        """Blur what the network may take for granted about its own earlier logits."""
-        if prior is None or self.rng.random() < 0.05:
-            return None
-        scale = float(np.exp(self.rng.normal(0, 0.3)))
-        noise = torch.randn_like(prior) * float(abs(self.rng.normal(0, 0.5)))
-        return (prior * scale + noise).clamp(-16, 16)
-
-    def _boxes(self) -> Tensor:
-        boxes = np.zeros((len(self.gt), 4), np.float32)
-        for i, mask in enumerate(self.gt):
-            ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) * LOSS_STRIDE
-            side = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-            boxes[i] = box + self.rng.normal(0, 0.04, 4) * side - 0.5
-        return torch.from_numpy(boxes).to(self.device)
-
-    def _add_clicks(self, predicted: np.ndarray) -> None:
-        for i, (pred, gt) in enumerate(zip(predicted, self.gt, strict=True)):
-            k = float(self.rng.choice([1.0, 1.7, -1.0], p=[0.55, 0.35, 0.1]))
-            click = next_click(pred, gt, (), k=k, rng=self.rng)
-            if click is None:
-                self.coords[i].append((0.0, 0.0))
-                self.signs[i].append(-1)
-                continue
-            jitter = self.rng.uniform(-0.5, 0.5, 2)
-            y, x = (np.array([click.y, click.x]) + 0.5 + jitter) * LOSS_STRIDE - 0.5
-            self.coords[i].append((float(x), float(y)))
-            self.signs[i].append(int(click.positive))
-
-    def _prompts(self) -> dict[str, Tensor | None]:
-        has_points = bool(self.coords[0])
-        coords = torch.tensor(self.coords, device=self.device) if has_points else None
-        signs = torch.tensor(self.signs, device=self.device) if has_points else None
-        return {"point_coords_xy": coords, "point_labels": signs, "boxes_xyxy": self.boxes}
-
-
-def threads_for_training() -> int:
-    """All processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def parse_data(paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths as they are stored in a `TrainConfig`."""
-    return tuple(str(p) for p in paths)
