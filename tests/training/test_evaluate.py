@@ -69,6 +69,7 @@ class Brush:
     tile_px: int = 64
     opened: list[tuple[int, ...]] = field(default_factory=list)
     levels: list[int | None] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)
 
     def open_session(self, image: NDArray[np.uint8]) -> Brush:
         self.opened.append(image.shape)
@@ -85,6 +86,7 @@ class Brush:
         self, point_yx: tuple[float, float], positive: bool = True, level: int | None = None
     ) -> Answer:
         self.levels.append(level)
+        self.points.append(point_yx)
         rows, columns = np.ogrid[: self._mask.shape[0], : self._mask.shape[1]]
         disc = (rows - point_yx[0]) ** 2 + (columns - point_yx[1]) ** 2 <= self.radius**2
         self._mask = self._mask | disc if positive else self._mask & ~disc
@@ -245,6 +247,13 @@ def test_another_seed_is_another_choice_between_equal_places(samples: list[Sampl
     results = [evaluate(Brush(radius=3), samples, seed=seed) for seed in (1, 1, 2)]
     assert results[0] == results[1]
     assert results[0]["overall"] != results[2]["overall"]
+
+
+def test_equal_objects_of_two_images_are_clicked_independently(samples: list[Sample]) -> None:
+    model = Brush(radius=3)
+    evaluate(model, samples[:2])
+    assert len(model.points) == 80
+    assert model.points[:40] != model.points[40:]
 
 
 def test_a_domain_s_objects_are_dealt_out_image_by_image(samples: list[Sample]) -> None:

@@ -134,7 +134,8 @@ def random_walk(scene: Scene, *, beta: float = 1000.0, tolerance: float = 1e-2) 
             return_full_prob=True,
             channel_axis=-1,
         )
-    return np.clip(found[0], 0, 1).astype(np.float32)
+    probability: Map = np.clip(found[0], 0, 1).astype(np.float32)
+    return probability
 
 
 def geodesic(scene: Scene, *, edge_cost: float = 8.0, smoothing_px: float = 0.7) -> Map:
@@ -164,23 +165,23 @@ def geodesic(scene: Scene, *, edge_cost: float = 8.0, smoothing_px: float = 0.7)
     to_inside, to_outside = (
         MCP_Geometric(costs).find_costs(np.argwhere(seeds))[0] for seeds in (inside, outside)
     )
-    share = to_outside / np.maximum(to_inside + to_outside, 1e-6)
-    return cast("Map", share.astype(np.float32))
+    share: Map = to_outside / np.maximum(to_inside + to_outside, 1e-6)
+    return share.astype(np.float32)
 
 
-def grab_cut(scene: Scene, *, place_weight: float = 0.5, num_iterations: int = 1) -> Map:
-    """Colour mixtures and a graph cut, started from the geodesic distance to the clicks.
+def grab_cut(scene: Scene, *, place_weight: float = 0.3, num_iterations: int = 1) -> Map:
+    """Colour mixtures and a graph cut, started from the random walk.
 
-    A cut by colour alone leaks into everything of the object's colour. So the geodesic distance
-    starts the cut, and is one of its three channels; the others are the two main colour axes, or
-    brightness and smoothed brightness in a grey image. Only pieces that hold a positive click are
-    kept, and holes without a negative one are filled.
+    A cut by colour alone leaks into everything of the object's colour, and a disc around the
+    clicks starts it worse. So the random walk starts the cut, and is one of its three channels;
+    the others are the two main colour axes, or brightness and smoothed brightness in a grey image.
+    Only pieces that hold a positive click are kept, and holes without a negative one are filled.
 
     Parameters
     ----------
     scene : Scene
     place_weight : float, 0..1
-        Weight of the distance beside the colours.
+        Weight of the walker's probability beside the colours.
     num_iterations : int
         Of GrabCut.
 
@@ -195,7 +196,7 @@ def grab_cut(scene: Scene, *, place_weight: float = 0.5, num_iterations: int = 1
     """
     cv2: Any = require("cv2", extra="baselines")
     inside, outside = scene.seeds(1.0)
-    place = geodesic(scene)
+    place = random_walk(scene)
     trimap = np.where(place > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     trimap[outside], trimap[inside] = cv2.GC_BGD, cv2.GC_FGD
     is_object = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
@@ -217,7 +218,8 @@ def grab_cut(scene: Scene, *, place_weight: float = 0.5, num_iterations: int = 1
     holes, _ = ndimage.label(ndimage.binary_fill_holes(found) & ~found)
     found |= (holes > 0) & ~np.isin(holes, holes[outside])
     # A soft edge, so that enlarging it draws no stairs.
-    return ndimage.gaussian_filter(found.astype(np.float32), 0.7)
+    soft: Map = ndimage.gaussian_filter(found.astype(np.float32), 0.7)
+    return soft
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,7 +356,8 @@ def _block_mean(pixels: NDArray[Any]) -> Map:
     missing = [(0, -length % STRIDE) for length in pixels.shape[:2]]
     whole = np.pad(pixels, [*missing, (0, 0)], mode="edge").astype(np.float32)
     height, width = whole.shape[0] // STRIDE, whole.shape[1] // STRIDE
-    return cast("Map", whole.reshape(height, STRIDE, width, STRIDE, 3).mean(axis=(1, 3)))
+    mean: Map = whole.reshape(height, STRIDE, width, STRIDE, 3).mean(axis=(1, 3))
+    return mean
 
 
 def _colour_axes(colours: Map) -> list[Map]:
@@ -369,4 +372,5 @@ def _colour_axes(colours: Map) -> list[Map]:
 
 def _stretched(values: NDArray[Any]) -> Map:
     low, high = np.percentile(values, (0.5, 99.5))
-    return np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.float32)
+    stretched: Map = np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255)
+    return stretched
