@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.obedience import MAX_RADIUS_SHARE, obey, settle, to_low_res
+from napari_hrsam.engine.obedience import (
+    MAX_RADIUS_SHARE,
+    MIN_RADIUS_PX,
+    obey,
+    settle,
+    to_low_res,
+)
 from napari_hrsam.errors import ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
@@ -69,7 +75,7 @@ def test_a_correction_is_at_least_a_small_disc_and_stays_near(label: bool) -> No
     after = obeyed(flat(-9 if label else 9, 512), [((200.0, 300.0), label)], noise)
     y, x = np.mgrid[:512, :512]
     distance = np.hypot(y - 200, x - 300)
-    assert ((after > 0) == label)[distance <= 2].all()
+    assert ((after > 0) == label)[distance <= MIN_RADIUS_PX].all()
     assert ((after > 0) != label)[distance > MAX_RADIUS_SHARE * 512].all()
 
 
@@ -82,12 +88,13 @@ def test_a_correction_follows_the_colour() -> None:
     assert not mask[:, 131:].any()
 
 
-def test_a_correction_does_not_go_beyond_the_border_of_the_mask() -> None:
-    logits = flat(-3, 256)
-    logits[:, 100:140] = 3
-    after = obeyed(logits, [((128.0, 115.0), False)])
-    assert (after[:, 131:] == logits[:, 131:]).all()
-    assert not (after[128, 108:122] > 0).any()
+def test_a_correction_goes_little_beyond_the_border_of_the_mask() -> None:
+    logits = flat(-3, 512)
+    logits[:, 200:240] = 3
+    after = obeyed(logits, [((256.0, 209.0), False)])
+    # The border is 10 px away from the click, so that the change ends 17.5 px away from it.
+    assert (after[:, 227:] == logits[:, 227:]).all()
+    assert not (after[256, 200:218] > 0).any()
 
 
 def test_clicks_of_the_other_sign_limit_a_correction() -> None:

@@ -17,7 +17,9 @@ def test_the_mask_is_the_thresholded_bilinear_interpolation(
     level: int, row: int, column: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    logits = (rng.normal(size=(16, 16)) - 1.5).astype(np.float32)
+    logits = np.full((16, 16), -0.1, np.float32)
+    y, x = rng.integers(0, 14, 2)
+    logits[y : y + 3, x : x + 3] = rng.normal(size=(3, 3)) + 3
     tile = Tile(level, 8 * row, 8 * column, 16)
     shape = int(rng.integers(1, 200)), int(rng.integers(1, 200))
     box, mask = mask_at_level0(logits, tile, shape)

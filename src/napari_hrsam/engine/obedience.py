@@ -1,8 +1,14 @@
 """Every click is obeyed: a positive click ends inside the mask, a negative one outside.
 
 Where the network's mask disagrees with a click, a patch around the click is changed: as far as
-the colour stays similar and no further than the mask's own border, because a user clicks in the
-middle of the mistake.
+the colour stays similar, and little further than the mask's own border, because a user clicks in
+the middle of the mistake.
+
+The constants were chosen on objects of the validation images with simulated clicks and with masks
+that were wrong by smooth random errors. Reaching 1.75 times as far as the mask's border gained as
+much as any longer reach with the fewest clicks that made a mask worse; a larger disc around every
+click made 6 % of them worse, this one 1.4 %. `MAX_RADIUS_SHARE` between 1/16 and 1/8 and `EDGE_COST`
+between 1 and 12 hardly mattered.
 """
 
 from __future__ import annotations
@@ -18,10 +24,13 @@ from napari_hrsam.errors import ShapeError
 from napari_hrsam.geometry import Box, pixel_of
 from napari_hrsam.prompts import Prompts
 
-MIN_RADIUS_PX = 2.0
-"""A correction changes at least a disc of this radius, if no click of the other sign is near."""
+MIN_RADIUS_PX = 1.0
+"""A correction changes at least the pixels this near, if no click of the other sign is near."""
 
-MAX_RADIUS_SHARE = 1 / 8
+BORDER_SHARE = 1.75
+"""A correction fades out at this multiple of the distance to where the mask agrees already."""
+
+MAX_RADIUS_SHARE = 1 / 16
 """A correction reaches at most this share of the tile's side."""
 
 OPPOSITE_SHARE = 0.75
@@ -125,12 +134,10 @@ def _correct(
     local = logits[window]
     rows, columns = np.ogrid[: local.shape[0], : local.shape[1]]
     straight = np.hypot(rows - centre[0], columns - centre[1])
-    agreeing = straight[(local > 0) == positive]
-    reach = min(free, limit, agreeing.min(initial=math.inf))
-    pull = np.maximum(
-        _fade(_path_length(pixels[window], centre), reach),
-        _fade(straight, min(free, 2 * MIN_RADIUS_PX)),
-    )
+    agreeing = straight[(local > 0) == positive].min(initial=math.inf)
+    reach = min(free, limit, BORDER_SHARE * agreeing)
+    pull = _fade(_path_length(pixels[window], centre), reach)
+    pull[straight <= min(free, MIN_RADIUS_PX)] = 1
     target = CONFIDENCE if positive else -CONFIDENCE
     pulled = local + pull * (target - local)
     # Pixels that are already further on the click's side keep what the network said.
