@@ -42,8 +42,9 @@ class CropConfig:
     grey : float
         Share of colour crops that are made grey.
     large_share : float
-        Share of batches with crops of twice the side, a quarter of them, and objects of half the
-        span (the same size in pixels): the model then works on more than one length of sequence.
+        Share of batches with crops of twice the side and a quarter of them, with objects from half
+        the smallest span (the same size in pixels) on: the model then works on more than one
+        length of sequence.
     """
 
     crop_px: int = 256
@@ -138,7 +139,7 @@ class CropSampler:
                 crop_px=2 * config.crop_px,
                 batch_size=max(1, config.batch_size // 4),
                 objects_per_crop=2 * config.objects_per_crop,
-                span=(config.span[0] / 2, config.span[1] / 2),
+                span=(config.span[0] / 2, config.span[1]),
             )
         for crop in range(config.batch_size):
             image, objects = self._crop(rng, config)

@@ -222,7 +222,7 @@ def view_level(
     view : {"object", "image"}
         "object": the object's longer side spans 1/8 (exclusive) to 1/4 of the tile, as far as
         levels allow: none is finer than -2, and none coarser than the one at which the whole image
-        fits one tile, because zooming out further only adds padding. "image": that coarsest level.
+        fits one tile. "image": the whole image fills the tile as far as levels allow.
 
     Returns
     -------
@@ -230,12 +230,12 @@ def view_level(
         At this level the object lies whole in the tile that is nearest to any point of it.
     """
     height, width = shape_yx
-    whole = coarsest_level((height, width), tile_px) or filling_level((height, width), tile_px)
+    coarsest = coarsest_level((height, width), tile_px)
     if view == "image":
-        return whole
+        return coarsest or filling_level((height, width), tile_px)
     longer = max(object_box.height, object_box.width)
     wanted = math.ceil(math.log2(longer / (_MAX_SPAN * tile_px)))
-    return max(FINEST_LEVEL, min(wanted, whole))
+    return max(FINEST_LEVEL, min(wanted, coarsest))
 
 
 def click_curve(
