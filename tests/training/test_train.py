@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from napari_hrsam.errors import CheckpointError, ConfigError, DataError
 from napari_hrsam.modeling.checkpoints import load_model
@@ -57,6 +58,9 @@ def _log(config: TrainConfig) -> list[dict[str, str]]:
 def test_a_run_writes_log_config_and_weights_that_load(config):
     path = train(config)
     assert load_model(path, device="cpu").name == "hrsam-tiny"
+    with safe_open(path, framework="pt") as tensors:
+        assert tensors.metadata()["trained_on"].startswith("3 images (")
+        assert "; 4 steps, 8 crops, " in tensors.metadata()["trained_on"]
     rows = _log(config)
     assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
     assert int(rows[-1]["crops"]) == 8

@@ -200,10 +200,10 @@ def train(
                 progress(report)
             if time.monotonic() - last_saved > config.checkpoint_every_s:
                 trainer.save(state_path)
-                save_weights(trainer.averaged, weights)
+                trainer.export(weights)
                 last_saved = time.monotonic()
     trainer.save(state_path)
-    save_weights(trainer.averaged, weights)
+    trainer.export(weights)
     return weights
 
 
@@ -231,6 +231,7 @@ class Trainer:
             fused=True,
         )
         samples = open_samples(config.data, exclude_sources=config.exclude_sources)
+        self._data = f"{len(samples)} images ({', '.join(sorted({s.source for s in samples}))})"
         self.sampler = CropSampler(samples, config.crops)
         self.step = 0
         self.crops = 0
@@ -246,6 +247,11 @@ class Trainer:
             "counts": torch.tensor([self.step, self.crops, self.objects]),
         }
         save_training_state(state, path)
+
+    def export(self, path: Path) -> None:
+        """Write the averaged weights for use: fp16 safetensors that say what they saw."""
+        seen = f"{self._data}; {self.step} steps, {self.crops} crops, {self.objects} objects"
+        save_weights(self.averaged, path, trained_on=seen)
 
     def load(self, path: Path) -> None:
         """Continue from a file written by `save`.
