@@ -194,3 +194,11 @@ def test_mamba_path_writes_the_state_of_fast_decays() -> None:
 def test_mamba_is_not_ready_without_a_gpu() -> None:
     scan_mamba.mamba_ready.cache_clear()
     assert not scan_mamba.mamba_ready() or torch.cuda.is_available()
+
+
+def test_numba_refuses_a_gradient_of_its_gradient() -> None:
+    inputs = scan_inputs(dtype=torch.float32, grad=True)
+    y = cycle_scan(*inputs, backend="numba")
+    (gradient,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from napari_hrsam.modeling.scan_numba_kernels import Floats, backward, forward
 
@@ -72,6 +73,7 @@ class _CycleScan(torch.autograd.Function):
         return torch.from_numpy(y)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, D, gamma = _kernel_layout(ctx.saved_tensors)
         dy = _array(d_outputs[0])
