@@ -68,6 +68,32 @@ def test_a_negative_click_takes_the_neighbour_away(method: baselines.Method) -> 
     assert not found[35, 53]
 
 
+def cut_from(place: NDArray[np.bool_], clicks: list[tuple[int, int, bool]]) -> NDArray[np.bool_]:
+    """What GrabCut makes of a place that is told apart by colour, with so many clicks."""
+    return grab_cut(scene(place, clicks, grey=False), place_weight=0.0) > 0.5
+
+
+def test_grabcut_keeps_only_pieces_with_a_positive_click() -> None:
+    clicked, other = disc((70, 90), (35, 25), 12), disc((70, 90), (35, 60), 12)
+    assert mask_iou(cut_from(clicked | other, [(35, 25, True)]), clicked) > 0.9
+    both = cut_from(clicked | other, [(35, 25, True), (35, 60, True)])
+    assert mask_iou(both, clicked | other) > 0.9
+
+
+def test_grabcut_fills_holes_that_nobody_clicked_away() -> None:
+    hole = disc((70, 90), (35, 45), 5)
+    ring = disc((70, 90), (35, 45), 18) & ~hole
+    assert cut_from(ring, [(35, 33, True)])[hole].mean() > 0.9
+    assert cut_from(ring, [(35, 33, True), (35, 45, False)])[hole].mean() < 0.2
+
+
+def test_grabcut_takes_clicks_for_certain_where_colour_says_otherwise() -> None:
+    gt = disc((70, 90), (35, 45), 18)
+    found = grab_cut(scene(gt, [(35, 45, True), (35, 75, True), (30, 50, False)], grey=False))
+    assert found[35, 75] > 0.5
+    assert found[30, 50] < 0.5
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (2, 2), (128, 128), (3, 70)])
 @pytest.mark.parametrize("value", [0, 255])
