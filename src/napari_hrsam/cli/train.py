@@ -29,6 +29,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "schedule": (str, "decay after the warm-up: cosine or linear"),
     "ema_decay": (float, "of the averaged weights, which are the ones saved for use"),
     "precision": (str, "float32, or bfloat16 (autocast) where the device has it"),
+    "scan": (str, "backend of the cycle scan: auto, mamba, torch, numba"),
     "seed": (int, "makes a run reproducible"),
     "checkpoint_every_s": (float, "seconds between checkpoints"),
 }
@@ -36,6 +37,7 @@ _CROP_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "crop_px": (int, "side of a training crop, a multiple of 16"),
     "batch_size": (int, "crops in a step"),
     "objects_per_crop": (int, "objects trained on in a crop, at most"),
+    "large_share": (float, "share of batches with crops of twice the side, a quarter as many"),
     "polarity": (float, "share of crops that are inverted"),
     "grey": (float, "share of colour crops that are made grey"),
 }
