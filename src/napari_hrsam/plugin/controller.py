@@ -390,8 +390,8 @@ class SegmentController(EnginePort):
             self._layers.preview.put_hand_edits(hand_edits)
         self.report(error)
 
-    def busy_changed(self) -> None:
-        """Show whether there is work going on."""
+    def submitted(self) -> None:
+        """Show that there is work going on."""
         self._update()
 
     # ------------------------------------------------------------------ inside

@@ -45,6 +45,7 @@ class EnginePort(StateBoard):
                 self.report(error)
 
         self._engine.submit(find_devices, receive)
+        self.update(is_busy=True)
 
     def set_notify(self, notify: Callable[[], None] | None) -> None:
         """Set what is called, on the inference thread, when `deliver` has something to do."""
@@ -53,6 +54,7 @@ class EnginePort(StateBoard):
     def deliver(self) -> None:
         """Show finished work; called on the viewer's thread."""
         self._engine.deliver()
+        self.update(is_busy=self._engine.num_pending > 0)
 
     def wait(self, timeout_s: float = 60.0) -> None:
         """Have all requests answered; for scripts and tests.
@@ -64,7 +66,9 @@ class EnginePort(StateBoard):
         HRSAMError or any other error
             The first one reported since the last call.
         """
-        if not self._engine.wait(timeout_s):
+        is_answered = self._engine.wait(timeout_s)
+        self.update(is_busy=self._engine.num_pending > 0)
+        if not is_answered:
             raise SessionError(
                 f"expected all requests answered within {timeout_s:g} s, but the inference thread "
                 "is still busy; wait longer, or cancel"

@@ -34,8 +34,8 @@ class SessionListener(Protocol):
     def step_failed(self, error: BaseException, hand_edits: HandEdits | None) -> None:
         """Take an error; an answer with the session's unchanged state follows."""
 
-    def busy_changed(self) -> None:
-        """Take note that `SessionLink.is_busy` may have changed."""
+    def submitted(self) -> None:
+        """Take note that there is work for the inference thread."""
 
 
 class SessionLink:
@@ -125,13 +125,8 @@ class SessionLink:
 
     def submit(self, job: Callable[[], Any], receive: Callable[[Future[Any]], None]) -> None:
         """Run any job on the inference thread."""
-
-        def receive_and_tell(future: Future[Any]) -> None:
-            receive(future)
-            self._listener.busy_changed()
-
-        self.engine.submit(job, receive_and_tell)
-        self._listener.busy_changed()
+        self.engine.submit(job, receive)
+        self._listener.submitted()
 
     def _post(self, job: Callable[[], Answer], hand_edits: HandEdits | None = None) -> None:
         self._generation += 1
