@@ -7,6 +7,7 @@ repeated three times, weighted and summed.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ SIZES = {
 }
 SMOKE_SIZES = {"smoke": (1, 64, 16, 4)}
 CYCLES = 3
+# Three passes with autograd keep several arrays of B R L C N: gigabytes above this many updates.
+MAX_TRAINED_UPDATES = 10_000_000
 
 
 def inputs(batch: int, length: int, channels: int, states: int) -> list[Tensor]:
@@ -83,13 +86,15 @@ def measure_size(size: str, shape: tuple[int, ...], rounds: int) -> list[dict[st
             name: float((form(tensors) - expected).abs().max() / expected.abs().max())
             for name, form in forms.items()
         }
-    training = interleaved(
-        {name: partial(with_gradient, form, tensors) for name, form in forms.items()},
-        rounds=max(1, rounds // 2),
-    )
-    for mode, measured in (("forward", times), ("forward + backward", training)):
+    measured = {"forward": times}
+    if math.prod(shape) <= MAX_TRAINED_UPDATES:
+        measured["forward + backward"] = interleaved(
+            {name: partial(with_gradient, form, tensors) for name, form in forms.items()},
+            rounds=rounds,
+        )
+    for mode, by_form in measured.items():
         for backend in backends:
-            one, three = (measured[f"{backend} {n}"] for n in ("one pass", "three passes"))
+            one, three = (by_form[f"{backend} {n}"] for n in ("one pass", "three passes"))
             rows.append(
                 {
                     "size": size,
