@@ -1,4 +1,8 @@
-"""Joins the layers of a viewer to a session: everything the panel does, without Qt."""
+"""Joins the layers of a viewer to a session: everything the panel does, without Qt.
+
+Longer than other files: it is the one place where the order of layers, tools and the inference
+thread matters, and the public face of all of them for scripts.
+"""
 
 from __future__ import annotations
 
@@ -184,8 +188,7 @@ class SegmentController(EnginePort):
         if image is not None:
             if layers is not None:
                 layers.disconnect()
-            is_used_next = layers is not None and next_target == layers.target
-            keeps_target = self._link.num_commits > 0 or is_used_next
+            keeps_target = layers is not None and next_target == layers.target
             self._link.end(partial(self._finish_end, layers, keeps_target, error))
         self.state = ControllerState(
             model=self.state.model, device=self.state.device, message=message

@@ -60,8 +60,6 @@ class SessionLink:
         self._generation = 0
         self._opening = threading.Event()
         self._object_cancelled = threading.Event()
-        self.num_commits = 0
-        """Commits asked for in this session, answered or not."""
 
     @property
     def is_busy(self) -> bool:
@@ -72,7 +70,6 @@ class SessionLink:
         """Load a model, by name and device, and begin a session; see `SessionJobs.open`."""
         self._opening = opening = threading.Event()
         self._object_cancelled = threading.Event()
-        self.num_commits = 0
         self.submit(
             partial(self._jobs.open, image, labels, model_key, opening),
             partial(self._receive_opened, opening),
@@ -113,7 +110,6 @@ class SessionLink:
 
     def commit(self, hand_edits: HandEdits | None) -> None:
         """Write the current object; prompts from now on belong to the next one."""
-        self.num_commits += 1
         self._object_cancelled = threading.Event()
         self._post(partial(self._jobs.commit, hand_edits), hand_edits=hand_edits)
 
