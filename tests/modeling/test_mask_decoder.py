@@ -182,3 +182,27 @@ def test_prior_logits_are_squashed() -> None:
     assert math.isclose(
         float(draw(mask_logits=torch.full_like(logits, 4))[0, 5, 0, 0]), math.tanh(1), rel_tol=1e-6
     )
+
+
+def test_prior_logits_of_another_size_are_resized_like_the_dense_prompt() -> None:
+    prior = torch.full((1, 1, 6, 8), 2.0)
+    drawn = draw(mask_logits=prior)
+    assert torch.allclose(drawn[:, 5], torch.full((1, 12, 16), math.tanh(0.5)))
+
+
+def test_an_empty_list_of_clicks_draws_nothing() -> None:
+    drawn = draw(point_coords_xy=torch.zeros(1, 0, 2), point_labels=torch.zeros(1, 0))
+    assert not drawn.any()
+
+
+def test_the_pyramid_lets_a_click_reach_far() -> None:
+    torch.manual_seed(0)
+    config = replace(CONFIG, skip_channels=(6, 4), dense_prompts=True, embed_dim=32)
+    fine = MaskDecoder(config).fine
+    assert fine is not None
+    prompts = torch.zeros(1, DENSE_PROMPT_CHANNELS, 64, 64, requires_grad=True)
+    maps = torch.randn(1, 32, 16, 16), torch.randn(1, 8, 32, 32), torch.randn(1, 4, 64, 64)
+    fine(*maps, prompts)[0, :, 32, 32].sum().backward()
+    reached = prompts.grad.abs().amax((0, 1)) > 0
+    assert reached[32, 8]
+    assert reached[8, 32]

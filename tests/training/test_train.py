@@ -201,5 +201,5 @@ def test_a_sequence_may_begin_with_a_box(config):
 
 def test_gradients_reach_encoder_and_decoder(config):
     _, model = _rounds(config, 1)
-    for name in ("image_encoder.stem.down2.0.weight", "mask_decoder.fine.mix.0.weight"):
+    for name in ("image_encoder.stem.down2.0.weight", "mask_decoder.fine.enter4.0.weight"):
         assert model.get_parameter(name).grad.abs().sum() > 0

@@ -83,7 +83,9 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class _ResidualConv(nn.Module):
+class ResidualConv(nn.Module):
+    """Two 3 x 3 convolutions added to their input, starting near the identity."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -93,6 +95,7 @@ class _ResidualConv(nn.Module):
         self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
         out: Tensor = x + self.scale * self.conv2(F.gelu(self.norm(self.conv1(x))))
         return out
 
@@ -121,10 +124,10 @@ class ConvStem(nn.Module):
             nn.Conv2d(in_channels, c2, 3, stride=2, padding=1), LayerNorm2d(c2), nn.GELU()
         )
         self.down4 = nn.Sequential(
-            nn.Conv2d(c2, c4, 3, stride=2, padding=1), LayerNorm2d(c4), nn.GELU(), _ResidualConv(c4)
+            nn.Conv2d(c2, c4, 3, stride=2, padding=1), LayerNorm2d(c4), nn.GELU(), ResidualConv(c4)
         )
         self.down8 = nn.Sequential(
-            nn.Conv2d(c4, c8, 3, stride=2, padding=1), LayerNorm2d(c8), nn.GELU(), _ResidualConv(c8)
+            nn.Conv2d(c4, c8, 3, stride=2, padding=1), LayerNorm2d(c8), nn.GELU(), ResidualConv(c8)
         )
         self.down16 = nn.Conv2d(c8, embed_dim, 3, stride=2, padding=1)
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_hrsam.modeling.configs import PromptDecoderConfig
-from napari_hrsam.modeling.layers import LayerNorm2d
+from napari_hrsam.modeling.layers import LayerNorm2d, ResidualConv
 
 DENSE_PROMPT_CHANNELS = 6
-FINE_CHANNELS = 24
+FINE_CHANNELS = (24, 48, 96)
 
 
 class TokenAttention(nn.Module):
@@ -126,33 +126,64 @@ class HeadMlp(nn.Module):
         return out
 
 
-class FineRefinement(nn.Module):
-    """Stem features and drawn prompts added to the upscaled embedding at strides 8 and 4.
+def _conv_norm(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inner, outer, 3, stride=stride, padding=1), LayerNorm2d(outer), nn.GELU()
+    )
 
-    Not part of SAM; see `PromptDecoderConfig.skip_channels` and ``dense_prompts``.
+
+class FineRefinement(nn.Module):
+    """Stem features in the upscaling, and a small pyramid that sees the drawn prompts.
+
+    The pyramid goes down from stride 4 to 16 and back, so that what is drawn by a click can grow
+    to the border of an object; the transformer's image tokens join it at stride 16. Not part of
+    SAM; see `PromptDecoderConfig.skip_channels` and ``dense_prompts``.
     """
 
     def __init__(self, config: PromptDecoderConfig, skip_channels: tuple[int, int]) -> None:
         super().__init__()
-        c8, c4 = config.embed_dim // 4, config.embed_dim // 8
+        c16, c8, c4 = config.embed_dim, config.embed_dim // 4, config.embed_dim // 8
+        p4, p8, p16 = FINE_CHANNELS
         self.skip8 = nn.Conv2d(skip_channels[0], c8, 1)
         self.skip4 = nn.Conv2d(skip_channels[1], c4, 1)
         extra = DENSE_PROMPT_CHANNELS if config.dense_prompts else 0
-        self.mix = nn.Sequential(
-            nn.Conv2d(c4 + extra, FINE_CHANNELS, 3, padding=1),
-            LayerNorm2d(FINE_CHANNELS),
-            nn.GELU(),
-            nn.Conv2d(FINE_CHANNELS, FINE_CHANNELS, 3, padding=1),
-            LayerNorm2d(FINE_CHANNELS),
-            nn.GELU(),
-            nn.Conv2d(FINE_CHANNELS, c4, 3, padding=1),
-        )
+        self.enter4 = _conv_norm(c4 + extra, p4)
+        self.down8 = _conv_norm(p4, p8, stride=2)
+        self.join8 = nn.Conv2d(c8, p8, 1)
+        self.down16 = _conv_norm(p8, p16, stride=2)
+        self.join16 = nn.Conv2d(c16, p16, 1)
+        self.deep16 = nn.Sequential(ResidualConv(p16), ResidualConv(p16))
+        self.up8 = nn.Conv2d(p16, p8, 1)
+        self.deep8 = ResidualConv(p8)
+        self.up4 = nn.Conv2d(p8, p4, 1)
+        self.leave4 = nn.Conv2d(p4, c4, 3, padding=1)
 
-    def forward(self, x: Tensor, prompts: Tensor | None) -> Tensor:
-        """Refine (N, c4, 4 h, 4 w); ``prompts`` is (N, 6, 4 h, 4 w) or None."""
-        joined = x if prompts is None else torch.cat([x, prompts.to(x.dtype)], dim=1)
-        out: Tensor = x + self.mix(joined)
+    def forward(
+        self, image16: Tensor, image8: Tensor, image4: Tensor, prompts: Tensor | None
+    ) -> Tensor:
+        """Refine the upscaled map.
+
+        Parameters
+        ----------
+        image16, image8, image4 : (N, C, h, w), (N, C / 4, 2 h, 2 w), (N, C / 8, 4 h, 4 w) float
+        prompts : (N, 6, 4 h, 4 w) float, optional
+
+        Returns
+        -------
+        (N, C / 8, 4 h, 4 w) float
+        """
+        x4 = image4 if prompts is None else torch.cat([image4, prompts.to(image4.dtype)], dim=1)
+        x4 = self.enter4(x4)
+        x8 = self.down8(x4) + self.join8(image8)
+        x16 = self.deep16(self.down16(x8) + self.join16(image16))
+        x8 = self.deep8(x8 + self.up8(_twice(x16)))
+        x4 = F.gelu(x4 + self.up4(_twice(x8)))
+        out: Tensor = image4 + self.leave4(x4)
         return out
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def draw_prompts(
@@ -175,7 +206,7 @@ def draw_prompts(
     """
     height, width = map_hw
     maps = like.new_zeros(num, DENSE_PROMPT_CHANNELS, height, width)
-    if point_coords_xy is not None and point_labels is not None:
+    if point_coords_xy is not None and point_labels is not None and point_coords_xy.shape[1]:
         # Cell i of a stride-4 map covers pixels 4 i .. 4 i + 3, its centre is at 4 i + 1.5.
         cells = (point_coords_xy.to(like.dtype) - 1.5) / 4
         y = torch.arange(height, device=like.device, dtype=like.dtype)
@@ -196,7 +227,10 @@ def draw_prompts(
         cols = (x >= edges[:, :1] - 0.5) & (x <= edges[:, 2:3] + 0.5)
         maps[:, 4] = (rows[:, :, None] & cols[:, None, :]).to(like.dtype)
     if mask_logits is not None:
-        maps[:, 5] = torch.tanh(mask_logits[:, 0].to(like.dtype) / 4)
+        prior = mask_logits.to(like.dtype)
+        if prior.shape[2:] != map_hw:
+            prior = F.interpolate(prior, map_hw, mode="bilinear", align_corners=False)
+        maps[:, 5] = torch.tanh(prior[:, 0] / 4)
     return maps
 
 
@@ -299,13 +333,16 @@ class MaskDecoder(nn.Module):
         drawn_prompts: Tensor | None,
     ) -> Tensor:
         up1, norm, act1, up2, act2 = self.output_upscaling
-        image = up1(image)
+        image8 = up1(image)
         if stride8 is not None:
-            image = image + stride8
-        image = up2(act1(norm(image)))
+            image8 = image8 + stride8
+        image8 = act1(norm(image8))
+        image4 = up2(image8)
         if stride4 is not None:
-            image = image + stride4
-        out: Tensor = act2(image)
-        if self.fine is not None:
-            out = self.fine(out, drawn_prompts)
-        return out
+            image4 = image4 + stride4
+        image4 = act2(image4)
+        if self.fine is None:
+            out: Tensor = image4
+            return out
+        refined: Tensor = self.fine(image, image8, image4, drawn_prompts)
+        return refined
