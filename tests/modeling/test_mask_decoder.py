@@ -18,6 +18,7 @@ from napari_hrsam.modeling.mask_decoder import (
     TokenAttention,
     TwoWayTransformer,
     draw_prompts,
+    match_clicks,
 )
 
 CONFIG = PromptDecoderConfig(embed_dim=16, num_heads=2, mlp_dim=24, iou_head_dim=12)
@@ -202,7 +203,28 @@ def test_the_pyramid_lets_a_click_reach_far() -> None:
     assert fine is not None
     prompts = torch.zeros(1, DENSE_PROMPT_CHANNELS, 64, 64, requires_grad=True)
     maps = torch.randn(1, 32, 16, 16), torch.randn(1, 8, 32, 32), torch.randn(1, 4, 64, 64)
-    fine(*maps, prompts)[0, :, 32, 32].sum().backward()
+    fine(*maps, prompts, None, None)[0, :, 32, 32].sum().backward()
     reached = prompts.grad.abs().amax((0, 1)) > 0
     assert reached[32, 8]
     assert reached[8, 32]
+
+
+def test_clicks_match_the_cells_that_look_like_theirs() -> None:
+    kinds = torch.randn(3, 8)
+    which = torch.tensor([[0, 1, 2, 0], [1, 1, 2, 0]])
+    x = kinds[which].permute(2, 0, 1)[None]
+    # Pixel (5, 2) lies in row 0, column 1 at stride 4; (0, 7) in row 1, column 0: both kind 1.
+    coords = torch.tensor([[[5.0, 2.0], [0.0, 7.0], [14.9, 0.0]]])
+    positive, negative = match_clicks(x, coords, torch.tensor([[1, 1, 0]]), 4)[0]
+    assert torch.allclose(positive[which == 1], torch.ones(3), atol=1e-4)
+    assert (positive[which != 1] < 0.999).all()
+    assert torch.allclose(negative[which == 0], torch.ones(3), atol=1e-4)
+    other = match_clicks(x, coords, torch.tensor([[1, -1, -1]]), 4)[0]
+    torch.testing.assert_close(other[0], positive)
+    assert not other[1].any()
+
+
+def test_without_clicks_nothing_matches() -> None:
+    x = torch.randn(2, 8, 3, 4)
+    assert not match_clicks(x, None, None, 4).any()
+    assert match_clicks(x, torch.zeros(2, 0, 2), torch.zeros(2, 0), 4).shape == (2, 2, 3, 4)

@@ -147,11 +147,12 @@ class FineRefinement(nn.Module):
         self.skip8 = nn.Conv2d(skip_channels[0], c8, 1)
         self.skip4 = nn.Conv2d(skip_channels[1], c4, 1)
         extra = DENSE_PROMPT_CHANNELS if config.dense_prompts else 0
-        self.enter4 = _conv_norm(c4 + extra, p4)
+        matches = 2 if config.dense_prompts else 0
+        self.enter4 = _conv_norm(c4 + extra + matches, p4)
         self.down8 = _conv_norm(p4, p8, stride=2)
-        self.join8 = nn.Conv2d(c8, p8, 1)
+        self.join8 = nn.Conv2d(c8 + matches, p8, 1)
         self.down16 = _conv_norm(p8, p16, stride=2)
-        self.join16 = nn.Conv2d(c16, p16, 1)
+        self.join16 = nn.Conv2d(c16 + matches, p16, 1)
         self.deep16 = nn.Sequential(ResidualConv(p16), ResidualConv(p16))
         self.up8 = nn.Conv2d(p16, p8, 1)
         self.deep8 = ResidualConv(p8)
@@ -159,7 +160,13 @@ class FineRefinement(nn.Module):
         self.leave4 = nn.Conv2d(p4, c4, 3, padding=1)
 
     def forward(
-        self, image16: Tensor, image8: Tensor, image4: Tensor, prompts: Tensor | None
+        self,
+        image16: Tensor,
+        image8: Tensor,
+        image4: Tensor,
+        prompts: Tensor | None,
+        point_coords_xy: Tensor | None,
+        point_labels: Tensor | None,
     ) -> Tensor:
         """Refine the upscaled map.
 
@@ -167,19 +174,67 @@ class FineRefinement(nn.Module):
         ----------
         image16, image8, image4 : (N, C, h, w), (N, C / 4, 2 h, 2 w), (N, C / 8, 4 h, 4 w) float
         prompts : (N, 6, 4 h, 4 w) float, optional
+            From `draw_prompts`; None for a decoder without ``dense_prompts``.
+        point_coords_xy, point_labels : (N, P, 2) float and (N, P) int, optional
 
         Returns
         -------
         (N, C / 8, 4 h, 4 w) float
         """
-        x4 = image4 if prompts is None else torch.cat([image4, prompts.to(image4.dtype)], dim=1)
+        x4, x8, x16 = image4, image8, image16
+        if prompts is not None:
+            x4, x8, x16 = (
+                torch.cat([x, match_clicks(x, point_coords_xy, point_labels, stride)], dim=1)
+                for x, stride in ((image4, 4), (image8, 8), (image16, 16))
+            )
+            x4 = torch.cat([x4, prompts.to(x4.dtype)], dim=1)
         x4 = self.enter4(x4)
-        x8 = self.down8(x4) + self.join8(image8)
-        x16 = self.deep16(self.down16(x8) + self.join16(image16))
+        x8 = self.down8(x4) + self.join8(x8)
+        x16 = self.deep16(self.down16(x8) + self.join16(x16))
         x8 = self.deep8(x8 + self.up8(_twice(x16)))
         x4 = F.gelu(x4 + self.up4(_twice(x8)))
         out: Tensor = image4 + self.leave4(x4)
         return out
+
+
+def match_clicks(
+    x: Tensor, point_coords_xy: Tensor | None, point_labels: Tensor | None, stride: int
+) -> Tensor:
+    """Correlate every cell of a map with the cells that were clicked.
+
+    What looks like a clicked place is the first guess at the object; the two-way transformer can
+    express it too, but takes far longer to learn it.
+
+    Parameters
+    ----------
+    x : (N, C, h, w) float
+    point_coords_xy : (N, P, 2) float, optional
+        Image pixels.
+    point_labels : (N, P) int, optional
+        1 foreground, 0 background, -1 padding.
+    stride : int
+        Image pixels per cell.
+
+    Returns
+    -------
+    (N, 2, h, w) float, -1..1
+        Highest correlation over the channels with a positive click, and with a negative one; 0
+        where there is no such click.
+    """
+    num, channels, height, width = x.shape
+    if point_coords_xy is None or point_labels is None or not point_coords_xy.shape[1]:
+        return x.new_zeros(num, 2, height, width)
+    cells = F.layer_norm(x.permute(0, 2, 3, 1), (channels,)).flatten(1, 2)  # (N, h w, C)
+    place = ((point_coords_xy + 0.5) / stride).floor().long()
+    row, column = place[..., 1].clamp(0, height - 1), place[..., 0].clamp(0, width - 1)
+    index = (row * width + column)[..., None].expand(-1, -1, channels)
+    likeness = (cells.gather(1, index) @ cells.transpose(1, 2) / channels).to(x.dtype)
+    matches = []
+    for sign in (1, 0):
+        is_sign = (point_labels == sign)[..., None]
+        best = likeness.masked_fill(~is_sign, -1.0).amax(1)
+        matches.append(best * is_sign.any(1))
+    return torch.stack(matches, dim=1).unflatten(2, (height, width))
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -278,6 +333,8 @@ class MaskDecoder(nn.Module):
         stride8: Tensor | None = None,
         stride4: Tensor | None = None,
         drawn_prompts: Tensor | None = None,
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode all masks of N prompts.
 
@@ -291,6 +348,8 @@ class MaskDecoder(nn.Module):
             Stem maps, already projected by `project_stem`.
         drawn_prompts : (N, 6, 4 h, 4 w) float, optional
             From `draw_prompts`.
+        point_coords_xy, point_labels : (N, P, 2) float and (N, P) int, optional
+            The clicks, for `match_clicks`; not needed without ``drawn_prompts``.
 
         Returns
         -------
@@ -304,7 +363,12 @@ class MaskDecoder(nn.Module):
         image = (image_embedding + dense).flatten(2).transpose(1, 2)
         tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), tokens)
         image = image.transpose(1, 2).unflatten(2, (height, width))
-        upscaled = self._upscale(image, stride8, stride4, drawn_prompts)
+        image8, image4 = self._upscale(image, stride8, stride4)
+        upscaled = image4
+        if self.fine is not None:
+            upscaled = self.fine(
+                image, image8, image4, drawn_prompts, point_coords_xy, point_labels
+            )
         weights = torch.stack(
             [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
@@ -326,12 +390,9 @@ class MaskDecoder(nn.Module):
         return self.fine.skip8(stride8), self.fine.skip4(stride4)
 
     def _upscale(
-        self,
-        image: Tensor,
-        stride8: Tensor | None,
-        stride4: Tensor | None,
-        drawn_prompts: Tensor | None,
-    ) -> Tensor:
+        self, image: Tensor, stride8: Tensor | None, stride4: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Upscale (N, C, h, w) to (N, C / 4, 2 h, 2 w) and (N, C / 8, 4 h, 4 w)."""
         up1, norm, act1, up2, act2 = self.output_upscaling
         image8 = up1(image)
         if stride8 is not None:
@@ -340,9 +401,4 @@ class MaskDecoder(nn.Module):
         image4 = up2(image8)
         if stride4 is not None:
             image4 = image4 + stride4
-        image4 = act2(image4)
-        if self.fine is None:
-            out: Tensor = image4
-            return out
-        refined: Tensor = self.fine(image, image8, image4, drawn_prompts)
-        return refined
+        return image8, act2(image4)

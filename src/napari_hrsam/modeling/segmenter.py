@@ -222,5 +222,7 @@ class Segmenter(nn.Module):
             stride8=features.stride8,
             stride4=features.stride4,
             drawn_prompts=drawn,
+            point_coords_xy=point_coords_xy,
+            point_labels=point_labels,
         )
         return masks, iou
