@@ -6,8 +6,8 @@ the middle of the mistake.
 
 The constants were chosen on validation objects with simulated clicks, on masks that were wrong by
 smooth random errors: a longer reach gained nothing and made more masks worse, and so did a larger
-disc around every click; `MAX_RADIUS_SHARE` and `EDGE_COST` hardly mattered. What obeying does to the
-clicks that a shipped model needs is measured by ``napari-hrsam evaluate``, with and without
+disc around every click; `MAX_RADIUS_SHARE` and `EDGE_COST` hardly mattered. What obeying does to
+the clicks that a shipped model needs is measured by ``napari-hrsam evaluate``, with and without
 ``--no-obey``.
 """
 
