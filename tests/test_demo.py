@@ -21,9 +21,9 @@ def test_recording_is_made_on_a_photograph_and_a_micrograph_of_the_wheel() -> No
     from skimage import data
 
     scenes = demo.load_scenes()
-    assert [scene.image for scene in scenes] == ["coffee", "immunohistochemistry"]
+    assert [scene.image for scene in scenes] == ["coins", "immunohistochemistry"]
     folder = Path(data.__file__).parent
-    assert (folder / "coffee.png").is_file()
+    assert (folder / "coins.png").is_file()
     assert (folder / "ihc.png").is_file()
 
 
@@ -50,7 +50,7 @@ def test_replay_writes_overlays_masks_and_the_time_of_every_step(
     assert main(["demo", "--model", str(untrained_weights), "--out", str(out)]) == 0
     shown, told = capsys.readouterr()
     assert "No display: neither DISPLAY nor WAYLAND_DISPLAY is set" in told
-    assert str(out / "coffee_overlay.png") in told
+    assert str(out / "coins_overlay.png") in told
     num_actions = sum(len(scene.actions) for scene in demo.load_scenes())
     assert len(shown.splitlines()) == 1 + num_actions
     for scene in demo.load_scenes():

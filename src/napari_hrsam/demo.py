@@ -57,12 +57,15 @@ class Scene:
         Name of the function in `skimage.data`.
     title : str
         What the image shows.
+    level : int
+        At which the objects are looked at, as a person would zoom.
     actions : tuple of Action
         In the order in which they were made.
     """
 
     image: str
     title: str
+    level: int
     actions: tuple[Action, ...]
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -123,6 +126,7 @@ def load_scenes() -> tuple[Scene, ...]:
         Scene(
             image=scene["image"],
             title=scene["title"],
+            level=scene["level"],
             actions=tuple(_action(action) for action in scene["actions"]),
         )
         for scene in json.loads(text)["scenes"]
@@ -155,6 +159,7 @@ def replay(
     prompts: list[Prompts] = []
     steps: list[Step] = []
     with Session(model, image, labels) as session:
+        session.view_level = scene.level
         for action in scene.actions:
             step = _do(session, scene.image, action, prompts)
             steps.append(step)

@@ -92,6 +92,11 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(config, tmp_path):
     assert _log(config) == _log(whole)[2:]
 
 
+def test_a_run_leaves_the_arithmetic_of_the_process_as_it_was(config):
+    train(replace(config, steps=1))
+    assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
 def test_training_lowers_the_loss(config):
     trainer = Trainer(replace(config, steps=40, learning_rate=2e-3, max_clicks=1, warmup=5))
     losses = [report.loss for report in trainer.run()]

@@ -10,19 +10,19 @@ from skimage import data
 
 LayerData = tuple[np.ndarray, dict[str, Any], str]
 
-PHOTOGRAPH_NAME = "coffee (photograph)"
+PHOTOGRAPH_NAME = "coins (photograph)"
 MICROGRAPH_NAME = "immunohistochemistry (micrograph)"
 
 
 def photograph() -> list[LayerData]:
-    """Load a cup of coffee: (400, 600, 3) uint8, by Rachel Michetti, CC0."""
-    return _rgb_layer(data.coffee, PHOTOGRAPH_NAME)
+    """Load Greek coins from Pompeii: (303, 384) uint8, Brooklyn Museum."""
+    return _layer(data.coins, PHOTOGRAPH_NAME, rgb=False)
 
 
 def micrograph() -> list[LayerData]:
     """Load colon tissue with stained nuclei: (512, 512, 3) uint8, acquired at the CMMI."""
-    return _rgb_layer(data.immunohistochemistry, MICROGRAPH_NAME)
+    return _layer(data.immunohistochemistry, MICROGRAPH_NAME, rgb=True)
 
 
-def _rgb_layer(load: Callable[[], np.ndarray], name: str) -> list[LayerData]:
-    return [(load(), {"name": name, "rgb": True}, "image")]
+def _layer(load: Callable[[], np.ndarray], name: str, *, rgb: bool) -> list[LayerData]:
+    return [(load(), {"name": name, "rgb": rgb}, "image")]

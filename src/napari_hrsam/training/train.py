@@ -174,7 +174,17 @@ def train(
     CheckpointError
         If there is nothing to resume, or the folder holds another run and ``resume`` is False.
     """
-    torch.set_flush_denormal(True)  # Denormals make backward passes many times slower.
+    # Denormals make backward passes many times slower; the switch belongs to the whole thread.
+    torch.set_flush_denormal(True)
+    try:
+        return _train(config, resume=resume, progress=progress)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _train(
+    config: TrainConfig, *, resume: bool, progress: Callable[[StepReport], None] | None
+) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config)
