@@ -238,7 +238,8 @@ def match_clicks(
 
 
 def _twice(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    doubled: Tensor = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return doubled
 
 
 def draw_prompts(
