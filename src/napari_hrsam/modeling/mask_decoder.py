@@ -228,13 +228,14 @@ def match_clicks(
     place = ((point_coords_xy + 0.5) / stride).floor().long()
     row, column = place[..., 1].clamp(0, height - 1), place[..., 0].clamp(0, width - 1)
     index = (row * width + column)[..., None].expand(-1, -1, channels)
-    likeness = (cells.gather(1, index) @ cells.transpose(1, 2) / channels).to(x.dtype)
-    matches = []
+    likeness: Tensor = (cells.gather(1, index) @ cells.transpose(1, 2) / channels).to(x.dtype)
+    matches: list[Tensor] = []
     for sign in (1, 0):
         is_sign = (point_labels == sign)[..., None]
-        best = likeness.masked_fill(~is_sign, -1.0).amax(1)
+        best: Tensor = likeness.masked_fill(~is_sign, -1.0).amax(1)
         matches.append(best * is_sign.any(1))
-    return torch.stack(matches, dim=1).unflatten(2, (height, width))
+    joined: Tensor = torch.stack(matches, dim=1).unflatten(2, (height, width))
+    return joined
 
 
 def _twice(x: Tensor) -> Tensor:
