@@ -55,6 +55,7 @@ def card(
     command: str,
     train_command: str,
     hardware: str,
+    notes: str,
 ) -> str:
     """Compose the card."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -82,6 +83,8 @@ Openly licensed training shards; sources left out for their licence: {excluded}.
 
 {last["step"]} steps, {last["crops"]} crops, {last["objects"]} objects with simulated clicks,
 on {hardware}. The saved weights are an exponential average (decay {config["ema_decay"]}).
+
+{notes}
 
 Settings (`config.json` of the run):
 
@@ -116,6 +119,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     for name in ("--command", "--train-command", "--hardware"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--notes", default="", help="what else to tell of the recipe")
     args = parser.parse_args()
     text = card(
         weights=args.out.with_suffix(".safetensors"),
@@ -125,6 +129,7 @@ def main() -> None:
         command=args.command,
         train_command=args.train_command,
         hardware=args.hardware,
+        notes=args.notes,
     )
     args.out.write_text(text, encoding="utf-8")
 
