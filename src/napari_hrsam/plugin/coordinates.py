@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 BoxPrompt = tuple[float, float, float, float]
 """(y0, x0, y1, x1), half open, level-0 pixels."""
 
-# A tile that covers this share of the visible part of the image is still taken as covering it.
-COVERED_SHARE = 0.8
-
 
 def layer_position(
     viewer: napari.components.ViewerModel, layer: Layer, world: ArrayLike
@@ -97,7 +94,7 @@ def view_level(
     """
     view_px = min(viewer.canvas.size) * pixels_per_screen_pixel(viewer, layer)
     visible_px = min(view_px, *shape_yx)
-    level = math.ceil(math.log2(max(visible_px, 1.0) * COVERED_SHARE / tile_px))
+    level = math.ceil(math.log2(max(visible_px, 1.0) / tile_px))
     return int(np.clip(level, FINEST_LEVEL, coarsest_level(shape_yx, tile_px)))
 
 
