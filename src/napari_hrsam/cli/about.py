@@ -111,10 +111,12 @@ def _used(versions: dict[str, str | None]) -> dict[str, dict[str, str]]:
     device = choose_device("auto")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     precision = choose_precision("auto", device)
-    native = "" if precision == "bfloat16" else "not "
+    why = "bfloat16 is native on this GPU"
+    if precision == "float32":
+        why = "bfloat16 is chosen on GPUs that have it; elsewhere it is used when asked for"
     return {
         "device": {"name": str(device), "why": gpu or "no NVIDIA GPU that torch can use"},
-        "precision": {"name": precision, "why": f"bfloat16 is {native}native on this device"},
+        "precision": {"name": precision, "why": why},
         "attention": _attention(device.type, versions["xformers"]),
         "scan": _scan(device.type, versions),
     }
