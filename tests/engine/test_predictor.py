@@ -116,8 +116,35 @@ def test_out_of_memory_on_the_accelerator_falls_back_to_the_cpu_and_says_so(
     with caplog.at_level(logging.WARNING):
         embedding = Predictor(model).encode(PIXELS, TILE)
     assert device.moves == ["cpu"]
-    assert caplog.messages[0].startswith("out of memory on cuda:0: colour runs on the CPU from now")
+    quarters, moved = caplog.messages
+    assert quarters.startswith("out of memory on cuda:0: colour encodes this 64 px tile in four")
+    assert moved.startswith("out of memory on cuda:0: colour runs on the CPU from now")
     assert embedding.arrays["stride4"] == pytest.approx(expected.arrays["stride4"], abs=1e-3)
+
+
+def test_a_tile_that_is_too_large_for_the_accelerator_is_encoded_in_quarters(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = Predictor(model).encode(PIXELS, TILE)
+    device = Accelerator(model, monkeypatch, helps=True)
+    whole, encode = PIXELS.shape[0], type(model).encode
+    seen: list[tuple[int, ...]] = []
+
+    def small_only(image: torch.Tensor) -> Any:
+        seen.append(tuple(image.shape[2:]))
+        if image.shape[2] == whole:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, image)
+
+    monkeypatch.setattr(model, "encode", small_only)
+    with caplog.at_level(logging.WARNING):
+        embedding = Predictor(model).encode(PIXELS, TILE)
+    assert seen == [(whole, whole), *[(whole // 2, whole // 2)] * 4]
+    assert device.moves == []
+    assert "four quarters" in caplog.messages[0]
+    # The double looks at every cell for itself, so the joined maps are those of the whole tile.
+    for name, array in expected.arrays.items():
+        assert embedding.arrays[name] == pytest.approx(array, abs=1e-3)
 
 
 def test_out_of_memory_while_decoding_falls_back_too(

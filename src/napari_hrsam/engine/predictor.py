@@ -73,8 +73,8 @@ class TilePrediction:
 class Predictor:
     """Run a segmenter on tiles without gradients.
 
-    When the accelerator runs out of memory, the model moves to the CPU and stays there; a warning
-    is logged.
+    When the accelerator runs out of memory, a tile is encoded in four quarters; when that does not
+    help, the model moves to the CPU and stays there. Both are logged as warnings.
 
     Parameters
     ----------
@@ -127,7 +127,11 @@ class Predictor:
             )
         started = time.perf_counter()
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        arrays = self._run(lambda: self._encoded(image))
+        can_be_cut = all(side % 32 == 0 for side in pixels.shape[:2])
+        arrays = self._run(
+            lambda: self._encoded(image),
+            (lambda: self._encoded_in_quarters(image)) if can_be_cut else None,
+        )
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._not_finite("embedding")
         return Embedding(
@@ -175,6 +179,18 @@ class Predictor:
             if values is not None
         }
 
+    def _encoded_in_quarters(self, image: Tensor) -> dict[str, NDArray[np.float16]]:
+        """Encode the quarters one by one and join their maps; attention stops at the seams."""
+        height, width = (side // 2 for side in image.shape[2:])
+        rows = []
+        for top in (slice(0, height), slice(height, None)):
+            parts = [
+                self._encoded(image[:, :, top, left])
+                for left in (slice(0, width), slice(width, None))
+            ]
+            rows.append({name: np.concatenate([p[name] for p in parts], 3) for name in parts[0]})
+        return {name: np.concatenate([row[name] for row in rows], 2) for name in rows[0]}
+
     def _decoded(
         self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
     ) -> tuple[Tensor, float]:
@@ -191,23 +207,35 @@ class Predictor:
         )
         return low_res[0, 0].float().cpu(), float(iou[0, 0])
 
-    def _run(self, work: Callable[[], Answer]) -> Answer:
-        """Do the work without gradients; on the CPU when the accelerator's memory is full."""
-        try:
-            with torch.inference_mode():
-                return work()
-        except torch.OutOfMemoryError as error:
-            if self.segmenter.device.type == "cpu":
-                raise SessionError(
-                    f"expected memory for one {self.tile_px} px tile, got out-of-memory on the "
-                    "CPU too; close other programs or choose a smaller model"
-                ) from error
-            logger.warning(
-                "out of memory on %s: %s runs on the CPU from now on, more slowly; close other "
-                "programs on the device and load the model again to go back",
-                self.segmenter.device,
-                self.name,
-            )
+    def _run(
+        self, work: Callable[[], Answer], smaller: Callable[[], Answer] | None = None
+    ) -> Answer:
+        """Do the work without gradients; when memory is full, in smaller parts or on the CPU."""
+        attempts = [work] if smaller is None else [work, smaller]
+        for attempt in attempts:
+            if attempt is smaller:
+                logger.warning(
+                    "out of memory on %s: %s encodes this %d px tile in four quarters, whose seams "
+                    "may show; close other programs on the device",
+                    self.segmenter.device,
+                    self.name,
+                    self.tile_px,
+                )
+            try:
+                with torch.inference_mode():
+                    return attempt()
+            except torch.OutOfMemoryError as error:
+                if self.segmenter.device.type == "cpu":
+                    raise SessionError(
+                        f"expected memory for one {self.tile_px} px tile, got out-of-memory on "
+                        "the CPU too; close other programs or choose a smaller model"
+                    ) from error
+        logger.warning(
+            "out of memory on %s: %s runs on the CPU from now on, more slowly; close other "
+            "programs on the device and load the model again to go back",
+            self.segmenter.device,
+            self.name,
+        )
         self.segmenter.to("cpu")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
