@@ -266,7 +266,7 @@ def _windows(x: Tensor, rows: Segment, cols: Segment) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention of (windows, heads, n, d); a window holds a few hundred keys at most."""
     if query.dtype == torch.bfloat16 and not query.is_cuda:
-        # The fused CPU kernel's bfloat16 backward takes 3 to 7 times longer than plain products.
+        # The fused CPU kernel's bfloat16 backward is much slower than plain products.
         weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
         return weights @ value
     return F.scaled_dot_product_attention(query, key, value)
