@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import QTimer
+from qtpy.QtGui import QGuiApplication
+
 from napari_hrsam.plugin.sample_data import micrograph, photograph
 from napari_hrsam.plugin.segment_widget import SegmentWidget
 
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     import napari
 
 GAP_PX = 40
+WINDOW_PX = (1500, 950)
+LAYOUT_MS = 300
 PANEL_NAME = "Segment by clicking"
 
 
@@ -31,8 +36,11 @@ def open_demo() -> napari.Viewer:
     viewer.add_image(micro, translate=beside, **micro_options)
     image = viewer.add_image(photo, **photo_options)
     viewer.layers.selection.active = image
-    viewer.reset_view()
     panel = SegmentWidget(viewer)
     viewer.window.add_dock_widget(panel, name=PANEL_NAME, area="right")
     panel.controller.guard(panel.start)
+    screen = QGuiApplication.primaryScreen().availableGeometry()
+    viewer.window.resize(min(WINDOW_PX[0], screen.width()), min(WINDOW_PX[1], screen.height()))
+    # The canvas gets its size when the window is laid out; fitted earlier, the images are cut off.
+    QTimer.singleShot(LAYOUT_MS, viewer.reset_view)
     return viewer
