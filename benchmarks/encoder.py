@@ -25,7 +25,7 @@ import torch
 from measure import RESULTS, print_table, save, summary, timed
 from torch import Tensor
 
-from napari_hrsam.modeling.configs import MODELS
+from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
 SAM = "sam-vit-b"

@@ -2,6 +2,7 @@
 
     python scripts/model_card.py --run runs/hrsam-tiny --index data/index.json \
         --scores scores.json --command "napari-hrsam evaluate ..." --hardware "2 CPU cores" \
+        --train-command "napari-hrsam train ..." --started-from "a random start" \
         --out weights/hrsam-tiny.md
 
 No figure is typed by hand: counts come from the log, settings from the run's config.json, sources
@@ -18,6 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+_TAUGHT = {"clicks": "Weights", "decoder": "Weights", "focus": "The refiner"}
 COLUMNS = ("iou1", "iou3", "iou5", "iou10", "noc80", "noc85", "noc90", "drops", "num_objects")
 
 
@@ -46,6 +48,13 @@ def scores_table(scores: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _minutes(log: list[dict[str, str]]) -> str:
+    """Wall minutes of a run; the clock starts again where it was resumed."""
+    seconds = [float(row["seconds"]) for row in log]
+    ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
+    return f"{sum(ends) / 60:.0f}"
+
+
 def card(
     *,
     weights: Path,
@@ -55,19 +64,22 @@ def card(
     command: str,
     train_command: str,
     hardware: str,
+    started_from: str,
     notes: str,
 ) -> str:
     """Compose the card."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     with (run / "log.csv").open(encoding="utf-8") as stream:
-        last = list(csv.DictReader(stream))[-1]
+        log = list(csv.DictReader(stream))
+    last = log[-1]
     with safe_open(weights, framework="np") as tensors:
         num = sum(tensors.get_tensor(key).size for key in tensors.keys())  # noqa: SIM118
     excluded = ", ".join(config["exclude_sources"]) or "none"
-    return f"""# {config["model"]}
+    return f"""# {weights.stem}
 
-Weights of `{config["model"]}`, trained by this project from a random start, BSD-3-Clause.
-{num / 1e6:.2f} million values, {weights.stat().st_size / 1e6:.1f} MB in half precision.
+{_TAUGHT[config["stage"]]} of `{config["model"]}`, trained by this project from {started_from},
+BSD-3-Clause. {num / 1e6:.2f} million values, {weights.stat().st_size / 1e6:.1f} MB in half
+precision.
 
 ## Data
 
@@ -82,7 +94,8 @@ Openly licensed training shards; sources left out for their licence: {excluded}.
 ```
 
 {last["step"]} steps, {last["crops"]} crops, {last["objects"]} objects with simulated clicks,
-on {hardware}. The saved weights are an exponential average (decay {config["ema_decay"]}).
+{_minutes(log)} minutes on {hardware}. The saved weights are an exponential average
+(decay {config["ema_decay"]}).
 
 {notes}
 
@@ -98,6 +111,7 @@ On the validation shards, {scores["num_clicks"]} simulated clicks an object,
 view "{scores["view"]}", seed {scores["seed"]}. IoU after n clicks; NoC@t is the mean number of
 clicks to an IoU of t per cent ({scores["num_clicks"]} if never); drops is the share of later clicks
 that lower the IoU by more than 0.01. These shards were used to choose settings: no test set.
+Made with
 
 ```
 {command}
@@ -117,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a model card")
     for name in ("--run", "--index", "--scores", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    for name in ("--command", "--train-command", "--hardware"):
+    for name in ("--command", "--train-command", "--hardware", "--started-from"):
         parser.add_argument(name, required=True)
     parser.add_argument("--notes", default="", help="what else to tell of the recipe")
     args = parser.parse_args()
@@ -129,6 +143,7 @@ def main() -> None:
         command=args.command,
         train_command=args.train_command,
         hardware=args.hardware,
+        started_from=args.started_from,
         notes=args.notes,
     )
     args.out.write_text(text, encoding="utf-8")

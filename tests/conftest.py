@@ -27,7 +27,7 @@ def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from napari_hrsam.modeling.checkpoints import save_weights
-    from napari_hrsam.modeling.configs import MODELS
+    from napari_hrsam.modeling.models import MODELS
     from napari_hrsam.modeling.segmenter import Segmenter
 
     torch.manual_seed(0)

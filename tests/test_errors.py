@@ -15,6 +15,7 @@ LEAVES = {
     "ConfigError": ValueError,
     "CheckpointError": ValueError,
     "WeightsNotFoundError": FileNotFoundError,
+    "DownloadError": OSError,
     "MissingExtraError": ImportError,
     "DataError": ValueError,
     "SessionError": RuntimeError,

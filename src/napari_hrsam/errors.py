@@ -9,6 +9,7 @@ One tree; each leaf is also the builtin error that fits it, so ``except ValueErr
     ├── ConfigError            ValueError          a model or training setting out of range
     ├── CheckpointError        ValueError          a weight file damaged or for another model
     ├── WeightsNotFoundError   FileNotFoundError   no weight file where one was looked for
+    ├── DownloadError          OSError             weights that could not be fetched
     ├── MissingExtraError      ImportError         an optional package that is not installed
     ├── DataError              ValueError          an unusable training or evaluation data set
     ├── SessionError           RuntimeError        a step that the session cannot take now
@@ -46,6 +47,10 @@ class CheckpointError(HRSAMError, ValueError):
 
 class WeightsNotFoundError(HRSAMError, FileNotFoundError):
     """No weight file was found where one was looked for."""
+
+
+class DownloadError(HRSAMError, OSError):
+    """Weights could not be fetched, or what came is not what was asked for."""
 
 
 class MissingExtraError(HRSAMError, ImportError):

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import napari_hrsam
 from napari_hrsam.cli import main
 from napari_hrsam.cli.about import _attention, _scan
+from napari_hrsam.modeling.download import Progress, RegistryEntry
 
 
 def test_models_are_listed_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    head, rule, *rows = capsys.readouterr().out.splitlines()
+    listed, folders = capsys.readouterr().out.split("\n\n")
+    head, rule, *rows = listed.splitlines()
     assert head.split()[0] == "model"
     assert set(rule) == {"-", " "}
     assert [row.split()[0] for row in rows] == [model.name for model in napari_hrsam.list_models()]
+    assert max(map(len, listed.splitlines())) <= 105
+    (row,) = [row for row in rows if row.startswith("sam-b ")]
+    assert "93.7" in row
+    assert "Apache-2.0" in row
+    assert "to fetch, 375 MB" in row
+    assert "SA-1B" in row
+    assert "NAPARI_HRSAM_CACHE" in folders
 
 
 def test_models_as_json_name_size_licence_and_weights(
@@ -31,13 +42,69 @@ def test_models_as_json_name_size_licence_and_weights(
     assert models["hrsam-b"]["num_parameters"] > tiny["num_parameters"]
 
 
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what would have been fetched."""
+    names: list[str] = []
+
+    def fetch(entry: RegistryEntry, *, progress: Progress) -> Path:
+        names.append(entry.name)
+        for done in range(101):
+            progress(entry.num_bytes * done // 100, entry.num_bytes)
+        return Path("there") / entry.file
+
+    monkeypatch.setattr("napari_hrsam.modeling.download.fetch", fetch)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [("mobile-sam", "mobile-sam"), ("sam-b+ba", "sam-b"), ("mobile-sam+focus", "mobile-sam")],
+)
+def test_download_fetches_what_the_model_needs(
+    asked: str, name: str, fetched: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--download", asked]) == 0
+    assert fetched == [name]
+    out, err = capsys.readouterr()
+    assert out.startswith("model ")
+    assert len(re.findall(r"\d+ of \d+ MB", err)) == 11
+    assert "SHA-256 as registered" in err
+
+
+def test_download_of_a_shipped_model_has_nothing_to_do(
+    fetched: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--download", "hrsam-tiny"]) == 0
+    assert not fetched
+    assert "come with napari-hrsam" in capsys.readouterr().err
+
+
+def test_download_of_the_authors_weights_says_how_to_get_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models", "--download", "hrsam-b"]) == 1
+    assert "cannot be fetched by a program" in capsys.readouterr().err
+
+
+def test_download_of_an_unknown_model_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--download", "sam-xxl"]) == 1
+    assert "model must be one of" in capsys.readouterr().err
+
+
 def test_info_tells_versions_and_choices(tmp_path: Path) -> None:
     target = tmp_path / "new" / "info.json"
     assert main(["info", "--json", str(target)]) == 0
     facts = json.loads(target.read_text())
     assert facts["versions"]["napari-hrsam"] == napari_hrsam.__version__
     assert facts["versions"]["torch"]
+    assert facts["torch"]["build"] == torch.__version__
+    assert facts["torch"]["threads"] >= 1
+    assert set(facts["folders"]) >= {"shipped", "NAPARI_HRSAM_WEIGHTS"}
     assert set(facts["used"]) == {"device", "precision", "attention", "scan"}
+    usable = {b["name"] for b in facts["backends"] if b["usable"]}
+    assert {facts["used"]["attention"]["name"], facts["used"]["scan"]["name"]} <= usable
+    assert all(backend["why"] for backend in facts["backends"])
     assert all(used["name"] and used["why"] for used in facts["used"].values())
 
 

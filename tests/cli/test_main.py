@@ -12,7 +12,7 @@ import pytest
 import napari_hrsam
 from napari_hrsam.cli import main
 
-COMMANDS = ("demo", "segment", "evaluate", "train", "models", "info")
+COMMANDS = ("demo", "segment", "evaluate", "train", "convert", "models", "info")
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,9 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--out", "x"],
         ["train", "--data", "x"],
         ["train", "--data", "x", "--out", "y", "--steps", "many"],
+        ["convert"],
+        ["convert", "a.pth", "--channel-order", "grb"],
+        ["convert", "a.pth", "--dtype", "int8"],
         ["info", "extra"],
         ["models", "--json", "models.txt"],
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from napari_hrsam.cli import main
-from napari_hrsam.cli.train import _CROP_SETTINGS, _SETTINGS
+from napari_hrsam.cli.train import _CROP_SETTINGS, _DISTILL_SETTINGS, _SETTINGS
 
 SMALL = ["--crop-px", "64", "--batch-size", "2", "--max-clicks", "2", "--device", "cpu"]
 
@@ -21,22 +22,35 @@ def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_setting_can_be_given() -> None:
     from napari_hrsam.training.batches import CropConfig
-    from napari_hrsam.training.train import TrainConfig
+    from napari_hrsam.training.distill import DistillConfig
+    from napari_hrsam.training.train_config import TrainConfig
 
-    own = {"model", "data", "exclude_sources", "out", "init", "crops", "device"}
+    own = {"model", "data", "exclude_sources", "out", "init", "crops", "distill", "device"}
     assert {f.name for f in dataclasses.fields(TrainConfig)} == own | set(_SETTINGS)
     assert {f.name for f in dataclasses.fields(CropConfig)} == {"span"} | set(_CROP_SETTINGS)
+    assert {f.name for f in dataclasses.fields(DistillConfig)} == set(_DISTILL_SETTINGS)
 
 
 def test_settings_not_given_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from napari_hrsam.training.train import TrainConfig
+    from napari_hrsam.training.train_config import TrainConfig
 
     config = printed_config(["--data", "a", "b", "--data", "c", "--out", "o"], capsys)
     assert config["data"] == ["a", "b", "c"]
     assert config["steps"] == TrainConfig().steps
     assert config["crops"]["span"] == list(TrainConfig().crops.span)
+
+
+def test_a_teacher_makes_it_a_distillation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = printed_config(["--data", "a", "--out", "o", "--teacher", "t.pth"], capsys)
+    assert (config["stage"], config["distill"]["teacher"]) == ("distill", "t.pth")
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(config))
+    again = printed_config(["--config", str(saved), "--out", "p", "--num-batches", "3"], capsys)
+    assert again["distill"] == {"teacher": "t.pth", "num_batches": 3, "teacher_px": 0}
 
 
 def test_command_line_overrides_a_saved_configuration(
@@ -73,6 +87,9 @@ def test_broken_configuration_is_named(
         (["--crop-px", "100"], "multiple of 16"),
         (["--model", "no-model"], "no-model"),
         (["--data", "nowhere"], "nowhere"),
+        (["--stage", "sleep"], "stage must be one of"),
+        (["--stage", "focus"], "hrsam-tiny+focus"),
+        (["--teacher", "x", "--stage", "clicks"], "belong together"),
     ],
 )
 def test_setting_out_of_range_fails_with_its_reason(
@@ -85,6 +102,24 @@ def test_setting_out_of_range_fails_with_its_reason(
     start = ["train", "--data", str(pairs_folder), "--out", str(tmp_path / "run")]
     assert main([*start, *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_distillation_then_clicks_then_a_mask(
+    pairs_folder: Path, disc_png: Path, untrained_weights: Path, tmp_path: Path
+) -> None:
+    start = ["train", "--data", str(pairs_folder), "--model", "sam-tiny", *SMALL, "--steps", "2"]
+    distilled, tuned = tmp_path / "distilled", tmp_path / "tuned"
+    teach = ["--teacher", str(untrained_weights), "--num-batches", "2"]
+    assert main([*start, "--out", str(distilled), *teach]) == 0
+    init = str(distilled / "sam-tiny.safetensors")
+    assert main([*start, "--out", str(tuned), "--init", init]) == 0
+    with (tuned / "log.csv").open() as stream:
+        assert all(row["iou_first"] for row in csv.DictReader(stream))
+    weights = str(tuned / "sam-tiny.safetensors")
+    segment = ["segment", str(disc_png), "--point", "50,60", "--model", weights]
+    assert main([*segment, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "disc_mask.png").is_file()
 
 
 @pytest.mark.slow

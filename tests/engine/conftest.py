@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ class ColourConfig:
     tile_px: int = 64
     pixel_mean: tuple[float, float, float] = (10.0, 20.0, 30.0)
     channel_order: str = "rgb"
+    focus: None = None
 
 
 class ColourSegmenter(nn.Module):
@@ -80,9 +81,41 @@ class ColourSegmenter(nn.Module):
         return logits[None, None], torch.tensor([[0.9]])
 
 
+@dataclass(frozen=True)
+class FocusedConfig(ColourConfig):
+    focus: str = "yes"  # type: ignore[assignment]
+
+
+class FocusedSegmenter(ColourSegmenter):
+    """`ColourSegmenter` whose refiner adds the number of its run to the embedding.
+
+    The masks do not depend on that; what was refined and decoded is kept for tests.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = FocusedConfig()
+        self.refined: list[tuple[ImageFeatures, dict[str, Tensor | None]]] = []
+        self.decoded: list[tuple[ImageFeatures, dict[str, Tensor | None]]] = []
+
+    def refine(self, features: ImageFeatures, **given: Tensor | None) -> ImageFeatures:
+        assert not torch.is_grad_enabled()
+        self.refined.append((features, given))
+        return replace(features, embedding=features.embedding + len(self.refined))
+
+    def decode(self, features: ImageFeatures, **given: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.decoded.append((features, given))
+        return super().decode(features, **given)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def model() -> ColourSegmenter:
     return ColourSegmenter()
+
+
+@pytest.fixture
+def focused_model() -> FocusedSegmenter:
+    return FocusedSegmenter()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ class Accelerator:
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch, *, helps: bool) -> None:
         self.name = "cuda:0"
         self.moves: list[str] = []
-        for method in ("encode", "decode"):
+        for method in ("encode", "decode", "refine"):
+            if not hasattr(model, method):
+                continue
             monkeypatch.setattr(model, method, self.full(getattr(model, method), helps=helps))
         monkeypatch.setattr(model, "to", self.move)
         monkeypatch.setattr(
@@ -154,6 +157,58 @@ def test_out_of_memory_while_decoding_falls_back_too(
     device = Accelerator(model, monkeypatch, helps=True)
     assert Predictor(model).decode(embedding, CLICK, None).logits.max() > 0
     assert device.moves == ["cpu"]
+
+
+def test_a_refined_embedding_is_a_new_one_that_shares_the_other_maps(focused_model: Any) -> None:
+    predictor = Predictor(focused_model)
+    original = predictor.encode(PIXELS, TILE)
+    kept = original.arrays["embedding"].copy()
+    refined = predictor.refine(original, CLICK, np.ones((16, 16), np.float32))
+    np.testing.assert_array_equal(original.arrays["embedding"], kept)
+    np.testing.assert_allclose(refined.arrays["embedding"], kept + 1, atol=1e-3)
+    assert refined.arrays["embedding"].dtype == np.float16
+    assert refined.arrays["stride4"] is original.arrays["stride4"]
+    assert (refined.tile, refined.fingerprint) == (TILE, "colour-1")
+    ((_, given),) = focused_model.refined
+    assert given["point_coords_xy"].tolist() == [[[20.0, 10.0]]]
+    assert given["mask_logits"].shape == (1, 1, 16, 16)
+
+
+def test_a_refined_embedding_that_is_not_finite_names_the_model(
+    focused_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(focused_model)
+    embedding = predictor.encode(PIXELS, TILE)
+    refine = focused_model.refine
+    monkeypatch.setattr(
+        focused_model, "refine", lambda features, **given: nan(refine(features, **given))
+    )
+    with pytest.raises(SessionError, match="in the refined embedding that colour computed"):
+        predictor.refine(embedding, CLICK, None)
+
+
+def nan(features: Any) -> Any:
+    return replace(features, embedding=features.embedding * torch.nan)
+
+
+def test_out_of_memory_while_refining_falls_back_too(
+    focused_model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding = Predictor(focused_model).encode(PIXELS, TILE)
+    expected = embedding.arrays["embedding"] + 1
+    device = Accelerator(focused_model, monkeypatch, helps=True)
+    with caplog.at_level(logging.WARNING):
+        refined = Predictor(focused_model).refine(embedding, CLICK, None)
+    assert device.moves == ["cpu"]
+    assert "runs on the CPU from now on" in caplog.text
+    assert refined.arrays["embedding"] == pytest.approx(expected, abs=1e-2)
+
+
+def test_whether_a_model_refines_is_told_by_its_configuration(
+    model: Any, focused_model: Any
+) -> None:
+    assert not Predictor(model).refines
+    assert Predictor(focused_model).refines
 
 
 def test_out_of_memory_on_the_cpu_is_an_error_with_a_way_out(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from napari_hrsam.engine.session import Session
-from napari_hrsam.modeling.configs import MODELS, HRSAMConfig, ModelConfig, PromptDecoderConfig
+from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig
+from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
 
 LINEAR_STEM = ModelConfig(

@@ -12,8 +12,9 @@ from torch import nn
 from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling import hrsam
 from napari_hrsam.modeling.attention import window_attention
-from napari_hrsam.modeling.configs import MODELS, HRSAMConfig
+from napari_hrsam.modeling.configs import HRSAMConfig
 from napari_hrsam.modeling.hrsam import Block, CycleScanBlock, HRSAMEncoder, WindowAttention
+from napari_hrsam.modeling.models import MODELS
 
 CONFIG = HRSAMConfig(
     patch_size=8,

@@ -86,7 +86,7 @@ def test_norms_of_the_decoder_have_their_eps(decoder) -> None:
 
 
 def test_all_masks_are_four_times_the_grid(decoder) -> None:
-    masks, iou = decoder(*inputs(num=3))
+    masks, iou, _ = decoder(*inputs(num=3))
     assert masks.shape == (3, 4, 16, 20)
     assert iou.shape == (3, 4)
 
@@ -101,15 +101,15 @@ def test_one_image_is_shared_by_its_prompts(decoder) -> None:
 
 def test_prompt_k_belongs_to_image_k(decoder) -> None:
     image, pe, sparse, dense = inputs(num=3, images=3)
-    masks, iou = decoder(image, pe, sparse, dense)
-    one_mask, one_iou = decoder(image[2:], pe, sparse[2:], dense[2:])
+    masks, iou, _ = decoder(image, pe, sparse, dense)
+    one_mask, one_iou, _ = decoder(image[2:], pe, sparse[2:], dense[2:])
     torch.testing.assert_close(masks[2:], one_mask, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(iou[2:], one_iou, rtol=1e-4, atol=1e-5)
 
 
 def test_each_mask_token_has_its_own_head(decoder) -> None:
     given = inputs()
-    before, _ = decoder(*given)
+    before = decoder(*given)[0]
     with torch.no_grad():
         decoder.output_hypernetworks_mlps[2].layers[2].bias += 1
     changed = (decoder(*given)[0] - before).abs().amax((0, 2, 3)) > 0
@@ -228,3 +228,13 @@ def test_without_clicks_nothing_matches() -> None:
     x = torch.randn(2, 8, 3, 4)
     assert not match_clicks(x, None, None, 4).any()
     assert match_clicks(x, torch.zeros(2, 0, 2), torch.zeros(2, 0), 4).shape == (2, 2, 3, 4)
+
+
+@torch.inference_mode()
+def test_mask_tokens_are_what_the_masks_are_made_from(decoder: MaskDecoder) -> None:
+    seen: list[torch.Tensor] = []
+    for mlp in decoder.output_hypernetworks_mlps:
+        mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    tokens = decoder(*inputs(num=3))[2]
+    assert tokens.shape == (3, 4, 16)
+    assert torch.equal(tokens, torch.stack(seen, dim=1))

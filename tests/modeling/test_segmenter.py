@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from napari_hrsam.errors import ConfigError, ShapeError
-from napari_hrsam.modeling.configs import MODELS, HRSAMConfig, ModelConfig, PromptDecoderConfig
+from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig
+from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
 ENCODER = HRSAMConfig(

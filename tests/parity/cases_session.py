@@ -13,7 +13,7 @@ from cases_encoder import Backends, encoder_config
 from parity_folders import ErrorTable, ParityFolder
 from torch import Tensor
 
-from napari_hrsam.modeling.configs import ModelConfig
+from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.clicks import click_candidates
 from napari_hrsam.training.metrics import mask_iou

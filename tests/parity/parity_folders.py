@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+# Beside the folders: key names of the released checkpoints.
+_NO_FOLDERS = ("manifests",)
 
 TESTED_KINDS = (
     "hrsam_vit",
@@ -30,18 +32,22 @@ TESTED_KINDS = (
     "e2e_session_hrsam_plusplus",
     "click_simulator",
     "losses_metrics",
+    "focsam_refiner",
+    "focsam_units",
+    "mobile_sam_tinyvit",
+    "ba_sam_attention",
+    "ba_sam_tinyvit_attention",
 )
-KINDS_WITHOUT_MODEL = ("focsam", "ba_sam", "mobile_sam_tinyvit")
 _MODEL_FIELDS = {
     "sam": "sam_tiny",
     "hrsam": "e2e_session_hrsam",
     "hrsam++": "e2e_session_hrsam_plusplus",
     "click simulator": "click_simulator",
     "losses and metrics": "losses_metrics",
-    "focusrefiner": "focsam",
-    "focsam unit modules": "focsam",
-    "ba-sam vit attention": "ba_sam",
-    "ba-sam tinyvit window attention": "ba_sam",
+    "focusrefiner": "focsam_refiner",
+    "focsam unit modules": "focsam_units",
+    "ba-sam vit attention": "ba_sam_attention",
+    "ba-sam tinyvit window attention": "ba_sam_tinyvit_attention",
 }
 
 
@@ -138,7 +144,7 @@ def folder_kind(path: Path) -> str | None:
     if model in _MODEL_FIELDS:
         return _MODEL_FIELDS[model]
     # Longer names first: "hrsam_plusplus_vit_2" is no "hrsam".
-    kinds = sorted((*TESTED_KINDS, *KINDS_WITHOUT_MODEL), key=len, reverse=True)
+    kinds = sorted(TESTED_KINDS, key=len, reverse=True)
     for name in (model, path.name.lower()):
         for kind in kinds:
             if name.startswith(kind):
@@ -148,7 +154,11 @@ def folder_kind(path: Path) -> str | None:
 
 def find_folders(root: Path) -> tuple[list[ParityFolder], list[Path]]:
     """Known folders, sorted by name, and the paths of unknown ones."""
-    paths = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths = sorted(
+        p
+        for p in root.iterdir()
+        if p.is_dir() and not p.name.startswith(".") and p.name not in _NO_FOLDERS
+    )
     kinds = {path: folder_kind(path) for path in paths}
     known = [ParityFolder(path, kind) for path, kind in kinds.items() if kind is not None]
     return known, [path for path, kind in kinds.items() if kind is None]

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases_ba_sam import ba_case_names, check_ba_attention, check_ba_tiny_vit
 from cases_decoder import check_neck_head, check_sam_decoder
 from cases_encoder import BACKENDS, check_encoder, check_index_lists
+from cases_focus import check_focus_units, check_refiner
+from cases_sam_encoder import RUNS, SAM_RUNS, check_sam, check_tiny_vit
 from cases_session import check_session, check_session_clicks
 from cases_training import (
     DISTANCE_TOLERANCE,
@@ -24,7 +27,6 @@ from cases_training import (
     check_losses_metrics,
 )
 from parity_folders import (
-    KINDS_WITHOUT_MODEL,
     TESTED_KINDS,
     ErrorTable,
     ParityFolder,
@@ -60,6 +62,44 @@ def _backends(*, has_scan: bool) -> list[Any]:
     return [b for b in chosen if b.scan != "numba" or HAS_NUMBA]
 
 
+def _sam_params(folder: ParityFolder) -> list[Any]:
+    """Every case with every kernel, with and without gradients."""
+    check, names, runs = {
+        "sam_tiny": (check_sam, lambda: folder.case_names, SAM_RUNS),
+        "mobile_sam_tinyvit": (check_tiny_vit, lambda: folder.case_names, RUNS),
+        "ba_sam_attention": (check_ba_attention, lambda: ba_case_names(folder), RUNS),
+        "ba_sam_tinyvit_attention": (check_ba_tiny_vit, lambda: ["train", "eval"], RUNS),
+    }[folder.kind]
+
+    def run(folder: ParityFolder, case: str, how: Any, table: ErrorTable) -> None:
+        check(folder, case, table, how)
+
+    return [_param(run, folder, c, r.name, args=(c, r)) for c in names() for r in runs]
+
+
+def _encoder_params(folder: ParityFolder) -> list[Any]:
+    has_scan = not folder.kind.startswith("flash_swin")
+    params = [
+        _param(_run_encoder, folder, case, b.name, args=(case, b))
+        for case in folder.case_names
+        for b in _backends(has_scan=has_scan)
+    ]
+    if not has_scan:
+        params += [
+            _param(_run_indices, folder, case, "indices", args=(case,))
+            for case in folder.case_names
+        ]
+    return params
+
+
+def _session_params(folder: ParityFolder) -> list[Any]:
+    runs = [b for b in _backends(has_scan=True) if not b.grad]
+    return [
+        *(_param(_run_session, folder, b.name, args=(b,)) for b in runs),
+        _param(check_session_clicks, folder, "clicks"),
+    ]
+
+
 def _folder_params(folder: ParityFolder) -> list[Any]:
     match folder.kind:
         case (
@@ -68,37 +108,30 @@ def _folder_params(folder: ParityFolder) -> list[Any]:
             | "flash_swin_kv_only"
             | "flash_swin_kv_only_flexible"
         ):
-            has_scan = not folder.kind.startswith("flash_swin")
-            params = [
-                _param(_run_encoder, folder, case, b.name, args=(case, b))
-                for case in folder.case_names
-                for b in _backends(has_scan=has_scan)
-            ]
-            if not has_scan:
-                params += [
-                    _param(_run_indices, folder, case, "indices", args=(case,))
-                    for case in folder.case_names
-                ]
-            return params
+            params = _encoder_params(folder)
         case "sam_neck_head":
-            return [_param(_run_neck, folder, c, args=(c,)) for c in folder.case_names]
+            params = [_param(_run_neck, folder, c, args=(c,)) for c in folder.case_names]
         case "sam_tiny":
-            return [_param(_run_sam, folder, c, "decoder", args=(c,)) for c in folder.case_names]
+            params = [_param(_run_sam, folder, c, "decoder", args=(c,)) for c in folder.case_names]
+            params += _sam_params(folder)
+        case "mobile_sam_tinyvit" | "ba_sam_attention" | "ba_sam_tinyvit_attention":
+            params = _sam_params(folder)
         case "e2e_session_hrsam" | "e2e_session_hrsam_plusplus":
-            return [
-                *(
-                    _param(_run_session, folder, b.name, args=(b,))
-                    for b in _backends(has_scan=True)
-                    if not b.grad
-                ),
-                _param(check_session_clicks, folder, "clicks"),
+            params = _session_params(folder)
+        case "focsam_refiner":
+            params = [
+                _param(_run_refiner, folder, c, "grad" if grad else "no_grad", args=(c, grad))
+                for c in folder.case_names
+                for grad in (False, True)
             ]
-        case "click_simulator":
-            return [_param(_check_clicks, folder)]
-        case "losses_metrics":
-            return [_param(_check_losses, folder)]
         case _:
-            return [_deselected(folder.name, "this version has no model of this kind")]
+            whole = {
+                "focsam_units": check_focus_units,
+                "click_simulator": _check_clicks,
+                "losses_metrics": _check_losses,
+            }
+            params = [_param(whole[folder.kind], folder)]
+    return params
 
 
 def _run_encoder(folder: ParityFolder, case: str, backends: Any, table: ErrorTable) -> None:
@@ -117,6 +150,10 @@ def _run_sam(folder: ParityFolder, case: str, table: ErrorTable) -> None:
     check_sam_decoder(folder, case, table)
 
 
+def _run_refiner(folder: ParityFolder, case: str, grad: bool, table: ErrorTable) -> None:
+    check_refiner(folder, case, table, grad=grad)
+
+
 def _run_session(folder: ParityFolder, backends: Any, table: ErrorTable) -> None:
     check_session(folder, table, backends)
 
@@ -127,7 +164,7 @@ def _all_params() -> list[Any]:
     params = [param for folder in folders for param in _folder_params(folder)]
     params += [pytest.param(_fail_unknown, (path,), id=path.name) for path in unknown]
     there = {folder.kind for folder in folders}
-    for kind in (*TESTED_KINDS, *KINDS_WITHOUT_MODEL):
+    for kind in TESTED_KINDS:
         if kind not in there:
             params.append(_deselected(kind, f"no such folder in {root}"))
     if not HAS_NUMBA:
@@ -138,7 +175,7 @@ def _all_params() -> list[Any]:
 def _fail_unknown(path: Path, **_table: ErrorTable) -> None:
     pytest.fail(
         f"expected a folder with config.json and io.npz of one of the kinds "
-        f"{', '.join((*TESTED_KINDS, *KINDS_WITHOUT_MODEL))}, got {path}; rename it or remove it"
+        f"{', '.join(TESTED_KINDS)}, got {path}; rename it or remove it"
     )
 
 
@@ -155,8 +192,8 @@ def test_parity(check: Any, arguments: tuple[Any, ...], parity_errors: ErrorTabl
         ("flash_swin_kv_only_flexible_b", "", "flash_swin_kv_only_flexible"),
         ("e2e_session_hrsam_plusplus_7", "HRSAM++", "e2e_session_hrsam_plusplus"),
         ("e2e_session_hrsam_b", "HRSAM", "e2e_session_hrsam"),
-        ("focsam_refiner_odd_window", "FocusRefiner", "focsam"),
-        ("ba_sam_tinyvit_attention", "BA-SAM TinyViT window attention", "ba_sam"),
+        ("focsam_refiner_odd_window", "FocusRefiner", "focsam_refiner"),
+        ("ba_sam_tinyvit_attention", "BA-SAM TinyViT window attention", "ba_sam_tinyvit_attention"),
         ("sam_tiny_rect", "SAM", "sam_tiny"),
         ("something_else", "another network", None),
     ],

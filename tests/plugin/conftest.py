@@ -27,6 +27,7 @@ class ColourConfig:
     tile_px: int = TILE_PX
     pixel_mean: tuple[float, float, float] = (10.0, 20.0, 30.0)
     channel_order: str = "rgb"
+    focus: None = None
 
 
 class ColourModel(nn.Module):
@@ -112,7 +113,7 @@ def viewer() -> ViewerModel:
 
 @pytest.fixture
 def controller(viewer: ViewerModel, model: ColourModel) -> Iterator[SegmentController]:
-    controller = SegmentController(viewer, load_model=lambda _name, _device: model)
+    controller = SegmentController(viewer, load_model=lambda *_, **__: model)
     yield controller
     model.gate.set()
     controller.close()

@@ -214,7 +214,7 @@ def test_the_model_runs_on_the_inference_thread_only(
 def test_starting_again_loads_no_model_twice(viewer: ViewerModel, model: Any, pixels: Any) -> None:
     loaded: list[tuple[str, str]] = []
 
-    def load(name: str, device: str) -> Any:
+    def load(name: str, device: str, **_: Any) -> Any:
         loaded.append((name, device))
         return model
 
@@ -240,7 +240,7 @@ def test_stop_takes_its_layers_away_and_an_unused_target_too(
 def test_loading_can_be_cancelled(viewer: ViewerModel, model: Any, pixels: Any) -> None:
     release = threading.Event()
 
-    def load(_name: str, _device: str) -> Any:
+    def load(*_: str, **__: Any) -> Any:
         assert release.wait(20)
         return model
 

@@ -17,8 +17,8 @@ from qtpy.QtWidgets import QApplication, QWidget
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin import qt_binding
 from napari_hrsam.plugin.engine_thread import THREAD_NAME
+from napari_hrsam.plugin.loading import load_named_model
 from napari_hrsam.plugin.segment_widget import SegmentWidget
-from napari_hrsam.plugin.session_jobs import load_named_model
 from napari_hrsam.plugin.state import Phase
 
 LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
@@ -90,7 +90,7 @@ def open_window(
 ) -> Iterator[Callable[..., Window]]:
     windows: list[Window] = []
 
-    def make(load_model: Any = lambda _name, _device: model, *, show: bool = False) -> Window:
+    def make(load_model: Any = lambda *_, **__: model, *, show: bool = False) -> Window:
         viewer = make_napari_viewer(show=show)
         viewer.add_image(pixels, rgb=True, name="scene")
         panel = SegmentWidget(viewer, load_model=load_model)
@@ -245,8 +245,8 @@ def test_a_bad_checkpoint_is_shown_once_and_the_panel_stays_usable(
     if kind == "damaged":
         path.write_bytes(b"not a weight file at all")
 
-    def load(_name: str, device: str) -> Any:
-        return model if is_repaired.is_set() else load_named_model(str(path), device)
+    def load(_name: str, device: str, **options: Any) -> Any:
+        return model if is_repaired.is_set() else load_named_model(str(path), device, **options)
 
     is_repaired = threading.Event()
     window = open_window(load)

@@ -14,11 +14,12 @@ from safetensors import safe_open
 
 from napari_hrsam.errors import CheckpointError, ConfigError, DataError
 from napari_hrsam.modeling.checkpoints import load_model
-from napari_hrsam.modeling.configs import MODELS
+from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropConfig
 from napari_hrsam.training.click_rounds import ClickRounds
-from napari_hrsam.training.train import TrainConfig, Trainer, train
+from napari_hrsam.training.train import Trainer, train
+from napari_hrsam.training.train_config import TrainConfig
 
 CROPS = CropConfig(crop_px=64, batch_size=2, objects_per_crop=2, large_share=0.0)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import napari_hrsam
-from napari_hrsam.cli.options import add_command, add_json, put_json, table
+from napari_hrsam.cli.options import add_command, add_json, put_json, say, table
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
+    from napari_hrsam.modeling.catalogue import ModelInfo
 
 _PACKAGES = (
     "torch",
@@ -32,8 +34,12 @@ def add_commands(commands: Commands) -> None:
     parser = add_command(
         commands,
         "models",
-        summary="list the models, and where their weights are",
-        example="napari-hrsam models --json",
+        summary="list the models with size and licence, where their weights are and what they were "
+        "trained on; fetch weights",
+        example="napari-hrsam models --download mobile-sam",
+    )
+    parser.add_argument(
+        "--download", metavar="NAME", help="first fetch the weights of this model (with resume)"
     )
     add_json(parser)
     parser.set_defaults(run=_models)
@@ -48,6 +54,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
+    if args.download:
+        _download(args.download)
     from napari_hrsam.modeling.checkpoints import list_models
 
     models = list_models()
@@ -58,13 +66,60 @@ def _models(args: argparse.Namespace) -> None:
         [
             model.name,
             f"{model.num_parameters / 1e6:.1f}",
-            model.licence or "-",
-            model.weights or "not here",
-            model.trained_on or "-",
+            str(model.tile_px),
+            _cut(model.licence or "-", 12),
+            _where(model),
+            _cut(model.trained_on or "-", 34),
         ]
         for model in models
     ]
-    print(table(["model", "M parameters", "licence", "weights", "trained on"], rows))
+    print(table(["model", "M param.", "tile px", "licence", "weights", "trained on"], rows))
+    print()
+    rows = [[what, path] for what, path in collect_folders().items()]
+    print(table(["folder", "path"], rows))
+
+
+def _where(model: ModelInfo) -> str:
+    """Tell where weights are, or what it takes to get them, in few words."""
+    if model.weights:
+        return "here, from authors" if model.source == "authors" else f"here, {model.source}"
+    if model.source == "download":
+        return f"to fetch, {model.download_bytes / 1e6:.0f} MB"
+    return "from the authors" if model.source == "authors" else "not here"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3].rstrip() + "..."
+
+
+def _download(name: str) -> None:
+    """Fetch what a model needs."""
+    from napari_hrsam.modeling.catalogue import base_config
+    from napari_hrsam.modeling.download import fetch, load_registry
+    from napari_hrsam.modeling.models import find_config
+
+    config = find_config(name)
+    registry = load_registry()
+    entry = registry.get(config.download or name) or registry.get(base_config(config).name)
+    if entry is None:
+        say(f"{name} is not fetched: its weights come with napari-hrsam")
+        return
+    if entry.url:
+        say(f"fetching {entry.file} ({entry.num_bytes / 1e6:.0f} MB) from {entry.url}")
+    say(f"{fetch(entry, progress=_Percent())}, SHA-256 as registered")
+
+
+class _Percent:
+    """Tell of every tenth of a download once."""
+
+    def __init__(self) -> None:
+        self.told = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take the bytes there and in all."""
+        if (tenth := 10 * done // total) > self.told:
+            self.told = tenth
+            say(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -75,8 +130,20 @@ def _info(args: argparse.Namespace) -> None:
     rows = [[name, found or "not installed"] for name, found in facts["versions"].items()]
     print(table(["package", "version"], rows))
     print()
+    rows = [[name, str(value)] for name, value in facts["torch"].items()]
+    print(table(["torch", "is"], rows))
+    print()
+    rows = [
+        [backend["for"], backend["name"], "yes" if backend["usable"] else "no", backend["why"]]
+        for backend in facts["backends"]
+    ]
+    print(table(["for", "backend", "usable", "because"], rows))
+    print()
     rows = [[what, used["name"], used["why"]] for what, used in facts["used"].items()]
     print(table(["for", "uses", "because"], rows))
+    print()
+    rows = [[what, path] for what, path in facts["folders"].items()]
+    print(table(["folder", "path"], rows))
 
 
 def collect_info() -> dict[str, Any]:
@@ -85,15 +152,83 @@ def collect_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``versions``: package to version, None if not installed; ``used``: device, precision,
-        attention and scan, each with ``name`` and ``why``.
+        ``versions``: package to version, None if not installed; ``torch``: build, CUDA, devices,
+        threads; ``backends``: each with ``for``, ``name``, ``usable`` and ``why``; ``used``:
+        device, precision, attention and scan, each with ``name`` and ``why``; ``folders``: where
+        weights are looked for.
     """
     versions: dict[str, str | None] = {
         "napari-hrsam": napari_hrsam.__version__,
         "Python": platform.python_version(),
     }
     versions.update({name: _version(name) for name in _PACKAGES})
-    return {"versions": versions, "platform": platform.platform(), "used": _used(versions)}
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "torch": _torch_facts(),
+        "backends": _backends(versions),
+        "used": _used(versions),
+        "folders": collect_folders(),
+    }
+
+
+def collect_folders() -> dict[str, str]:
+    """Tell the folders where weights are looked for, in that order, and whether they exist."""
+    from napari_hrsam.modeling import download
+
+    chosen = os.environ.get(download.WEIGHTS_VARIABLE)
+    shipped = [folder for folder in download.shipped_folders() if folder.is_dir()]
+    return {
+        f"{download.WEIGHTS_VARIABLE}": chosen or "not set",
+        "shipped": ", ".join(map(str, shipped)) or "none",
+        f"downloads ({download.CACHE_VARIABLE})": str(download.cache_folder()),
+    }
+
+
+def _torch_facts() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {
+        "build": torch.__version__,
+        "built for CUDA": torch.version.cuda or "no",
+        "CUDA usable": "yes" if torch.cuda.is_available() else "no",
+        "GPUs": ", ".join(gpus) or "none",
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+    }
+
+
+def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
+    """Every kernel there is, whether it can be used here, and why."""
+    from napari_hrsam.modeling.attention import xformers_ready
+    from napari_hrsam.modeling.checkpoints import choose_device
+    from napari_hrsam.modeling.scan_mamba import mamba_ready
+    from napari_hrsam.modeling.selective_scan import numba_ready
+
+    device = choose_device("auto").type
+    ready = {"xformers": xformers_ready(), "mamba": mamba_ready(), "numba": numba_ready()}
+    reasons = {
+        "xformers": _why_not("xformers", versions.get("xformers"), device),
+        "mamba": _why_not("mamba-ssm", versions.get("mamba-ssm"), device),
+        "numba": "numba is not " + ("usable" if versions.get("numba") else "installed"),
+    }
+    always = {
+        "sdpa": "part of torch",
+        "torch": "part of torch",
+        "reference": "plain and slow, for checks",
+    }
+    kernels = [("attention", n) for n in ("xformers", "sdpa", "reference")]
+    kernels += [("scan", n) for n in ("mamba", "numba", "torch", "reference")]
+    return [
+        {
+            "for": what,
+            "name": name,
+            "usable": ready.get(name, True),
+            "why": always.get(name) or ("installed and tried" if ready[name] else reasons[name]),
+        }
+        for what, name in kernels
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,8 @@ from napari_hrsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
-    from napari_hrsam.training.train import StepReport, TrainConfig
+    from napari_hrsam.training.train import StepReport
+    from napari_hrsam.training.train_config import TrainConfig
 
 # Every setting of TrainConfig and CropConfig that is a number or a name; the defaults live there.
 _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
@@ -22,6 +23,8 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "max_clicks": (int, "longest simulated sequence of clicks"),
     "click_decay": (float, "probability that a sequence goes on after a click"),
     "box_share": (float, "share of sequences that begin with a box"),
+    "refine_decay": (float, "stage focus: probability that the refinement is put off by a click"),
+    "point_weight": (float, "stage focus: factor on the point loss"),
     "learning_rate": (float, "peak of AdamW's learning rate"),
     "weight_decay": (float, "of AdamW"),
     "clip_norm": (float, "gradients are scaled down to this norm"),
@@ -30,6 +33,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "ema_decay": (float, "of the averaged weights, which are the ones saved for use"),
     "precision": (str, "float32, or bfloat16 (autocast) where the device has it"),
     "scan": (str, "backend of the cycle scan: auto, mamba, torch, numba"),
+    "stage": (str, "what learns: clicks (all), decoder, focus (the refiner), distill (encoder)"),
     "seed": (int, "makes a run reproducible"),
     "checkpoint_every_s": (float, "seconds between checkpoints"),
 }
@@ -40,6 +44,11 @@ _CROP_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "large_share": (float, "share of batches with crops of twice the side, a quarter as many"),
     "polarity": (float, "share of crops that are inverted"),
     "grey": (float, "share of colour crops that are made grey"),
+}
+_DISTILL_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "teacher": (str, "distill: model or checkpoint whose embeddings the encoder learns"),
+    "num_batches": (int, "distill: batches of crops whose embeddings are computed, once"),
+    "teacher_px": (int, "distill: side at which the teacher sees a crop (default: the crop's)"),
 }
 _REPORT_EVERY = 20
 
@@ -68,7 +77,12 @@ def add_commands(commands: Commands) -> None:
         metavar="NAME",
         help="leave a source of the shards out, for example for its licence; repeatable",
     )
-    parser.add_argument("--init", metavar="PATH", help="weights to start from (default: random)")
+    parser.add_argument(
+        "--init",
+        nargs="+",
+        metavar="PATH",
+        help="weights to start from, of this model or a related one (default: random)",
+    )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder of the checkpoint, log and weights"
     )
@@ -84,7 +98,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--device", help="auto, cpu, cuda, ... (default auto: a GPU if there is one)"
     )
-    for name, (kind, text) in {**_SETTINGS, **_CROP_SETTINGS}.items():
+    for name, (kind, text) in {**_SETTINGS, **_CROP_SETTINGS, **_DISTILL_SETTINGS}.items():
         metavar = {int: "N", float: "X", str: "NAME"}[kind]  # type: ignore[index]
         parser.add_argument(_flag(name), type=kind, metavar=metavar, help=text)
     parser.add_argument(
@@ -116,10 +130,14 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     def report(step: StepReport) -> None:
         last[:] = [step]
         if step.step % _REPORT_EVERY == 0 or step.step == config.steps:
+            ious = (
+                f"IoU after the first click {step.iou_first:.3f}, after {step.clicks}: "
+                f"{step.iou_last:.3f}  "
+                if step.iou_first is not None
+                else ""
+            )
             say(
-                f"step {step.step}/{config.steps}  loss {step.loss:.3f}  IoU after the first click "
-                f"{step.iou_first:.3f}, after {step.clicks}: {step.iou_last:.3f}  "
-                f"{step.seconds:.0f} s"
+                f"step {step.step}/{config.steps}  loss {step.loss:.4g}  {ious}{step.seconds:.0f} s"
             )
 
     weights = train(config, resume=args.resume, progress=report)
@@ -142,7 +160,8 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
     """
     from napari_hrsam.modeling.checkpoints import choose_device
     from napari_hrsam.training.batches import CropConfig
-    from napari_hrsam.training.train import TrainConfig
+    from napari_hrsam.training.distill import DistillConfig
+    from napari_hrsam.training.train_config import TrainConfig
 
     source = Path(args.out) / "config.json" if args.resume else args.config
     saved = _read_config(source) if source else {}
@@ -150,15 +169,19 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
         **saved.pop("crops", {}),
         **_given(args, (*_CROP_SETTINGS, "span")),
     }
+    distill = {**saved.pop("distill", {}), **_given(args, tuple(_DISTILL_SETTINGS))}
     names = ("model", "data", "exclude_sources", "out", "init", *_SETTINGS)
     settings = {**saved, **_given(args, names)}
+    if distill.get("teacher"):
+        settings.setdefault("stage", "distill")
     if args.device or "device" not in saved:
         settings["device"] = str(choose_device(args.device or "auto"))
-    for group, name in ((crops, "span"), (settings, "data"), (settings, "exclude_sources")):
+    tuples = ((crops, "span"), *((settings, name) for name in ("data", "exclude_sources", "init")))
+    for group, name in tuples:
         if name in group:
             group[name] = tuple(group[name])
     try:
-        return TrainConfig(crops=CropConfig(**crops), **settings)
+        return TrainConfig(crops=CropConfig(**crops), distill=DistillConfig(**distill), **settings)
     except TypeError as error:
         raise ConfigError(
             f"expected the config.json of a training run, got unknown settings in {source} "

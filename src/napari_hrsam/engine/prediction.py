@@ -32,8 +32,8 @@ class Prediction:
     tile : Tile
         What the model looked at.
     seconds : dict of str to float
-        ``encode_s`` (0 when the embedding was at hand), ``decode_s``, and ``total_s`` with
-        reading and drawing.
+        ``encode_s`` (0 when the embedding was at hand), ``decode_s``, its part ``refine_s`` that
+        the focus refiner took (0 when it did not run), and ``total_s`` with reading and drawing.
     """
 
     mask: NDArray[np.bool_]

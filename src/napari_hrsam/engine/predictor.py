@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class Embedding:
     Attributes
     ----------
     arrays : dict of str to (1, C, h, w) float16
-        The maps of `ImageFeatures` that the model has.
+        The maps of `ImageFeatures` that the model has; `Predictor.refine` rewrites the first.
     fingerprint : str
         Of the model that made them.
     tile : Tile
@@ -70,6 +70,15 @@ class TilePrediction:
     decode_s: float
 
 
+class _Given(TypedDict):
+    """Prompts of one object as `Segmenter.decode` takes them."""
+
+    point_coords_xy: Tensor | None
+    point_labels: Tensor | None
+    boxes_xyxy: Tensor | None
+    mask_logits: Tensor | None
+
+
 class Predictor:
     """Run a segmenter on tiles without gradients.
 
@@ -94,6 +103,11 @@ class Predictor:
     def tile_px(self) -> int:
         """Side of the tiles that the model takes."""
         return self.segmenter.config.tile_px
+
+    @property
+    def refines(self) -> bool:
+        """Whether the model has a focus refiner, so that `refine` can be called."""
+        return self.segmenter.config.focus is not None
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -171,6 +185,31 @@ class Predictor:
             decode_s=time.perf_counter() - started,
         )
 
+    def refine(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> Embedding:
+        """Rewrite the embedding of a tile for one object; the one given stays as it is.
+
+        Parameters
+        ----------
+        embedding : Embedding
+            From `encode`.
+        prompts, prior_logits
+            As in `decode`, which takes the result with the same prompts and logits.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no focus refiner.
+        SessionError
+            As in `decode`.
+        """
+        refined = self._run(lambda: self._refined(embedding, prompts, prior_logits))
+        if not np.isfinite(refined).all():
+            raise self._not_finite("refined embedding")
+        # The other maps are shared, not copied: the refiner does not change them.
+        return replace(embedding, arrays={**embedding.arrays, "embedding": refined})
+
     def _encoded(self, image: Tensor) -> dict[str, NDArray[np.float16]]:
         features = self.segmenter.encode(image.to(self.segmenter.device).float())
         return {
@@ -194,18 +233,31 @@ class Predictor:
     def _decoded(
         self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
     ) -> tuple[Tensor, float]:
+        features, given = self._given(embedding, prompts, prior_logits)
+        low_res, iou = self.segmenter.decode(features, **given)
+        return low_res[0, 0].float().cpu(), float(iou[0, 0])
+
+    def _refined(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> NDArray[np.float16]:
+        features, given = self._given(embedding, prompts, prior_logits)
+        refined = self.segmenter.refine(features, **given)
+        return refined.embedding.to(torch.float16).cpu().numpy()
+
+    def _given(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> tuple[ImageFeatures, _Given]:
+        """Put embedding and prompts as the segmenter takes them, on its device."""
         device = self.segmenter.device
         maps = {name: torch.from_numpy(array) for name, array in embedding.arrays.items()}
         prior = None if prior_logits is None else torch.from_numpy(prior_logits)[None, None]
         coords, labels = _points(prompts, embedding.tile, device)
-        low_res, iou = self.segmenter.decode(
-            ImageFeatures(**maps).to(device=device, dtype=torch.float32),
-            point_coords_xy=coords,
-            point_labels=labels,
-            boxes_xyxy=_boxes(prompts, embedding.tile, device),
-            mask_logits=None if prior is None else prior.to(device),
-        )
-        return low_res[0, 0].float().cpu(), float(iou[0, 0])
+        return ImageFeatures(**maps).to(device=device, dtype=torch.float32), {
+            "point_coords_xy": coords,
+            "point_labels": labels,
+            "boxes_xyxy": _boxes(prompts, embedding.tile, device),
+            "mask_logits": None if prior is None else prior.to(device),
+        }
 
     def _run(
         self, work: Callable[[], Answer], smaller: Callable[[], Answer] | None = None

@@ -42,10 +42,15 @@ MAX_UNDO_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """The current object after one prompt."""
+    """The current object after one prompt.
+
+    ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
+    and it goes with them.
+    """
 
     prompts: Prompts
     prediction: Prediction
+    focused: Embedding | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -316,7 +321,8 @@ class Session:
         prior = last.logits if last is not None and last.tile == tile else None
         is_new = tile not in self._seen
         seen = self._see(tile)
-        answer = self._predictor.decode(seen.embedding, obeyed, prior)
+        focused, refine_s = self._focused(seen.embedding, prompts, prior)
+        answer = self._predictor.decode(focused or seen.embedding, obeyed, prior)
         logits, low_res = self._obeyed_logits(answer, obeyed, seen)
         box, mask = mask_at_level0(logits, tile, self.image.shape_yx)
         if self._obey_clicks:
@@ -331,13 +337,31 @@ class Session:
             tile=tile,
             seconds={
                 "encode_s": seen.embedding.encode_s if is_new else 0.0,
-                "decode_s": answer.decode_s,
+                "decode_s": refine_s + answer.decode_s,
+                "refine_s": refine_s,
                 "total_s": time.perf_counter() - started,
             },
         )
-        self._steps = (*self._steps, _Step(prompts, prediction))
+        self._steps = (*self._steps, _Step(prompts, prediction, focused))
         self._undone.clear()
         return prediction
+
+    def _focused(
+        self, embedding: Embedding, prompts: Prompts, prior: NDArray[np.float32] | None
+    ) -> tuple[Embedding | None, float]:
+        """Embedding refined for the object, None before that, and the seconds it took just now.
+
+        An object is refined once, at its second prompt. One that moves to another tile starts
+        there from that tile's own embedding, and is refined at once if it has two prompts.
+        """
+        last = self._steps[-1].focused if self._steps else None
+        if last is not None and last.tile == embedding.tile:
+            return last, 0.0
+        if not self._predictor.refines or len(prompts) < 2:
+            return None, 0.0
+        started = time.perf_counter()
+        refined = self._predictor.refine(embedding, prompts.obeyed(), prior)
+        return refined, time.perf_counter() - started
 
     def _tile_for(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Tile:
         """Keep the object's tile while it holds all prompts, else take the smallest that does."""

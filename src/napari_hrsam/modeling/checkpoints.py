@@ -1,79 +1,63 @@
-"""Find, verify, load and save weights.
-
-Loading is safe: safetensors, or ``torch.load(weights_only=True)``; a pickle that asks for more
-than tensors is refused and never run.
-"""
+"""Find and load models: by name, or from a weight file of this project or of the authors."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
-import os
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError, ConfigError, WeightsNotFoundError
 from napari_hrsam.modeling.attention import ATTENTION_BACKENDS, AttentionBackend
-from napari_hrsam.modeling.configs import MODELS, ModelConfig
+from napari_hrsam.modeling.catalogue import (
+    ModelInfo,
+    base_config,
+    find_refiner,
+    find_weights,
+    found_or_fetched,
+    found_weights,
+    how_to_get,
+    list_models,
+)
+from napari_hrsam.modeling.devices import Precision, choose_device, choose_precision
+from napari_hrsam.modeling.download import WEIGHTS_VARIABLE, Progress
+from napari_hrsam.modeling.layouts import Layout, expected_state, part_of, recognise, renamed
+from napari_hrsam.modeling.models import MODELS, ChannelOrder, ModelConfig, find_config
+from napari_hrsam.modeling.saving import base_fingerprint, save_refiner, save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS, ScanBackend
+from napari_hrsam.modeling.weight_files import (
+    check_finite,
+    check_state,
+    load_training_state,
+    open_weight_file,
+    save_training_state,
+)
 
-WEIGHTS_VARIABLE = "NAPARI_HRSAM_WEIGHTS"
-"""Environment variable with a folder that is searched before the shipped weights."""
+__all__ = [
+    "WEIGHTS_VARIABLE",
+    "ModelInfo",
+    "Precision",
+    "base_fingerprint",
+    "check_state",
+    "choose_device",
+    "choose_precision",
+    "find_refiner",
+    "find_weights",
+    "list_models",
+    "load_model",
+    "load_training_state",
+    "load_weights",
+    "read_state",
+    "save_refiner",
+    "save_training_state",
+    "save_weights",
+]
 
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelInfo:
-    """What is known about a named model.
-
-    Attributes
-    ----------
-    name, description : str
-    num_parameters : int
-    licence : str
-        SPDX identifier of the weights.
-    weights : str
-        Path of the weights found, empty if there are none on this machine.
-    trained_on : str
-        From the weight file; empty if there is none.
-    """
-
-    name: str
-    description: str
-    num_parameters: int
-    licence: str
-    weights: str
-    trained_on: str
-
-
-def list_models() -> list[ModelInfo]:
-    """List the models by name, with size, licence, and where their weights are."""
-    infos = []
-    for config in MODELS.values():
-        path = find_weights(config)
-        with torch.device("meta"):
-            num = sum(p.numel() for p in Segmenter(config).parameters())
-        infos.append(
-            ModelInfo(
-                name=config.name,
-                description=config.description,
-                num_parameters=num,
-                licence=config.licence,
-                weights=str(path) if path else "",
-                trained_on=_metadata(path).get("trained_on", "") if path else "",
-            )
-        )
-    return infos
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -83,19 +67,36 @@ def load_model(
     precision: Precision = "auto",
     attention: AttentionBackend = "auto",
     scan: ScanBackend = "auto",
+    focus: str | Path | None = None,
+    tile_px: int | None = None,
+    channel_order: ChannelOrder | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
 ) -> Segmenter:
     """Load a model for use.
 
     Parameters
     ----------
     model : str or Path
-        Name from `list_models`, or a weight file of this project (.safetensors).
+        Name from `list_models`, or a weight file: of this project (.safetensors), or as the
+        authors of HRSAM, FocSAM, SAM, MobileSAM or BA-SAM give it (.pth, .pt), told by its content.
     device : str
         "auto" (CUDA, then Apple's MPS, then CPU) or a torch device.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder. "auto" is bfloat16 on CUDA where it is native, else float32.
     attention : {"auto", "xformers", "sdpa", "reference"}
     scan : {"auto", "mamba", "torch", "numba", "reference"}
+    focus : str or Path, optional
+        Weights of a focus refiner: a file of `save_refiner`, or FocSAM's. Makes a ``+focus`` model
+        of any model whose embedding fits.
+    tile_px : int, optional
+        Side of the tiles in place of the model's own, a multiple of 16.
+    channel_order : {"rgb", "bgr"}, optional
+        Order the weights were trained with, in place of what is known of the file.
+    download : bool
+        Fetch the weights of a named model if they are not here and can be had.
+    progress : callable, optional
+        Of the download: bytes there, bytes in all.
 
     Returns
     -------
@@ -108,6 +109,8 @@ def load_model(
         If there is no such file, or no weights for this name on this machine.
     CheckpointError
         If the file is truncated, corrupt, unsafe or of another model.
+    DownloadError
+        If the weights cannot be fetched.
     ConfigError
         If an option is unknown or the device is not there.
     """
@@ -117,143 +120,223 @@ def load_model(
         )
     if scan not in SCAN_BACKENDS:
         raise ConfigError(f"scan must be one of {', '.join(SCAN_BACKENDS)}, got {scan!r}")
-    config, path = _resolve(model)
     chosen = choose_device(device)
+    arithmetic = choose_precision(precision, chosen)
+    find = partial(found_or_fetched, progress=progress) if download else found_weights
+    config, sources = _resolve(model, Path(focus) if focus else None, find)
+    config = replace(
+        config,
+        tile_px=config.tile_px if tile_px is None else tile_px,
+        channel_order=channel_order or config.channel_order,
+    )
     segmenter = Segmenter(config)
-    load_weights(segmenter, path)
-    segmenter.image_encoder.attention_backend = attention
-    segmenter.image_encoder.scan_backend = scan
-    segmenter.precision = choose_precision(precision, chosen)
+    _fill(segmenter, sources)
+    segmenter.set_backends(attention, scan)
+    segmenter.precision = arithmetic
     return segmenter.to(chosen).eval().requires_grad_(False)
 
 
-def choose_device(device: str) -> torch.device:
-    """Turn "auto" or a torch device name into a device that is there.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """A recognised file with its tensors under our names."""
 
-    Raises
-    ------
-    ConfigError
-        If the name is unknown or the device is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(
-            f"device must be 'auto', 'cpu', 'cuda' or 'mps', got {device!r}"
-        ) from None
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(chosen.type, False):
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ConfigError(f"device {device!r} is not available here; available: {there}")
-    return chosen
+    path: Path
+    layout: Layout
+    metadata: Mapping[str, str]
+    state: Mapping[str, Tensor]
 
 
-def choose_precision(precision: Precision, device: torch.device) -> str:
-    """Turn "auto" into "float32" or "bfloat16" for a device.
+def _open(path: Path) -> _Source:
+    file = open_weight_file(path)
+    layout = recognise(file.shapes, file.metadata, str(path))
+    state = renamed(layout, file.tensors)
+    return _Source(path=path, layout=layout, metadata=file.metadata, state=state)
 
-    Raises
-    ------
-    ConfigError
-        If the name is unknown.
-    """
-    if precision == "auto":
-        is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(
-            including_emulation=False
+
+def _resolve(
+    model: str | Path, focus: Path | None, find: Callable[[ModelConfig], Path]
+) -> tuple[ModelConfig, list[_Source]]:
+    """Decide on the configuration, and on the files to fill it from, later ones on top."""
+    config, problem = _by_name(model)
+    if config is None:
+        path = Path(model)
+        if not path.is_file():
+            raise WeightsNotFoundError(
+                f"{str(model)!r} is neither a model name ({problem}) nor a weight file"
+            )
+        base = _open(path)
+        config = _segmenter_config(base)
+        if focus:
+            return _with_focus(config), [base, _open(focus)]
+        if "image_encoder" in base.layout.parts:
+            return config, [base]
+        return config, [_open(find(base_config(config))), base]  # FocSAM without its encoder
+    if focus:
+        config = _with_focus(config)
+    if config.focus is None:
+        base = _open(find(config))
+        return _with_settings(config, base), [base]
+    return _resolve_focus(config, focus, find)
+
+
+def _resolve_focus(
+    config: ModelConfig, focus: Path | None, find: Callable[[ModelConfig], Path]
+) -> tuple[ModelConfig, list[_Source]]:
+    """Find a named ``+focus`` model: one whole file, or a model and a refiner."""
+    found = find_weights(config)
+    if focus is None and found is not None and found.stem == config.name:
+        base = _open(found)
+        return _with_settings(config, base), [base]
+    refiner_path = focus or find_refiner(config)
+    if refiner_path is None:
+        raise WeightsNotFoundError(
+            f"there is no focus refiner for {config.name!r} on this machine; "
+            f"{how_to_get(config)}, or give load_model its file as focus=PATH"
         )
-        return "bfloat16" if is_native else "float32"
-    if precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
-    return precision
+    refiner = _open(refiner_path)
+    if "image_encoder" in refiner.layout.parts:
+        return _with_settings(config, refiner), [refiner]
+    base = _open(find(base_config(config)))
+    return _with_settings(config, base), [base, refiner]
 
 
-def find_weights(config: ModelConfig) -> Path | None:
-    """Find the weights of a named model: environment variable, then the shipped folder.
+def _by_name(model: str | Path) -> tuple[ModelConfig | None, str]:
+    if isinstance(model, Path):
+        return None, ", ".join(MODELS)
+    try:
+        return find_config(model), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _with_focus(config: ModelConfig) -> ModelConfig:
+    if config.focus is not None:
+        return config
+    focused = find_config(f"{config.name}+focus")
+    if config.name == "sam-h":
+        return focused
+    return replace(focused, channel_order=config.channel_order, tile_px=config.tile_px)
+
+
+def _segmenter_config(source: _Source) -> ModelConfig:
+    """Refuse files that hold no model one could click with."""
+    config, parts = source.layout.config, source.layout.parts
+    if config is None:
+        raise CheckpointError(
+            f"{source.path} holds initial weights for training HRSAM (a ViT encoder pre-trained "
+            "as a masked autoencoder), not a model that segments; expected a trained "
+            "checkpoint. It can start a training: napari-hrsam train --init"
+        )
+    if parts == {"focus_refiner"}:
+        raise CheckpointError(
+            f"{source.path} holds a focus refiner alone, not a whole model; give it as "
+            f"focus=PATH beside a model: load_model({base_config(config).name!r}, focus=...)"
+        )
+    if "mask_decoder" not in parts:
+        raise CheckpointError(
+            f"{source.path} holds the encoder of {config.name!r} alone; expected a mask decoder "
+            "too. It can start a training: napari-hrsam train --init"
+        )
+    return config
+
+
+def _with_settings(config: ModelConfig, source: _Source) -> ModelConfig:
+    """Take channel order and tile from a file of ours, where it speaks of the same model."""
+    told = source.layout.config
+    if told is None or "model" not in source.metadata:
+        return config
+    if told.name == config.name:
+        return told
+    # hrsam-b+focus is trained as hrsam-b was; FocSAM on SAM is not as SAM was.
+    if (
+        told.name == base_config(config).name
+        and base_config(config).channel_order == config.channel_order
+    ):
+        return replace(config, channel_order=told.channel_order)
+    return config
+
+
+def _fill(model: Segmenter, sources: list[_Source]) -> None:
+    """Load the sources, later ones on top, strictly."""
+    state: dict[str, Tensor] = {}
+    for source in sources:
+        state.update(_wanted(source, model.config, on_top=source is not sources[0]))
+    named = " with ".join(str(source.path) for source in sources)
+    check_state(state, expected_state(model.config), named, model.name)
+    model.load_state_dict(state)
+    if len(sources) > 1:
+        _check_refiner_belongs(model, sources[-1])
+
+
+def _wanted(source: _Source, config: ModelConfig, *, on_top: bool) -> dict[str, Tensor]:
+    """Choose what a file put on top of another gives: its refiner, and FocSAM its decoder too."""
+    if not on_top:
+        return dict(source.state)
+    if "focus_refiner" not in source.layout.parts:
+        raise CheckpointError(
+            f"{source.path} holds no focus refiner but {source.layout.model!r}; expected a file "
+            "of save_refiner or of FocSAM"
+        )
+    # FocSAM fine-tuned SAM's decoder; its refiner was trained with that one.
+    if config.name == "sam-h+focus" and source.layout.name == "focsam":
+        return dict(source.state)
+    return part_of(source.state, ["focus_refiner"])
+
+
+def _check_refiner_belongs(model: Segmenter, refiner: _Source) -> None:
+    """Warn of a refiner that was trained on other embeddings: it runs, but refines badly."""
+    made_for = refiner.metadata.get("model") or refiner.layout.model
+    trained_on = refiner.metadata.get("base")
+    if made_for != model.name:
+        logger.warning(
+            "the focus refiner %s was trained for %s and is used with %s; it may spoil masks",
+            refiner.path,
+            made_for,
+            model.name,
+        )
+    elif trained_on and trained_on != base_fingerprint(model):
+        logger.warning(
+            "the focus refiner %s was trained on other weights of %s than those loaded; it may "
+            "spoil masks, train it again",
+            refiner.path,
+            model.name,
+        )
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read the tensors of a weight file of any known layout under our names, complete or not.
+
+    Parameters
+    ----------
+    path : Path
 
     Returns
     -------
-    Path or None
+    state : dict of str to Tensor
+    name : str
+        Model it belongs to; ``"mae-pretrain"`` for initial weights that belong to none.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If the file is not there.
+    CheckpointError
+        If it is unreadable, of an unknown layout, or holds values that are not finite.
     """
-    if not config.weights:
-        return None
-    for folder in _weight_folders():
-        path = folder / config.weights
-        if path.is_file():
-            return path
-    return None
-
-
-def _weight_folders() -> list[Path]:
-    folders = []
-    if os.environ.get(WEIGHTS_VARIABLE):
-        folders.append(Path(os.environ[WEIGHTS_VARIABLE]))
-    package = Path(str(importlib.resources.files("napari_hrsam")))
-    # In a wheel the weights lie inside the package, in a checkout beside src/.
-    return [*folders, package / "weights", package.parent.parent / "weights"]
-
-
-def _resolve(model: str | Path) -> tuple[ModelConfig, Path]:
-    if isinstance(model, str) and model in MODELS:
-        config = MODELS[model]
-        found = find_weights(config)
-        if found is None:
-            raise WeightsNotFoundError(
-                f"there are no weights for {model!r} on this machine; give load_model the path "
-                f"of a weight file, or put {config.weights or 'one'} into the folder named by "
-                f"{WEIGHTS_VARIABLE}"
-            )
-        return config, found
-    path = Path(model)
-    if not path.is_file():
-        raise WeightsNotFoundError(
-            f"{str(model)!r} is neither a model name ({', '.join(MODELS)}) nor a weight file"
-        )
-    name = _metadata(path).get("model", "")
-    if name not in MODELS:
-        raise CheckpointError(
-            f"{path} does not say which of {', '.join(MODELS)} it belongs to (found {name!r}); "
-            "expected a .safetensors file written by napari-hrsam"
-        )
-    return MODELS[name], path
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        with path.open("rb") as stream:
-            start = stream.read(4)
-        if start[:1] == b"\x80" or start == b"PK\x03\x04":  # pickle, or torch's zip of pickles
-            raise CheckpointError(
-                f"{path} is a pickled checkpoint, not a safetensors file; pickles are not opened"
-            ) from error
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated or "
-            "corrupt, fetch it again"
-        ) from error
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with _open(path) as tensors:
-        return dict(tensors.metadata() or {})
+    source = _open(path)
+    check_finite(source.state, str(path))
+    return dict(source.state), source.layout.model
 
 
 def load_weights(model: Segmenter, path: Path) -> None:
-    """Load a weight file of this project into a model, strictly.
+    """Load a weight file of any known layout into a model, strictly.
 
     Parameters
     ----------
     model : Segmenter
         Changed only if every tensor fits.
     path : Path
-        .safetensors file; fp16 values are converted.
+        Values of other precisions are converted.
 
     Raises
     ------
@@ -262,102 +345,4 @@ def load_weights(model: Segmenter, path: Path) -> None:
     CheckpointError
         If it is unreadable, or keys or shapes differ, or values are not finite.
     """
-    if not path.is_file():
-        raise WeightsNotFoundError(f"weight file {path} does not exist; check the path")
-    with _open(path) as tensors:
-        loaded: dict[str, Tensor] = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-    check_state(loaded, model.state_dict(), str(path), model.config.name)
-    model.load_state_dict({key: value.float() for key, value in loaded.items()})
-
-
-def check_state(
-    loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, name: str
-) -> None:
-    """Compare keys, shapes and finiteness before anything is changed.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the first tensors that do not fit.
-    """
-    missing, extra = (
-        sorted(expected.keys() - loaded.keys()),
-        sorted(loaded.keys() - expected.keys()),
-    )
-    if missing or extra:
-        raise CheckpointError(
-            f"{source} is not a checkpoint of {name!r}: {len(missing)} tensors are missing "
-            f"{missing[:3]} and {len(extra)} are unknown {extra[:3]}; choose its own model"
-        )
-    for key, value in loaded.items():
-        if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{source}: tensor {key} has shape {tuple(value.shape)}, {name!r} expects "
-                f"{tuple(expected[key].shape)}"
-            )
-        if not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{source}: tensor {key} holds NaN or infinite values; fetch the file again"
-            )
-
-
-def save_weights(
-    model: Segmenter, path: Path, *, trained_on: str = "", dtype: torch.dtype = torch.float16
-) -> None:
-    """Write a model's weights as safetensors, atomically.
-
-    Parameters
-    ----------
-    model : Segmenter
-    path : Path
-    trained_on : str
-        One line for `list_models`.
-    dtype : torch.dtype
-        Of the stored values; buffers of the position codes stay float32.
-    """
-    tensors = {
-        key: value.detach().cpu().contiguous().to(torch.float32 if _is_code(key) else dtype)
-        for key, value in model.state_dict().items()
-    }
-    metadata = {"format": "pt", "model": model.config.name, "trained_on": trained_on}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
-
-
-def _is_code(key: str) -> bool:
-    """Position codes lose whole pixels in half precision."""
-    return key.endswith(("gaussian_matrix", "rope.freqs"))
-
-
-def save_training_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a training checkpoint, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
-
-
-def load_training_state(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint (tensors, numbers and text only).
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing, unreadable, or holds anything but tensors, numbers and text.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is nothing to resume: {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable training checkpoint ({error}); start the run again"
-        ) from error
-    expected = {"config", "model", "averaged", "optimizer", "counts"}
-    if not isinstance(state, dict) or set(state) != expected:
-        raise CheckpointError(
-            f"{path} is not a training checkpoint of this project; expected the entries "
-            f"{', '.join(sorted(expected))}"
-        )
-    json.loads(state["config"])
-    return dict(state)
+    _fill(model, [_open(path)])

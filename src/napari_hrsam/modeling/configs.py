@@ -1,4 +1,4 @@
-"""Frozen configurations of every network, and the table of named models."""
+"""Frozen configurations of every network."""
 
 from __future__ import annotations
 
@@ -80,6 +80,171 @@ class HRSAMConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BASAMConfig:
+    """BA-SAM's changes of a SAM encoder's attention (arXiv 2401.02317), three separate switches.
+
+    Attributes
+    ----------
+    form : {"paper", "released"}
+        Whose arithmetic: the paper's, with the real number of tokens and the bias in training and
+        use alike, or that of the released code (see `modeling.length_scaling`).
+    scale : bool
+        New scaling factor: logits times log(M) / log(N), M tokens now, N in training.
+    distance_slope : float
+        Slope m0 of the bias-mode mask, a penalty growing with the query-key distance; 0 is off.
+        The slope is our choice: the paper's could not be had.
+    coefficient : bool
+        A learned scalar per attention layer that multiplies the relative-position term, as in the
+        released fine-tuned weights (key ``coefficient``).
+    """
+
+    form: Literal["paper", "released"] = "paper"
+    scale: bool = True
+    distance_slope: float = 0.0
+    coefficient: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.form not in ("paper", "released"):
+            raise ConfigError(f"form must be 'paper' or 'released', got {self.form!r}")
+        if not (math.isfinite(self.distance_slope) and self.distance_slope >= 0):
+            raise ConfigError(
+                f"distance_slope must be finite and 0 or more, got {self.distance_slope}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViTConfig:
+    """SAM's ViT image encoder (arXiv 2304.02643); the defaults are ViT-B.
+
+    Attributes
+    ----------
+    patch_size, embed_dim, depth, num_heads, mlp_ratio
+        Of the vision transformer.
+    window_size : int
+        Attention window in tokens of the blocks that are not global.
+    global_blocks : tuple of int
+        Blocks that attend over the whole map.
+    out_channels : int
+        Channels of the embedding.
+    pos_grid : int
+        Side in tokens of the map it was trained on: of the stored position map, which is resized
+        to other grids, and of the relative-position tables of the global blocks.
+    norm_eps : float
+        Of the LayerNorms in the blocks (SAM 1e-6; FocSAM's copy of the encoder 1e-5).
+    stem : {"linear", "conv"}
+        SAM's patch projection, or four stride-2 convolutions as in `HRSAMConfig`.
+    stem_channels : tuple of int
+        Channels of the convolutional stem at strides 2, 4 and 8.
+    ba : BASAMConfig or None
+        BA-SAM's changes of the attention.
+    """
+
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    window_size: int = 14
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    out_channels: int = 256
+    pos_grid: int = 64
+    norm_eps: float = 1e-6
+    stem: Literal["linear", "conv"] = "linear"
+    stem_channels: tuple[int, int, int] = (24, 48, 96)
+    ba: BASAMConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(
+                f"embed_dim must be a multiple of num_heads = {self.num_heads}, "
+                f"got {self.embed_dim}"
+            )
+        if any(not 0 <= block < self.depth for block in self.global_blocks):
+            raise ConfigError(
+                f"global_blocks must lie in 0..{self.depth - 1} (depth {self.depth}), "
+                f"got {self.global_blocks}"
+            )
+        if self.stem not in ("linear", "conv"):
+            raise ConfigError(f"stem must be 'linear' or 'conv', got {self.stem!r}")
+        if self.stem == "conv" and self.patch_size != 16:
+            raise ConfigError(f"the convolutional stem has stride 16, got patch {self.patch_size}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyViTConfig:
+    """MobileSAM's TinyViT image encoder (arXiv 2306.14289); the defaults are its 5M variant.
+
+    Attributes
+    ----------
+    embed_dims, depths, num_heads, window_sizes : tuple of int
+        Of the four stages; the first is convolutional and its heads and window are not used.
+    mlp_ratio : float
+    out_channels : int
+        Channels of the embedding.
+    ba : BASAMConfig or None
+        BA-SAM's changes of the attention.
+    """
+
+    embed_dims: tuple[int, int, int, int] = (64, 128, 160, 320)
+    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    num_heads: tuple[int, int, int, int] = (2, 4, 5, 10)
+    window_sizes: tuple[int, int, int, int] = (7, 7, 14, 7)
+    mlp_ratio: float = 4.0
+    out_channels: int = 256
+    ba: BASAMConfig | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of the image for one cell of the embedding."""
+        return 16
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for dim, heads in zip(self.embed_dims[1:], self.num_heads[1:], strict=True):
+            if dim % heads:
+                raise ConfigError(f"every embed_dim must be a multiple of its heads, got {self}")
+
+
+EncoderConfig = HRSAMConfig | ViTConfig | TinyViTConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FocusConfig:
+    """FocSAM's focus refiner (arXiv 2405.18706); the defaults are the released ones.
+
+    Attributes
+    ----------
+    embed_dim : int
+        Channels of embedding and mask token.
+    depth, num_heads, mlp_ratio
+        Of the refiner; even blocks are plain, odd ones shifted.
+    window_size : int
+        Window in cells of the embedding.
+    box_expansion : float
+        By how much the box around the prediction is enlarged before windows are selected.
+    """
+
+    embed_dim: int = 256
+    depth: int = 12
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    window_size: int = 16
+    box_expansion: float = 1.4
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(
+                f"embed_dim must be a multiple of num_heads = {self.num_heads}, "
+                f"got {self.embed_dim}"
+            )
+        if self.box_expansion < 1:
+            raise ConfigError(f"box_expansion must be 1 or more, got {self.box_expansion}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptDecoderConfig:
     """SAM's prompt encoder and mask decoder.
 
@@ -126,93 +291,3 @@ class PromptDecoderConfig:
             )
         if self.dense_prompts and self.skip_channels is None:
             raise ConfigError("dense_prompts needs skip_channels (a convolutional stem)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """A whole segmenter.
-
-    Attributes
-    ----------
-    name : str
-        Name in `MODELS`.
-    description : str
-        One line for lists.
-    image_encoder, decoder
-        Network configurations.
-    pixel_mean, pixel_std : tuple of float
-        Normalisation of 0..255 values in the order of ``channel_order``.
-    channel_order : {"rgb", "bgr"}
-        Channel order that the checkpoint was trained with.
-    tile_px : int
-        Side of the square the encoder sees at once, in level pixels.
-    licence : str
-        SPDX identifier of the weights.
-    weights : str
-        File name of shipped weights, empty if there are none.
-    """
-
-    name: str
-    description: str
-    image_encoder: HRSAMConfig
-    decoder: PromptDecoderConfig
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-    tile_px: int = 1024
-    licence: str = ""
-    weights: str = ""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.tile_px % 16 or self.tile_px <= 0:
-            raise ConfigError(f"tile_px must be a positive multiple of 16, got {self.tile_px}")
-        if self.channel_order not in ("rgb", "bgr"):
-            raise ConfigError(f"channel_order must be 'rgb' or 'bgr', got {self.channel_order!r}")
-        if not all(math.isfinite(s) and s > 0 for s in self.pixel_std):
-            raise ConfigError(f"pixel_std must be positive, got {self.pixel_std}")
-        if self.image_encoder.out_channels != self.decoder.embed_dim:
-            raise ConfigError(
-                f"the encoder gives {self.image_encoder.out_channels} channels but the decoder "
-                f"takes {self.decoder.embed_dim}"
-            )
-
-
-_TINY_STEM = (24, 48, 96)
-
-HRSAM_TINY = ModelConfig(
-    name="hrsam-tiny",
-    description="HRSAM with 192 channels and a convolutional stem, for a laptop CPU",
-    image_encoder=HRSAMConfig(
-        embed_dim=192,
-        num_heads=6,
-        mlp_ratio=2.0,
-        window_size=8,
-        state_dim=8,
-        out_channels=128,
-        pos_grid=0,
-        stem="conv",
-        stem_channels=_TINY_STEM,
-    ),
-    decoder=PromptDecoderConfig(
-        embed_dim=128,
-        num_heads=4,
-        mlp_dim=512,
-        iou_head_dim=128,
-        skip_channels=(_TINY_STEM[2], _TINY_STEM[1]),
-        dense_prompts=True,
-    ),
-    tile_px=512,
-    licence="BSD-3-Clause",
-    weights="hrsam-tiny.safetensors",
-)
-
-HRSAM_B = ModelConfig(
-    name="hrsam-b",
-    description="HRSAM ViT-B of the paper, for the authors' checkpoints",
-    image_encoder=HRSAMConfig(),
-    decoder=PromptDecoderConfig(),
-    channel_order="bgr",
-)
-
-MODELS: dict[str, ModelConfig] = {config.name: config for config in (HRSAM_TINY, HRSAM_B)}

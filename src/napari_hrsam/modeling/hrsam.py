@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_hrsam.errors import ShapeError
 from napari_hrsam.modeling.attention import (
     AttentionBackend,
     leading_padding,
@@ -23,6 +22,7 @@ from napari_hrsam.modeling.layers import (
     Mlp,
     PatchEmbed,
     TokenDropPath,
+    check_image,
     rotary_frequencies,
 )
 from napari_hrsam.modeling.selective_scan import ScanBackend, cycle_scan
@@ -254,17 +254,7 @@ class HRSAMEncoder(nn.Module):
         ShapeError
             If the shape is not (B, 3, H, W) with H and W multiples of the patch size.
         """
-        patch = self.config.patch_size
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ShapeError(
-                f"image must be (B, 3, H, W), got {tuple(image.shape)}; "
-                "add a batch axis with image[None]"
-            )
-        if image.shape[2] % patch or image.shape[3] % patch or not image.numel():
-            raise ShapeError(
-                f"image height and width must be positive multiples of {patch}, got "
-                f"{image.shape[2]} x {image.shape[3]}; pad the image on the right and bottom"
-            )
+        check_image(image, self.config.patch_size)
         main, stride8, stride4 = self._tokens(image)
         maps = [main, *(self._tokens(self._anchor(image, size))[0] for size in self._anchors())]
         sizes: Sizes = tuple((m.shape[2], m.shape[3]) for m in maps)

@@ -9,6 +9,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_hrsam.errors import ShapeError
+
+
+def check_image(image: Tensor, patch: int) -> None:
+    """Check the input of an image encoder.
+
+    Parameters
+    ----------
+    image : (B, 3, H, W) float
+    patch : int
+        H and W must be positive multiples of it.
+
+    Raises
+    ------
+    ShapeError
+        If the shape does not fit.
+    """
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ShapeError(
+            f"image must be (B, 3, H, W), got {tuple(image.shape)}; "
+            "add a batch axis with image[None]"
+        )
+    if image.shape[2] % patch or image.shape[3] % patch or not image.numel():
+        raise ShapeError(
+            f"image height and width must be positive multiples of {patch}, got "
+            f"{image.shape[2]} x {image.shape[3]}; pad the image on the right and bottom"
+        )
+
 
 class LayerNorm2d(nn.Module):
     """LayerNorm over the channel axis of a (B, C, H, W) map.
@@ -32,6 +60,45 @@ class LayerNorm2d(nn.Module):
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+
+def sam_neck(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Build the neck of SAM's encoders, (B, in, H, W) to (B, out, H, W) (keys ``0`` .. ``3``)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )
+
+
+def split_windows(x: Tensor, window: int) -> Tensor:
+    """Cut maps into windows, padded with zeros on the right and bottom.
+
+    Parameters
+    ----------
+    x : (B, H, W, C) float
+    window : int
+        Side of a window in cells.
+
+    Returns
+    -------
+    (B * windows, window, window, C)
+        Row-major within each map.
+    """
+    height, width, channels = x.shape[1:]
+    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return x.transpose(2, 3).reshape(-1, window, window, channels)
+
+
+def merge_windows(windows: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Undo `split_windows`: maps (B, H, W, C) of the given size, without the padding."""
+    window, (height, width) = windows.shape[1], size_hw
+    grid = (-(-height // window), -(-width // window))
+    x = windows.unflatten(0, (-1, *grid)).transpose(2, 3)
+    merged: Tensor = x.flatten(3, 4).flatten(1, 2)
+    return merged[:, :height, :width]
 
 
 class Mlp(nn.Module):

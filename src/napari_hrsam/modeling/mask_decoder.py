@@ -337,7 +337,7 @@ class MaskDecoder(nn.Module):
         drawn_prompts: Tensor | None = None,
         point_coords_xy: Tensor | None = None,
         point_labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode all masks of N prompts.
 
         Parameters
@@ -358,6 +358,8 @@ class MaskDecoder(nn.Module):
         masks : (N, M, 4 h, 4 w) float
             Logits; mask 0 is the single mask, 1.. the multimask output.
         iou : (N, M) float
+        mask_tokens : (N, M, C) float
+            The tokens that the masks were made from, as they leave the transformer.
         """
         num, (height, width) = sparse.shape[0], image_embedding.shape[2:]
         outputs = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -371,11 +373,12 @@ class MaskDecoder(nn.Module):
             upscaled = self.fine(
                 image, image8, image4, drawn_prompts, point_coords_xy, point_labels
             )
+        mask_tokens = tokens[:, 1 : outputs.shape[0]]
         weights = torch.stack(
-            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+            [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
         masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        return masks, self.iou_prediction_head(tokens[:, 0]), mask_tokens
 
     def project_stem(self, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor]:
         """Project the stem maps once per image instead of once per click.

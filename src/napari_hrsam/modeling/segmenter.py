@@ -9,11 +9,15 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from napari_hrsam.errors import ShapeError
-from napari_hrsam.modeling.configs import ModelConfig
+from napari_hrsam.errors import ConfigError, ShapeError
+from napari_hrsam.modeling.attention import AttentionBackend
+from napari_hrsam.modeling.focus_refiner import FocusRefiner
 from napari_hrsam.modeling.hrsam import HRSAMEncoder
+from napari_hrsam.modeling.image_encoders import build_encoder
 from napari_hrsam.modeling.mask_decoder import MaskDecoder, draw_prompts
+from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
+from napari_hrsam.modeling.selective_scan import ScanBackend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +66,10 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.precision = "float32"
-        self.image_encoder = HRSAMEncoder(config.image_encoder)
+        self.image_encoder = build_encoder(config.image_encoder)
         self.prompt_encoder = PromptEncoder(config.decoder)
         self.mask_decoder = MaskDecoder(config.decoder)
+        self.focus_refiner = None if config.focus is None else FocusRefiner(config.focus)
         shape = (1, 3, 1, 1)
         mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
         self.register_buffer("pixel_mean", mean.view(shape), persistent=False)
@@ -95,6 +100,12 @@ class Segmenter(nn.Module):
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return f"{self._fingerprint}-{self.precision}"
+
+    def set_backends(self, attention: AttentionBackend, scan: ScanBackend) -> None:
+        """Choose the kernels of the image encoder; encoders without a scan have no use for it."""
+        self.image_encoder.attention_backend = attention
+        if isinstance(self.image_encoder, HRSAMEncoder):
+            self.image_encoder.scan_backend = scan
 
     def encode(self, image: Tensor) -> ImageFeatures:
         """Embed images.
@@ -188,6 +199,88 @@ class Segmenter(nn.Module):
         mask_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the single mask and the candidates: (N, 4, H / 4, W / 4) and (N, 4)."""
+        masks, iou, _ = self._decode(
+            features,
+            point_coords_xy=point_coords_xy,
+            point_labels=point_labels,
+            boxes_xyxy=boxes_xyxy,
+            mask_logits=mask_logits,
+        )
+        return masks, iou
+
+    def refine(
+        self,
+        features: ImageFeatures,
+        *,
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        box_expansion: tuple[float, float] | None = None,
+    ) -> ImageFeatures:
+        """Rewrite the features for each of N objects, around what is predicted without that.
+
+        Learns through the refiner only: the prediction it starts from is made without gradients.
+
+        Parameters
+        ----------
+        features : ImageFeatures
+            As the encoder gave them; of one image, shared by the N objects, or of N images.
+        point_coords_xy, point_labels, boxes_xyxy, mask_logits
+            As in `decode`.
+        box_expansion : (float, float), optional
+            Factors on height and width of the box around the prediction, for training;
+            `FocusConfig.box_expansion` by default.
+
+        Returns
+        -------
+        ImageFeatures
+            Of N images: give them to `decode` in place of the original ones.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no focus refiner.
+        ShapeError
+            If the shapes do not belong together.
+        """
+        if self.focus_refiner is None:
+            raise ConfigError(
+                f"expected a model with a focus refiner, got {self.name!r}; choose one whose name "
+                "ends in +focus, or decode without refining"
+            )
+        with torch.no_grad():
+            masks, _, tokens = self._decode(
+                features,
+                point_coords_xy=point_coords_xy,
+                point_labels=point_labels,
+                boxes_xyxy=boxes_xyxy,
+                mask_logits=mask_logits,
+            )
+        num, (height, width) = masks.shape[0], features.embedding.shape[2:]
+        patch = self.config.image_encoder.patch_size
+        each = {
+            name: None if x is None else x.expand(num, -1, -1, -1) for name, x in features.items()
+        }
+        refined = self.focus_refiner(
+            each["embedding"],
+            tokens[:, :1],
+            masks[:, :1],
+            (height * patch, width * patch),
+            box_expansion,
+        )
+        return ImageFeatures(embedding=refined, stride8=each["stride8"], stride4=each["stride4"])
+
+    def _decode(
+        self,
+        features: ImageFeatures,
+        *,
+        point_coords_xy: Tensor | None,
+        point_labels: Tensor | None,
+        boxes_xyxy: Tensor | None,
+        mask_logits: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict all masks, their IoU and their tokens (N, 4, C)."""
         height, width = features.embedding.shape[2:]
         patch = self.config.image_encoder.patch_size
         sparse, dense = self.prompt_encoder(
@@ -214,7 +307,7 @@ class Segmenter(nn.Module):
                 mask_logits=mask_logits,
                 like=features.embedding,
             )
-        masks, iou = self.mask_decoder(
+        decoded: tuple[Tensor, Tensor, Tensor] = self.mask_decoder(
             features.embedding,
             self.prompt_encoder.dense_position((height, width)),
             sparse,
@@ -225,4 +318,4 @@ class Segmenter(nn.Module):
             point_coords_xy=point_coords_xy,
             point_labels=point_labels,
         )
-        return masks, iou
+        return decoded

@@ -27,8 +27,15 @@ from napari_hrsam.plugin.image_input import (
     read_image_layer,
     target_array,
 )
+from napari_hrsam.plugin.loading import (
+    AUTO_DEVICE,
+    ModelLoader,
+    ModelRequest,
+    load_named_model,
+    model_label,
+)
+from napari_hrsam.plugin.model_chooser import DEFAULT_MODEL
 from napari_hrsam.plugin.mouse import ClickTool
-from napari_hrsam.plugin.session_jobs import AUTO_DEVICE, load_named_model
 from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers, new_target_array
 from napari_hrsam.plugin.session_link import SessionLink
 from napari_hrsam.plugin.state import (
@@ -37,6 +44,7 @@ from napari_hrsam.plugin.state import (
     HINT_START,
     ControllerState,
     Phase,
+    describe_progress,
     describe_step,
 )
 from napari_hrsam.prompts import Prompts
@@ -46,9 +54,7 @@ if TYPE_CHECKING:
     import numpy as np
     from napari.layers import Image, Labels
 
-    from napari_hrsam.plugin.session_jobs import Answer, HandEdits, ModelLoader, Opened
-
-DEFAULT_MODEL = "hrsam-tiny"
+    from napari_hrsam.plugin.session_jobs import Answer, HandEdits, Opened
 
 
 class SegmentController(EnginePort):
@@ -64,7 +70,7 @@ class SegmentController(EnginePort):
     viewer
         A napari viewer, or a `napari.components.ViewerModel` without a window.
     load_model
-        Makes a model from its name and device.
+        Makes a model; see `ModelLoader`.
 
     Attributes
     ----------
@@ -110,7 +116,7 @@ class SegmentController(EnginePort):
 
     @property
     def image_layer(self) -> Image | None:
-        """The layer being annotated, or None while stopped."""
+        """The layer being annotated, or None while there is no session."""
         return self._image
 
     @property
@@ -161,10 +167,40 @@ class SegmentController(EnginePort):
             labels = target_array(target)
         self._image, self._input, self._target = image_layer, image_input, (target, labels)
         self._watch.start(image_layer)
-        self._update(
-            phase=Phase.LOADING, model=model, message=f"Loading {model} ...", is_error=False
-        )
-        self._link.open(image_input, labels, (model, device))
+        request = ModelRequest(model=model, device=device)
+        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
+        self._link.open(image_input, labels, request)
+
+    def use_model(self, model: str, *, device: str = AUTO_DEVICE, download: bool = False) -> None:
+        """Load a model in the background; a running session goes on with it.
+
+        Committed objects stay and can still be undone. Until the model is loaded no prompts are
+        taken; if it fails or is cancelled, the model before it is used on.
+
+        Parameters
+        ----------
+        model
+            A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        device
+            "auto", "cpu" or "cuda".
+        download
+            Whether missing weights may be fetched from the internet.
+
+        Raises
+        ------
+        SessionError
+            If an object is being drawn, or a model is being loaded already.
+        """
+        if len(self._prompts):
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        if self.state.phase is Phase.LOADING:
+            raise SessionError("a model is being loaded already; wait for it, or cancel it")
+        self._tools.stop()
+        request = ModelRequest(model=model, device=device, download=download)
+        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
+        self._link.use_model(request)
 
     def stop(self, message: str = HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
@@ -181,6 +217,7 @@ class SegmentController(EnginePort):
         error: BaseException | None = None,
     ) -> None:
         self._tools.stop()
+        self._link.cancel_loading()
         image, layers = self._image, self._layers
         self._image, self._input, self._target, self._layers = None, None, None, None
         self._prompts = Prompts()
@@ -298,7 +335,7 @@ class SegmentController(EnginePort):
     def cancel(self) -> None:
         """Give up the current object, or the loading of a model. Earlier commits stay."""
         if self.state.phase is Phase.LOADING:
-            self.stop(f"Loading was cancelled. {HINT_START}")
+            self._cancel_loading()
             return
         _, layers = self._ready()
         self._prompts = Prompts()
@@ -348,15 +385,42 @@ class SegmentController(EnginePort):
         self._tools.start(self._layers.all)
         self._update(
             phase=Phase.READY,
+            model=opened.model,
             device=opened.device,
             level=self.view_level(),
-            message=HINT_3D if self._tools.is_3d else HINT_CLICK,
+            message=self._hint(),
         )
 
     def open_failed(self, error: BaseException) -> None:
         """Show why there is no session."""
         self.stop()
         self.report(error)
+
+    def model_ready(self, opened: Opened) -> None:
+        """Go on with another model."""
+        self._update(
+            model=opened.model,
+            device=opened.device,
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            encode_ms=None,
+            decode_ms=None,
+        )
+        self._tile_px = opened.tile_px
+        self._go_on(f"{model_label(opened.model)} is loaded.")
+
+    def model_failed(self, error: BaseException) -> None:
+        """Go on with the model before, and show why."""
+        self._go_on("")
+        self.report(error)
+
+    def progressed(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how far a download is."""
+        is_done = done_bytes >= total_bytes
+        self._update(
+            progress=None if is_done else (done_bytes, total_bytes),
+            message=describe_progress(done_bytes, total_bytes),
+        )
 
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Show an answer."""
@@ -407,6 +471,28 @@ class SegmentController(EnginePort):
             )
         return self._input, self._layers
 
+    def _hint(self) -> str:
+        if self._layers is None:
+            return HINT_START
+        return HINT_3D if self._tools.is_3d else HINT_CLICK
+
+    def _cancel_loading(self) -> None:
+        if self._image is not None and self._layers is None:
+            self.stop(f"Loading was cancelled. {HINT_START}")
+        elif self._link.cancel_loading():
+            is_partial = self.state.progress is not None
+            kept = " What has come is kept for next time." if is_partial else ""
+            self._go_on(f"Loading was cancelled.{kept}")
+
+    def _go_on(self, message: str) -> None:
+        """Leave the loading of another model, with the session there is."""
+        changes: dict[str, Any] = {"phase": Phase.STOPPED}
+        if self._layers is not None:
+            self._tools.start(self._layers.all)
+            changes = {"phase": Phase.READY, "level": self.view_level()}
+        message = f"{message} {self._hint()}".strip()
+        self._update(message=message, is_error=False, progress=None, **changes)
+
     def _to_image(self, world: Sequence[float]) -> Any:
         assert self._image is not None
         return layer_position(self._viewer, self._image, world)
@@ -437,7 +523,7 @@ class SegmentController(EnginePort):
 
     def _on_ndisplay(self) -> None:
         if self._layers is not None:
-            self._update(message=HINT_3D if self._tools.is_3d else HINT_CLICK, is_error=False)
+            self._update(message=self._hint(), is_error=False)
 
     def _on_loss(self, what: str) -> None:
         message = f"The session ended: {what}. {HINT_START}"

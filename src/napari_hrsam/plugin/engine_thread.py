@@ -7,16 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 THREAD_NAME = "hrsam-inference"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Answer:
-    future: Future[Any]
-    receive: Callable[[Future[Any]], None]
 
 
 class EngineThread:
@@ -35,7 +29,7 @@ class EngineThread:
 
     def __init__(self, notify: Callable[[], None] | None = None) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
-        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._notify = notify
         self._closed = threading.Event()
         self._num_pending = 0
@@ -63,25 +57,29 @@ class EngineThread:
             return
         self._num_pending += 1
         future = self._pool.submit(job)
-        future.add_done_callback(lambda done: self._finish(_Answer(future=done, receive=receive)))
+        future.add_done_callback(lambda done: self.tell(partial(self._receive, receive, done)))
 
-    def _finish(self, answer: _Answer) -> None:
+    def tell(self, message: Callable[[], None]) -> None:
+        """Have a function called on the thread that calls `deliver`; for a job under way."""
         if self.is_closed:
             return
-        self._answers.put(answer)
+        self._answers.put(message)
         notify = self._notify
         if notify is not None:
             notify()
 
     def deliver(self) -> None:
-        """Hand finished jobs, in order, to their receivers on the calling thread."""
+        """Hand finished jobs and messages, in order, to the calling thread."""
         while not self.is_closed:
             try:
                 answer = self._answers.get_nowait()
             except queue.Empty:
                 return
-            self._num_pending -= 1
-            answer.receive(answer.future)
+            answer()
+
+    def _receive(self, receive: Callable[[Future[Any]], None], future: Future[Any]) -> None:
+        self._num_pending -= 1
+        receive(future)
 
     def wait(self, timeout_s: float) -> bool:
         """Deliver answers until no job is pending.

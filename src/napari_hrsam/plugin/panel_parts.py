@@ -80,6 +80,13 @@ def row(*widgets: QWidget) -> QWidget:
     return made
 
 
+def narrow(combo: QComboBox) -> QComboBox:
+    """Keep a combo box from growing with its entries, which would make the panel too wide."""
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(12)
+    return combo
+
+
 def fill_combo(combo: QComboBox, items: Sequence[tuple[str, Any]], chosen: Any) -> None:
     """Replace the items (text, data) of a combo box without emitting signals.
 

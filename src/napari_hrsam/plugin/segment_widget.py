@@ -22,25 +22,30 @@ from qtpy.QtWidgets import (
 )
 
 from napari_hrsam.errors import PromptError
-from napari_hrsam.modeling.configs import MODELS
-from napari_hrsam.plugin.controller import DEFAULT_MODEL, SegmentController
+from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.image_input import default_image_layer
 from napari_hrsam.plugin.layer_choices import LayerChoices
-from napari_hrsam.plugin.panel_parts import Bell, Section, button, fill_combo, row
+from napari_hrsam.plugin.loading import AUTO_DEVICE, load_named_model, model_label
+from napari_hrsam.plugin.model_box import ModelBox
+from napari_hrsam.plugin.model_chooser import find_known_models
+from napari_hrsam.plugin.panel_parts import Bell, Section, button, fill_combo, narrow, row
 from napari_hrsam.plugin.qt_binding import binding_warning
-from napari_hrsam.plugin.session_jobs import AUTO_DEVICE, load_named_model
 from napari_hrsam.plugin.session_layers import target_name
 from napari_hrsam.plugin.state import ControllerState, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import napari.viewer
     from qtpy.QtGui import QHideEvent, QShowEvent
 
-    from napari_hrsam.plugin.session_jobs import ModelLoader
+    from napari_hrsam.plugin.loading import ModelLoader
+    from napari_hrsam.plugin.model_chooser import KnownModel
 
 logger = logging.getLogger(__name__)
 
 MIN_WIDTH_PX = 300
+PROGRESS_STEPS = 1000
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 NEW_LAYER = "new layer"
 KEY_HELP = (
@@ -66,7 +71,9 @@ class SegmentWidget(QWidget):
     napari_viewer
         The viewer that the panel belongs to.
     load_model
-        Makes a model from its name and device.
+        Makes a model; see `ModelLoader`.
+    find_models
+        Finds the named models that can be chosen.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class SegmentWidget(QWidget):
         napari_viewer: napari.viewer.Viewer,
         *,
         load_model: ModelLoader = load_named_model,
+        find_models: Callable[[], list[KnownModel]] = find_known_models,
     ) -> None:
         super().__init__()
         self._viewer = napari_viewer
@@ -83,6 +91,8 @@ class SegmentWidget(QWidget):
         self.controller.set_notify(self._bell.ring)
         self._choices = LayerChoices(napari_viewer, self._fill_layers)
         self._asked_for_devices = False
+        self.model_box = ModelBox(find_models=find_models)
+        self.model_box.picked.connect(self._choose_model)
         self._build()
         self.controller.changed.connect(self._show_state)
         self.controller.failed.connect(self._notify)
@@ -123,31 +133,21 @@ class SegmentWidget(QWidget):
 
     def _build_input(self) -> Section:
         section = Section("Image and model")
-        self.image_box = QComboBox()
+        # A long layer name must not make the panel wider than the dock.
+        self.image_box, self.device_box, self.target_box = (narrow(QComboBox()) for _ in range(3))
         self.image_box.setToolTip("The image to segment; it is never changed")
-        self.model_box = QComboBox()
-        self.model_box.setToolTip("The network that draws the masks")
-        shipped = [(name, name) for name, config in MODELS.items() if config.weights]
-        fill_combo(self.model_box, shipped, DEFAULT_MODEL)
-        self.device_box = QComboBox()
         self.device_box.setToolTip("Where the network runs; auto takes a GPU if there is one")
         self._fill_devices((AUTO_DEVICE,))
-        self.target_box = QComboBox()
         self.target_box.setToolTip("The Labels layer that committed objects are written to")
-        for box in (self.image_box, self.model_box, self.device_box, self.target_box):
-            # A long layer name must not make the panel wider than the dock.
-            box.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
-            box.setMinimumContentsLength(12)
         self.image_box.activated.connect(self._choose_image)
-        for box in (self.model_box, self.device_box, self.target_box):
-            box.activated.connect(self._restart)
+        self.device_box.activated.connect(self._choose_device)
+        self.target_box.activated.connect(self._restart)
         self.start_button = button(
             "Start", "Load the model and take clicks on the image", self._start_or_stop
         )
         section.form.addRow("Image", self.image_box)
         section.form.addRow("Model", self.model_box)
+        section.form.addRow(self.model_box.question)
         section.form.addRow("Device", self.device_box)
         section.form.addRow("Objects", self.target_box)
         section.form.addRow(self.start_button)
@@ -216,7 +216,10 @@ class SegmentWidget(QWidget):
         self.message_label = QLabel()
         self.message_label.setWordWrap(True)
         self.message_label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        # A long file name in an error must not make the panel wider; the tooltip has it whole.
+        self.message_label.setMinimumWidth(1)
         self.facts_label = QLabel()
+        self.facts_label.setWordWrap(True)
         self.progress_bar = QProgressBar()
         self.progress_bar.setTextVisible(False)
         self.progress_bar.setFixedHeight(6)
@@ -256,8 +259,11 @@ class SegmentWidget(QWidget):
     def _show_state(self) -> None:
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
-        for box in (self.image_box, self.model_box, self.device_box, self.target_box):
-            box.setEnabled(is_stopped or (is_ready and not state.num_prompts))
+        is_open = is_stopped or (is_ready and not state.num_prompts)
+        for box in (self.image_box, self.device_box, self.target_box):
+            box.setEnabled(is_open)
+        is_loading = state.phase is Phase.LOADING
+        self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
         self.start_button.setText("Start" if is_stopped else "Stop")
         self.add_button.setChecked(not state.is_subtracting)
         self.subtract_button.setChecked(state.is_subtracting)
@@ -270,9 +276,15 @@ class SegmentWidget(QWidget):
         self.redo_button.setEnabled(is_ready and state.can_redo)
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
         self.message_label.setText(state.message)
+        self.message_label.setToolTip(state.message if state.is_error else "")
         self.message_label.setStyleSheet(self._error_style() if state.is_error else "")
         self.facts_label.setText(_facts(state))
-        self.progress_bar.setRange(0, 0 if state.is_busy else 1)
+        if state.progress is None:
+            self.progress_bar.setRange(0, 0 if state.is_busy else 1)
+        else:
+            # Bytes of a large file are more than Qt's 32 bits can count.
+            self.progress_bar.setRange(0, PROGRESS_STEPS)
+            self.progress_bar.setValue(PROGRESS_STEPS * state.progress[0] // state.progress[1])
         self.abort_button.setEnabled(state.is_busy and not is_stopped)
 
     def _error_style(self) -> str:
@@ -303,7 +315,7 @@ class SegmentWidget(QWidget):
         """
         self.controller.start(
             self.image_box.currentData(),
-            self.model_box.currentData(),
+            self.model_box.chooser.chosen,
             target=self.target_box.currentData(),
             device=self.device_box.currentData(),
         )
@@ -315,6 +327,22 @@ class SegmentWidget(QWidget):
         wanted = target_name(image)
         self.target_box.setCurrentIndex(texts.index(wanted) if wanted in texts else 0)
         self._restart()
+
+    def _choose_model(self, model: str, is_agreed: bool) -> None:
+        is_stopped = self.controller.state.phase is Phase.STOPPED
+        if is_stopped and not is_agreed and self.model_box.chooser.is_named(model):
+            self.model_box.keep(model)
+        else:
+            self.controller.guard(self._use_model, model, is_agreed)
+
+    def _choose_device(self) -> None:
+        if self.controller.state.phase is Phase.READY:
+            self.controller.guard(self._use_model, self.model_box.chooser.chosen, False)
+
+    def _use_model(self, model: str, is_agreed: bool) -> None:
+        device = self.device_box.currentData()
+        self.controller.use_model(model, device=device, download=is_agreed)
+        self.model_box.expect(model)
 
     def _restart(self) -> None:
         if self.controller.state.phase is Phase.READY:
@@ -339,7 +367,7 @@ class SegmentWidget(QWidget):
 
 
 def _facts(state: ControllerState) -> str:
-    facts = [state.model, state.device] if state.device else []
+    facts = [model_label(state.model), state.device] if state.device else []
     if state.level is not None:
         facts.append(f"level {state.level}")
     if state.decode_ms is not None and state.encode_ms is not None:

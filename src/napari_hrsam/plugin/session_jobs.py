@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_hrsam.errors import SessionError
+from napari_hrsam.plugin.loading import (
+    AUTO_DEVICE,
+    Loading,
+    LoadingCancelled,
+    ModelLoader,
+    ModelRequest,
+    load_named_model,
+)
 from napari_hrsam.plugin.preview_layer import apply_edits
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
     from napari_hrsam.engine.prediction import Prediction
-    from napari_hrsam.engine.session import Session
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.image_input import ImageInput
+    from napari_hrsam.plugin.panel_session import PanelSession
 
-ModelLoader = Callable[[str, str], Any]
+logger = logging.getLogger(__name__)
+
 HandEdits = tuple["Box", np.ndarray]
-AUTO_DEVICE = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """A session is ready.
+    """A model is loaded, and the session on it, if there is one, is ready.
 
     Attributes
     ----------
+    model
+        Its name or path, as it was asked for.
     device
         Where the model runs, such as "cpu" or "cuda:0".
     tile_px
         Side of the model's tile in level pixels.
+    can_undo, can_redo
+        Whether the session has a step to take back or to repeat.
     """
 
+    model: str
     device: str
     tile_px: int
+    can_undo: bool = False
+    can_redo: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,13 +86,6 @@ class Answer:
     is_taken_back: bool = False
 
 
-def load_named_model(name: str, device: str) -> Any:
-    """Load a model of `napari_hrsam.list_models`; imports torch."""
-    from napari_hrsam.modeling.checkpoints import load_model
-
-    return load_model(name, device=device)
-
-
 def find_devices() -> tuple[str, ...]:
     """Devices that a model can run on, "auto" first; imports torch."""
     import torch
@@ -91,22 +99,18 @@ class SessionJobs:
     Parameters
     ----------
     load_model
-        Makes a model from its name and device.
+        Makes a model; see `ModelLoader`.
     """
 
     def __init__(self, load_model: ModelLoader = load_named_model) -> None:
         self._load_model = load_model
-        self._model_key: tuple[str, str] | None = None
+        self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
-        self._session: Session | None = None
+        self._session: PanelSession | None = None
         self._num_committed = 0
 
     def open(
-        self,
-        image: ImageInput,
-        labels: np.ndarray,
-        model_key: tuple[str, str],
-        cancelled: threading.Event,
+        self, image: ImageInput, labels: np.ndarray, request: ModelRequest, loading: Loading
     ) -> Opened | None:
         """Load the model, unless it is loaded, and begin a session; None if cancelled meanwhile.
 
@@ -116,27 +120,69 @@ class SessionJobs:
             What to annotate; its pixels are read here.
         labels : (H, W) integer
             Receives committed objects in place.
-        model_key
-            Name and device.
-        cancelled
-            Set by the GUI thread to give up.
+        request
+            The model.
+        loading
+            Told how it goes; the GUI thread gives up through it.
         """
-        from napari_hrsam.engine.session import Session
+        from napari_hrsam.plugin.panel_session import PanelSession
         from napari_hrsam.storage.tile_source import ArrayImage
 
         self.close()
         pixels = ArrayImage(np.asarray(image.data), rgb=image.rgb)
-        if cancelled.is_set():
+        if not self._load(request, loading):
             return None
-        if self._model_key != model_key:
-            self._model, self._model_key = None, None
-            self._model = self._load_model(*model_key)
-            self._model_key = model_key
-        if cancelled.is_set():
-            return None
-        self._session = Session(self._model, pixels, labels)
+        self._session = PanelSession(self._model, pixels, labels)
         self._num_committed = 0
-        return Opened(device=str(self._model.device), tile_px=int(self._model.config.tile_px))
+        return self._opened(request)
+
+    def use_model(self, request: ModelRequest, loading: Loading) -> Opened | None:
+        """Load a model, and let the session, if there is one, go on with it; None if cancelled.
+
+        Commits and their undo stay. After an error, or when cancelled, everything is as before.
+
+        Raises
+        ------
+        SessionError
+            If an object is being drawn: it belongs to the model that drew it.
+        """
+        if self._session is not None and self._session.prediction is not None:
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        if not self._load(request, loading):
+            return None
+        if self._session is not None:
+            self._session = self._session.with_model(self._model)
+        return self._opened(request)
+
+    def _load(self, request: ModelRequest, loading: Loading) -> bool:
+        """Whether the model is there; the one before it stays until then."""
+        if loading.is_cancelled:
+            return False
+        key = request.key
+        if self._model_key == key:
+            return loading.finish()
+        try:
+            model = self._load_model(
+                request.model, request.device, download=request.download, progress=loading
+            )
+        except LoadingCancelled:
+            logger.info("loading of %s was cancelled", request.model)
+            return False
+        if not loading.finish():
+            return False
+        self._model, self._model_key = model, key
+        return True
+
+    def _opened(self, request: ModelRequest) -> Opened:
+        return Opened(
+            model=request.model,
+            device=str(self._model.device),
+            tile_px=int(self._model.config.tile_px),
+            can_undo=self._session is not None and self._session.can_undo,
+            can_redo=self._session is not None and self._session.can_redo,
+        )
 
     def close(self) -> None:
         """End the session; the model stays loaded for the next one."""
@@ -197,7 +243,7 @@ class SessionJobs:
         return self.snapshot()
 
     @property
-    def _current(self) -> Session:
+    def _current(self) -> PanelSession:
         if self._session is None:
             raise SessionError("expected a started session, got none; press Start")
         return self._session

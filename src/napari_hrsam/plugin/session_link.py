@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from napari_hrsam.plugin.engine_thread import EngineThread
-from napari_hrsam.plugin.session_jobs import Answer, ModelLoader, Opened, SessionJobs
+from napari_hrsam.plugin.loading import Loading, ModelLoader, ModelRequest
+from napari_hrsam.plugin.session_jobs import Answer, Opened, SessionJobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.image_input import ImageInput
     from napari_hrsam.plugin.session_jobs import HandEdits
+
+logger = logging.getLogger(__name__)
 
 
 class SessionListener(Protocol):
@@ -27,6 +31,15 @@ class SessionListener(Protocol):
 
     def open_failed(self, error: BaseException) -> None:
         """Take note that no session could be opened."""
+
+    def model_ready(self, opened: Opened) -> None:
+        """Take note that another model is in use."""
+
+    def model_failed(self, error: BaseException) -> None:
+        """Take note that another model could not be loaded; the one before is still in use."""
+
+    def progressed(self, done_bytes: int, total_bytes: int) -> None:
+        """Take note of how far a download is."""
 
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Take an answer; only the newest one is to be shown, but every edit counts."""
@@ -59,6 +72,7 @@ class SessionLink:
         self._listener = listener
         self._generation = 0
         self._opening = threading.Event()
+        self._loading = Loading()
         self._object_cancelled = threading.Event()
 
     @property
@@ -66,18 +80,31 @@ class SessionLink:
         """Whether anything has not been answered yet."""
         return self.engine.num_pending > 0
 
-    def open(self, image: ImageInput, labels: np.ndarray, model_key: tuple[str, str]) -> None:
-        """Load a model, by name and device, and begin a session; see `SessionJobs.open`."""
+    def open(self, image: ImageInput, labels: np.ndarray, request: ModelRequest) -> None:
+        """Load a model and begin a session; see `SessionJobs.open`."""
         self._opening = opening = threading.Event()
         self._object_cancelled = threading.Event()
         self.submit(
-            partial(self._jobs.open, image, labels, model_key, opening),
+            partial(self._jobs.open, image, labels, request, self._new_loading()),
             partial(self._receive_opened, opening),
         )
+
+    def use_model(self, request: ModelRequest) -> None:
+        """Load a model, and let the session go on with it; see `SessionJobs.use_model`."""
+        loading = self._new_loading()
+        self.submit(
+            partial(self._jobs.use_model, request, loading),
+            partial(self._receive_model, self._opening, loading),
+        )
+
+    def cancel_loading(self) -> bool:
+        """Give up the loading of a model; False if it is done and its answer is on the way."""
+        return self._loading.cancel()
 
     def end(self, then: Callable[[], None]) -> None:
         """End the session after the steps asked for; `then` is called once that is done."""
         self._opening.set()
+        self._loading.cancel()
         self._object_cancelled.set()
 
         def receive(future: Future[Any]) -> None:
@@ -90,6 +117,7 @@ class SessionLink:
         """End the thread after what it is doing; returns at once, nothing is told any more."""
         self.engine.close()
         self._opening.set()
+        self._loading.cancel()
         self._object_cancelled.set()
 
     def click(self, point_yx: tuple[float, float], positive: bool, level: int) -> None:
@@ -129,6 +157,28 @@ class SessionLink:
         self.submit(
             job, partial(self._receive, self._opening, self._generation, hand_edits=hand_edits)
         )
+
+    def _new_loading(self) -> Loading:
+        # Of a loading that was given up nothing more is told.
+        def tell(done_bytes: int, total_bytes: int) -> None:
+            if not loading.is_cancelled:
+                self._listener.progressed(done_bytes, total_bytes)
+
+        loading = Loading(lambda *numbers: self.engine.tell(partial(tell, *numbers)))
+        self._loading = loading
+        return loading
+
+    def _receive_model(
+        self, opening: threading.Event, loading: Loading, future: Future[Any]
+    ) -> None:
+        error = future.exception()
+        if error is not None:
+            if loading.is_cancelled:
+                logger.info("the cancelled loading ended with an error", exc_info=error)
+            else:
+                self._listener.model_failed(error)
+        elif future.result() is not None and self._opening is opening:
+            self._listener.model_ready(future.result())
 
     def _receive_opened(self, opening: threading.Event, future: Future[Any]) -> None:
         if opening.is_set():

@@ -22,7 +22,7 @@ HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
 
 
 class Phase(StrEnum):
-    """What the controller is at: no session, one being opened, or one that takes prompts."""
+    """What the controller is at: no session, a model being loaded, or one that takes prompts."""
 
     STOPPED = "stopped"
     LOADING = "loading"
@@ -40,7 +40,9 @@ class ControllerState:
     is_busy
         Whether the inference thread has something to do.
     model, device
-        Name of the model; where it runs, or an empty string while that is unknown.
+        Name or path of the model in use and where it runs; empty strings before one was loaded.
+    progress
+        Bytes fetched and bytes in all while weights are being downloaded, else None.
     level
         Level of the current object, or the one that the view would give; None while stopped.
     encode_ms, decode_ms
@@ -65,6 +67,7 @@ class ControllerState:
     is_busy: bool = False
     model: str = ""
     device: str = ""
+    progress: tuple[int, int] | None = None
     level: int | None = None
     encode_ms: float | None = None
     decode_ms: float | None = None
@@ -115,7 +118,10 @@ class StateBoard:
             )
             logger.error("%s", message, exc_info=error)
         self._unraised = self._unraised or error
-        self.update(message=message[:1].upper() + message[1:], is_error=True)
+        # A sentence begins large, but not the name of a model or a file.
+        if message.split(" ")[0].isalpha():
+            message = message[:1].upper() + message[1:]
+        self.update(message=message, is_error=True)
         self.failed.emit(error)
 
     def raise_reported(self) -> None:
@@ -123,6 +129,18 @@ class StateBoard:
         error, self._unraised = self._unraised, None
         if error is not None:
             raise error
+
+
+def describe_progress(done_bytes: int, total_bytes: int) -> str:
+    """Say how far a download is."""
+    if done_bytes >= total_bytes:
+        return "Downloaded. Loading the model ..."
+    return f"Downloading: {file_size(done_bytes)} of {file_size(total_bytes)}"
+
+
+def file_size(num_bytes: int) -> str:
+    """Write a size in MB, or in GB where it is large."""
+    return f"{num_bytes / 2**20:.0f} MB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GB"
 
 
 def describe_step(answer: Answer) -> str:

@@ -7,113 +7,43 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from napari_hrsam.errors import CheckpointError, ConfigError
+from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.checkpoints import (
+    check_state,
+    load_model,
     load_training_state,
-    load_weights,
+    read_state,
+    save_refiner,
     save_training_state,
     save_weights,
 )
-from napari_hrsam.modeling.configs import MODELS, ModelConfig
+from napari_hrsam.modeling.models import ModelConfig, find_config
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.selective_scan import ScanBackend
-from napari_hrsam.training.batches import Batch, CropConfig, CropSampler
-from napari_hrsam.training.click_rounds import ClickRounds, per_object
+from napari_hrsam.training.batches import CropSampler
 from napari_hrsam.training.datasets import open_samples
+from napari_hrsam.training.distill import TeacherCache
+from napari_hrsam.training.stages import (
+    ClickStage,
+    DistillStage,
+    FocusStage,
+    Stage,
+    StageLoss,
+)
+from napari_hrsam.training.train_config import TrainConfig
+from napari_hrsam.training.warm_start import start_near_identity, take_decoder, warm_start
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """A training run; saved as JSON beside what it made.
-
-    Attributes
-    ----------
-    model : str
-        Name in `configs.MODELS`.
-    data : tuple of str
-        Shards and folders.
-    exclude_sources : tuple of str
-        Sources left out, e.g. for their licence.
-    out : str
-        Folder for checkpoints, log and weights.
-    init : str
-        Weights to start from; empty for a random start.
-    steps : int
-        Optimiser steps of the whole schedule.
-    crops : CropConfig
-    max_clicks : int
-        Longest simulated sequence of clicks.
-    click_decay : float
-        A sequence goes on with this probability after each click (geometric).
-    box_share : float
-        Share of sequences that begin with a box in place of a click.
-    learning_rate, weight_decay, clip_norm
-        Of AdamW and of the gradient clipping.
-    warmup : int
-        Steps of linear warm-up.
-    schedule : {"cosine", "linear"}
-        Decay to zero after the warm-up.
-    ema_decay : float
-        Of the averaged weights, which are the ones saved for use.
-    precision : {"float32", "bfloat16"}
-        bfloat16 runs the encoder under autocast.
-    scan : {"auto", "mamba", "torch", "numba", "reference"}
-        Backend of the state-space blocks; "numba" trains several times faster on a CPU.
-    device : str
-    seed : int
-    checkpoint_every_s : float
-        Seconds between checkpoints.
-    """
-
-    model: str = "hrsam-tiny"
-    data: tuple[str, ...] = ()
-    exclude_sources: tuple[str, ...] = ()
-    out: str = "runs/hrsam-tiny"
-    init: str = ""
-    steps: int = 4000
-    crops: CropConfig = field(default_factory=CropConfig)
-    max_clicks: int = 8
-    click_decay: float = 0.7
-    box_share: float = 0.12
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    clip_norm: float = 1.0
-    warmup: int = 100
-    schedule: Literal["cosine", "linear"] = "cosine"
-    ema_decay: float = 0.998
-    precision: Literal["float32", "bfloat16"] = "float32"
-    scan: ScanBackend = "auto"
-    device: str = "cpu"
-    seed: int = 0
-    checkpoint_every_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.model not in MODELS:
-            raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
-        if self.steps < 1 or self.warmup < 0 or self.max_clicks < 1:
-            raise ConfigError(
-                "steps and max_clicks must be at least 1 and warmup at least 0, got "
-                f"{self.steps}, {self.max_clicks} and {self.warmup}"
-            )
-        for name in ("click_decay", "box_share", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if self.schedule not in ("cosine", "linear"):
-            raise ConfigError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,8 +57,9 @@ class StepReport:
     crops, objects : int
         Crops and objects seen since the start of the schedule.
     loss : float
-    iou_first, iou_last : float
-        Mean IoU on the crop after the first click and after the last of the sequence.
+    iou_first, iou_last : float or None
+        Mean IoU on the crop after the first click and after the last of the sequence; None where
+        there are no clicks.
     clicks : int
         Length of the sequence.
     learning_rate, seconds : float
@@ -138,8 +69,8 @@ class StepReport:
     crops: int
     objects: int
     loss: float
-    iou_first: float
-    iou_last: float
+    iou_first: float | None
+    iou_last: float | None
     clicks: int
     learning_rate: float
     seconds: float
@@ -229,29 +160,47 @@ class Trainer:
         self.config = config
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.model = _new_model(MODELS[config.model], config.init).to(self.device)
+        self.model = start_model(find_config(config.model), config.init).to(self.device)
         self.model.precision = config.precision
-        self.model.image_encoder.scan_backend = config.scan
-        self.averaged = _new_model(MODELS[config.model], "").to(self.device).eval()
-        self.averaged.load_state_dict(self.model.state_dict())
-        self.averaged.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay),
-            lr=config.learning_rate,
-            fused=True,
-        )
+        self.model.set_backends("auto", config.scan)
         samples = open_samples(config.data, exclude_sources=config.exclude_sources)
         self._data = f"{len(samples)} images ({', '.join(sorted({s.source for s in samples}))})"
-        self.sampler = CropSampler(samples, config.crops)
+        self.stage = self._make_stage(CropSampler(samples, config.crops))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.stage.learns(name))
+        self.averaged = Segmenter(self.model.config).to(self.device).eval()
+        self.averaged.load_state_dict(self.model.state_dict())
+        self.averaged.requires_grad_(False)
+        learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        if self.stage.bridge is not None:
+            learning += [(f"bridge.{n}", p) for n, p in self.stage.bridge.named_parameters()]
+        self._learning = [parameter for _, parameter in learning]
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(learning, config.weight_decay), lr=config.learning_rate, fused=True
+        )
         self.step = 0
         self.crops = 0
         self.objects = 0
+
+    def _make_stage(self, sampler: CropSampler) -> Stage:
+        if self.config.stage == "focus":
+            return FocusStage(self.config, sampler)
+        if self.config.stage != "distill":
+            return ClickStage(self.config, sampler)
+        distill = self.config.distill
+        teacher = load_model(distill.teacher, device=self.config.device)
+        take_decoder(self.model, teacher)
+        cache = TeacherCache(
+            Path(self.config.out) / "teacher", distill, teacher, sampler, self.config.seed
+        )
+        cache.complete(_log_cached)
+        return DistillStage(cache, self.model)
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs, atomically."""
         state = {
             "config": json.dumps(asdict(self.config)),
-            "model": self.model.state_dict(),
+            "model": {**self.model.state_dict(), **self._bridge_state()},
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": torch.tensor([self.step, self.crops, self.objects]),
@@ -261,7 +210,10 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the averaged weights for use: fp16 safetensors that say what they saw."""
         seen = f"{self._data}; {self.step} steps, {self.crops} crops, {self.objects} objects"
-        save_weights(self.averaged, path, trained_on=seen)
+        if self.config.stage == "focus":
+            save_refiner(self.averaged, path, trained_on=seen)
+        else:
+            save_weights(self.averaged, path, trained_on=seen)
 
     def load(self, path: Path) -> None:
         """Continue from a file written by `save`.
@@ -272,22 +224,32 @@ class Trainer:
             If the file is missing, unreadable or of another model.
         """
         state = load_training_state(path)
-        saved = json.loads(state["config"])["model"]
-        if saved != self.config.model:
+        saved = json.loads(state["config"])
+        if (saved["model"], saved["stage"]) != (self.config.model, self.config.stage):
             raise CheckpointError(
-                f"{path} is a run of {saved!r}, not of {self.config.model!r}; "
-                "choose its folder or its model"
+                f"{path} is a run of {saved['model']!r} (stage {saved['stage']!r}), not of "
+                f"{self.config.model!r} ({self.config.stage!r}); choose its folder or its model"
+            )
+        bridge = {k: state["model"].pop(k) for k in self._bridge_state()}
+        if self.stage.bridge is not None:
+            self.stage.bridge.load_state_dict(
+                {k.removeprefix("bridge."): value for k, value in bridge.items()}
             )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.crops, self.objects = state["counts"].tolist()
 
+    def _bridge_state(self) -> dict[str, Tensor]:
+        if self.stage.bridge is None:
+            return {}
+        return {f"bridge.{k}": value for k, value in self.stage.bridge.state_dict().items()}
+
     def run(self) -> Iterator[StepReport]:
         """Do the remaining steps; batches are cut in a second thread, one ahead."""
         start = time.monotonic()
         with ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(self.sampler.batch, self._rng(0))
+            pending = ahead.submit(self.stage.draw, self._rng(0))
             while self.step < self.config.steps:
                 batch = pending.result()
                 rng = self._rng(1)
@@ -295,18 +257,18 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 self.step += 1
-                pending = ahead.submit(self.sampler.batch, self._rng(0))
-                loss, ious = self._update(batch, rng)
-                self.crops += len(batch.images)
-                self.objects += len(batch.masks)
+                pending = ahead.submit(self.stage.draw, self._rng(0))
+                done = self._update(batch, rng)
+                self.crops += done.crops
+                self.objects += done.objects
                 yield StepReport(
                     step=self.step,
                     crops=self.crops,
                     objects=self.objects,
-                    loss=round(loss, 5),
-                    iou_first=round(ious[0], 4),
-                    iou_last=round(ious[-1], 4),
-                    clicks=len(ious),
+                    loss=round(float(done.loss.detach()), 5),
+                    iou_first=round(done.ious[0], 4) if done.ious else None,
+                    iou_last=round(done.ious[-1], 4) if done.ious else None,
+                    clicks=len(done.ious),
                     learning_rate=rate,
                     seconds=round(time.monotonic() - start, 2),
                 )
@@ -323,33 +285,27 @@ class Trainer:
             return config.learning_rate * (1 - done)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _update(self, batch: Batch, rng: np.random.Generator) -> tuple[float, list[float]]:
+    def _update(self, batch: Any, rng: np.random.Generator) -> StageLoss:
         # Noise depends on the step alone, so that a resumed run goes on as it would have.
         torch.manual_seed(int(rng.integers(2**62)))
-        self.model.train()
-        images = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2).float()
-        index = torch.from_numpy(batch.crop_index).to(self.device)
+        self._set_modes()
         with self._autocast():
-            features = per_object(self.model.encode(images), index)
-            rounds = ClickRounds(
-                batch.masks,
-                rng,
-                max_clicks=self.config.max_clicks,
-                click_decay=self.config.click_decay,
-                box_share=self.config.box_share,
-                device=self.device,
-            )
-            loss, ious = rounds.loss(self.model, features)
+            done = self.stage.loss(self.model, batch, rng)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        done.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._learning, self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
             self._average()
         else:
             # One such step would end the run: some half-precision kernels overflow on rare input.
             logger.warning("step %d: gradient is not finite, step left out", self.step)
-        return float(loss.detach()), ious
+        return done
+
+    def _set_modes(self) -> None:
+        """Only parts that learn are in training mode."""
+        for part in self.model.children():
+            part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
         if self.config.precision == "bfloat16":
@@ -366,19 +322,48 @@ class Trainer:
         torch._foreach_lerp_(targets, sources, 1 - decay)
 
 
-def _new_model(config: ModelConfig, init: str) -> Segmenter:
+def start_model(config: ModelConfig, init: Sequence[str]) -> Segmenter:
+    """Make a model, from weights of its own or of a related model where some are given.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    init : sequence of str
+        Weight files, later ones over earlier ones.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is unreadable, names this model and does not fit it, or has nothing of it.
+    """
     model = Segmenter(config)
-    if init:
-        load_weights(model, Path(init))
+    if model.focus_refiner is not None:
+        start_near_identity(model.focus_refiner)
+    new = set(model.state_dict())
+    for source in init:
+        state, name = read_state(Path(source))
+        is_refiner = all(key.startswith("focus_refiner.") for key in state)
+        if name == config.name and not is_refiner:
+            check_state(state, model.state_dict(), source, config.name)
+        new -= set(warm_start(model, state).copied)
+    if init and new:
+        logger.info("%d tensors of %s start from new values", len(new), config.name)
     return model
 
 
-def _parameter_groups(model: Segmenter, weight_decay: float) -> list[dict[str, object]]:
+def _log_cached(done: int, total: int) -> None:
+    logger.info("teacher's embeddings: %d of %d batches", done, total)
+
+
+def _parameter_groups(
+    learning: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, object]]:
     """No decay on vectors (norms, biases, gammas), tokens and the scan's own parameters."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_plain = parameter.ndim < 2 or "As_log" in name or "gamma" in name or "embed" in name
+    for name, parameter in learning:
+        is_token = "embed" in name and "embed_proj" not in name
+        is_plain = parameter.ndim < 2 or is_token or "As_log" in name or "gamma" in name
         (plain if is_plain else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},

@@ -1,0 +1,285 @@
+"""The table of named models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from napari_hrsam.errors import ConfigError
+from napari_hrsam.modeling.configs import (
+    BASAMConfig,
+    EncoderConfig,
+    FocusConfig,
+    HRSAMConfig,
+    PromptDecoderConfig,
+    TinyViTConfig,
+    ViTConfig,
+)
+
+ChannelOrder = Literal["rgb", "bgr"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A whole segmenter.
+
+    Attributes
+    ----------
+    name : str
+        Name in `MODELS`.
+    description : str
+        One line for lists.
+    image_encoder, decoder
+        Network configurations.
+    focus : FocusConfig or None
+        Refiner that rewrites the embedding of an object at its second click.
+    pixel_mean, pixel_std : tuple of float
+        Normalisation of 0..255 values in the order of ``channel_order``.
+    channel_order : {"rgb", "bgr"}
+        Channel order that the checkpoint was trained with.
+    tile_px : int
+        Side of the square the encoder sees at once, in level pixels.
+    licence : str
+        SPDX identifier of the weights.
+    weights : str
+        File name of shipped weights, empty if there are none.
+    focus_weights : str
+        File name of the shipped refiner, empty if there is none.
+    download : str
+        Entry of ``weights/registry.json`` that holds the weights; empty if there is none.
+    """
+
+    name: str
+    description: str
+    image_encoder: EncoderConfig
+    decoder: PromptDecoderConfig
+    focus: FocusConfig | None = None
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channel_order: ChannelOrder = "rgb"
+    tile_px: int = 1024
+    licence: str = ""
+    weights: str = ""
+    focus_weights: str = ""
+    download: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.tile_px % 16 or self.tile_px <= 0:
+            raise ConfigError(f"tile_px must be a positive multiple of 16, got {self.tile_px}")
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ConfigError(f"channel_order must be 'rgb' or 'bgr', got {self.channel_order!r}")
+        if not all(math.isfinite(s) and s > 0 for s in self.pixel_std):
+            raise ConfigError(f"pixel_std must be positive, got {self.pixel_std}")
+        if self.image_encoder.out_channels != self.decoder.embed_dim:
+            raise ConfigError(
+                f"the encoder gives {self.image_encoder.out_channels} channels but the decoder "
+                f"takes {self.decoder.embed_dim}"
+            )
+        if self.focus is not None and self.focus.embed_dim != self.decoder.embed_dim:
+            raise ConfigError(
+                f"the encoder gives {self.decoder.embed_dim} channels but the focus refiner "
+                f"takes {self.focus.embed_dim}"
+            )
+
+
+_TINY_STEM = (24, 48, 96)
+
+_TINY_ENCODER = HRSAMConfig(
+    embed_dim=192,
+    num_heads=6,
+    mlp_ratio=2.0,
+    window_size=8,
+    state_dim=8,
+    out_channels=128,
+    pos_grid=0,
+    stem="conv",
+    stem_channels=_TINY_STEM,
+)
+
+HRSAM_TINY = ModelConfig(
+    name="hrsam-tiny",
+    description="HRSAM with 192 channels and a convolutional stem, for a laptop CPU",
+    image_encoder=_TINY_ENCODER,
+    decoder=PromptDecoderConfig(
+        embed_dim=128,
+        num_heads=4,
+        mlp_dim=512,
+        iou_head_dim=128,
+        skip_channels=(_TINY_STEM[2], _TINY_STEM[1]),
+        dense_prompts=True,
+    ),
+    tile_px=512,
+    licence="BSD-3-Clause",
+    weights="hrsam-tiny.safetensors",
+)
+
+HRSAM_PLUSPLUS_TINY = replace(
+    HRSAM_TINY,
+    name="hrsam++-tiny",
+    description="hrsam-tiny with an anchor map: the whole tile at 128 px beside it",
+    image_encoder=replace(_TINY_ENCODER, anchor_sizes=(128,)),
+    weights="hrsam++-tiny.safetensors",
+)
+
+HRSAM_TINY_FOCUS = replace(
+    HRSAM_TINY,
+    name="hrsam-tiny+focus",
+    description="hrsam-tiny with a focus refiner at the second click",
+    focus=FocusConfig(embed_dim=128, depth=4, num_heads=4, mlp_ratio=2.0, window_size=8),
+    focus_weights="hrsam-tiny-focus.safetensors",
+)
+
+SAM_TINY = ModelConfig(
+    name="sam-tiny",
+    description="small encoder with SAM's global attention, for comparisons of input lengths",
+    image_encoder=ViTConfig(
+        embed_dim=192,
+        num_heads=6,
+        mlp_ratio=2.0,
+        window_size=8,
+        out_channels=128,
+        pos_grid=16,
+        stem="conv",
+        stem_channels=_TINY_STEM,
+    ),
+    decoder=HRSAM_TINY.decoder,
+    tile_px=256,
+    licence="BSD-3-Clause",
+)
+
+HRSAM_B = ModelConfig(
+    name="hrsam-b",
+    description="HRSAM ViT-B of the paper, for the authors' checkpoints",
+    image_encoder=HRSAMConfig(),
+    decoder=PromptDecoderConfig(),
+    channel_order="bgr",
+)
+
+HRSAM_PLUSPLUS_B = replace(
+    HRSAM_B,
+    name="hrsam++-b",
+    description="HRSAM++ ViT-B of the paper, for the authors' checkpoints",
+    image_encoder=HRSAMConfig(anchor_sizes=(512,)),
+)
+
+MOBILE_SAM = ModelConfig(
+    name="mobile-sam",
+    description="MobileSAM: SAM's decoder behind a small TinyViT",
+    image_encoder=TinyViTConfig(),
+    decoder=PromptDecoderConfig(),
+    licence="Apache-2.0",
+    download="mobile-sam",
+)
+
+SAM_B = ModelConfig(
+    name="sam-b",
+    description="Segment Anything ViT-B",
+    image_encoder=ViTConfig(),
+    decoder=PromptDecoderConfig(),
+    licence="Apache-2.0",
+    download="sam-b",
+)
+
+SAM_L = replace(
+    SAM_B,
+    name="sam-l",
+    description="Segment Anything ViT-L",
+    image_encoder=ViTConfig(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
+    download="sam-l",
+)
+
+_VIT_H = ViTConfig(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31))
+
+SAM_H = replace(
+    SAM_B,
+    name="sam-h",
+    description="Segment Anything ViT-H",
+    image_encoder=_VIT_H,
+    download="sam-h",
+)
+
+SAM_H_FOCUS = ModelConfig(
+    name="sam-h+focus",
+    description="FocSAM of the paper: SAM ViT-H with a focus refiner, for the authors' checkpoint",
+    image_encoder=replace(_VIT_H, norm_eps=1e-5),
+    decoder=PromptDecoderConfig(),
+    focus=FocusConfig(),
+    channel_order="bgr",
+)
+
+
+def with_ba(config: ModelConfig, tile_px: int = 2048) -> ModelConfig:
+    """Give a SAM model BA-SAM's scaling factor, and tiles above the size it was trained on.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        With a `ViTConfig` or `TinyViTConfig`.
+    tile_px : int
+        Side of the tiles.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder is not SAM's.
+    """
+    if isinstance(config.image_encoder, HRSAMConfig):
+        raise ConfigError(f"+ba is for SAM's encoders, got {config.name!r}; it needs no +ba")
+    return replace(
+        config,
+        name=f"{config.name}+ba",
+        description=f"{config.description}, with BA-SAM's scaling for larger tiles",
+        image_encoder=replace(config.image_encoder, ba=BASAMConfig()),
+        tile_px=tile_px,
+    )
+
+
+MODELS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        HRSAM_TINY,
+        HRSAM_PLUSPLUS_TINY,
+        HRSAM_TINY_FOCUS,
+        HRSAM_B,
+        HRSAM_PLUSPLUS_B,
+        MOBILE_SAM,
+        SAM_B,
+        SAM_L,
+        SAM_H,
+        SAM_H_FOCUS,
+        *(with_ba(config) for config in (MOBILE_SAM, SAM_B, SAM_L, SAM_H)),
+    )
+}
+
+COMPARISONS: dict[str, ModelConfig] = {SAM_TINY.name: SAM_TINY}
+"""Networks that are trained for a comparison in ``benchmarks/`` and not offered to users."""
+
+
+def find_config(name: str) -> ModelConfig:
+    """Find a named model; ``+focus`` and ``+ba`` behind other names are put together.
+
+    Parameters
+    ----------
+    name : str
+        Of `MODELS` or `COMPARISONS`, or such a name with ``+ba`` (SAM's encoders) or ``+focus``
+        (encoders with 256 channels, for a refiner of one's own) behind it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    known = {**MODELS, **COMPARISONS}
+    if name in known:
+        return known[name]
+    base, plus, option = name.rpartition("+")
+    if plus and option == "ba":
+        return with_ba(find_config(base))
+    if plus and option == "focus":
+        config = find_config(base)
+        if config.focus is None:
+            description = f"{config.description}, with a focus refiner at the second click"
+            return replace(config, name=name, description=description, focus=FocusConfig())
+    raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {name!r}")

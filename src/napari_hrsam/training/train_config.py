@@ -1,0 +1,123 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from napari_hrsam.errors import ConfigError
+from napari_hrsam.modeling.models import find_config
+from napari_hrsam.modeling.selective_scan import ScanBackend
+from napari_hrsam.training.batches import CropConfig
+from napari_hrsam.training.distill import DistillConfig
+
+StageName = Literal["clicks", "decoder", "focus", "distill"]
+STAGES: tuple[StageName, ...] = ("clicks", "decoder", "focus", "distill")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A training run; saved as JSON beside what it made.
+
+    Attributes
+    ----------
+    model : str
+        Name in `configs.MODELS`.
+    data : tuple of str
+        Shards and folders.
+    exclude_sources : tuple of str
+        Sources left out, e.g. for their licence.
+    out : str
+        Folder for checkpoints, log and weights.
+    init : tuple of str
+        Weights to start from, of this model or of a related one (`warm_start`), later files over
+        earlier ones, such as a model and its refiner; empty for a random start.
+    stage : {"clicks", "decoder", "focus", "distill"}
+        What is taught, see `stages`.
+    distill : DistillConfig
+        The teacher of the stage "distill".
+    steps : int
+        Optimiser steps of the whole schedule.
+    crops : CropConfig
+    max_clicks : int
+        Longest simulated sequence of clicks.
+    click_decay : float
+        A sequence goes on with this probability after each click (geometric).
+    box_share : float
+        Share of sequences that begin with a box in place of a click.
+    refine_decay, point_weight
+        Of the stage "focus", see `focus_rounds.FocusRounds`.
+    learning_rate, weight_decay, clip_norm
+        Of AdamW and of the gradient clipping.
+    warmup : int
+        Steps of linear warm-up.
+    schedule : {"cosine", "linear"}
+        Decay to zero after the warm-up.
+    ema_decay : float
+        Of the averaged weights, which are the ones saved for use.
+    precision : {"float32", "bfloat16"}
+        bfloat16 runs the encoder under autocast.
+    scan : {"auto", "mamba", "torch", "numba", "reference"}
+        Backend of the state-space blocks; "numba" trains several times faster on a CPU.
+    device : str
+    seed : int
+    checkpoint_every_s : float
+        Seconds between checkpoints.
+    """
+
+    model: str = "hrsam-tiny"
+    data: tuple[str, ...] = ()
+    exclude_sources: tuple[str, ...] = ()
+    out: str = "runs/hrsam-tiny"
+    init: tuple[str, ...] = ()
+    stage: StageName = "clicks"
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    steps: int = 4000
+    crops: CropConfig = field(default_factory=CropConfig)
+    max_clicks: int = 8
+    click_decay: float = 0.7
+    box_share: float = 0.12
+    refine_decay: float = 0.35
+    point_weight: float = 1.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    warmup: int = 100
+    schedule: Literal["cosine", "linear"] = "cosine"
+    ema_decay: float = 0.998
+    precision: Literal["float32", "bfloat16"] = "float32"
+    scan: ScanBackend = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    checkpoint_every_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        model = find_config(self.model)
+        if self.stage not in STAGES:
+            raise ConfigError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        if self.stage == "focus" and model.focus is None:
+            raise ConfigError(
+                f"the stage 'focus' needs a model with a focus refiner, got {self.model!r}; "
+                f"name it {self.model + '+focus'!r}"
+            )
+        if (self.stage == "distill") != bool(self.distill.teacher):
+            raise ConfigError(
+                "the stage 'distill' and a teacher belong together, got the stage "
+                f"{self.stage!r} and the teacher {self.distill.teacher!r}"
+            )
+        if self.stage in ("decoder", "focus") and not self.init:
+            raise ConfigError(
+                f"the stage {self.stage!r} teaches a part of a trained model, got no weights to "
+                "start from; name them with init (--init)"
+            )
+        if self.steps < 1 or self.warmup < 0 or self.max_clicks < 1:
+            raise ConfigError(
+                "steps and max_clicks must be at least 1 and warmup at least 0, got "
+                f"{self.steps}, {self.max_clicks} and {self.warmup}"
+            )
+        for name in ("click_decay", "box_share", "refine_decay", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if self.schedule not in ("cosine", "linear"):
+            raise ConfigError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
