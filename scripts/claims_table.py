@@ -44,9 +44,7 @@ def length_table(measured: dict[str, Any], columns: tuple[str, ...]) -> str:
 
 def stability_table(scores: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     """One row for every model: the mean over the domains."""
-    rows = [
-        [one["model"], *(number(one["mean_of_domains"][c]) for c in columns)] for one in scores
-    ]
+    rows = [[one["model"], *(number(one["mean_of_domains"][c]) for c in columns)] for one in scores]
     return table(["model", *(TITLES[c] for c in columns)], rows)
 
 

@@ -34,7 +34,7 @@ from napari_hrsam.plugin.state import Phase
 
 INSIDE = (30, 30)
 TIMEOUT_MS = 30_000
-MB = 2**20
+MB = 10**6
 LEFT = Qt.MouseButton.LeftButton
 KNOWN = (
     KnownModel(name="hrsam-tiny", description="", licence="", is_here=True),

@@ -169,13 +169,13 @@ def test_there_are_two_rounds_at_least():
 
 def test_the_point_loss_is_taken_at_the_clicks():
     rounds = _rounds()
-    rounds.coords = [[(20.5, 10.5)], [(40.5, 30.5)]]
+    rounds.coords = [[(19.0, 9.0)], [(40.5, 30.5)]]
     rounds.signs = [[1], [0]]
     logits = torch.full((2, 1, 32, 32), -20.0)
     plain = normalized_focal_loss(logits, rounds.labels).mean()
-    # Crop pixel 20.5 is label pixel 10: between the crop pixels 20 and 21.
+    # Crop pixels 18 and 19 are label pixel 9.
     assert rounds._focus_loss(logits) - plain == pytest.approx(0.5, abs=1e-5)
-    logits[0, 0, 5, 10] = 20.0
+    logits[0, 0, 4, 9] = 20.0
     plain = normalized_focal_loss(logits, rounds.labels).mean()
     assert rounds._focus_loss(logits) - plain == pytest.approx(0.0, abs=1e-5)
 
