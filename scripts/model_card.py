@@ -77,7 +77,7 @@ def card(
     excluded = ", ".join(config["exclude_sources"]) or "none"
     return f"""# {weights.stem}
 
-{_TAUGHT[config["stage"]]} of `{config["model"]}`, trained by this project from {started_from},
+{_TAUGHT[config.get("stage", "clicks")]} of `{config["model"]}`, trained by this project from {started_from},
 BSD-3-Clause. {num / 1e6:.2f} million values, {weights.stat().st_size / 1e6:.1f} MB in half
 precision.
 
