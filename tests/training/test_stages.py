@@ -17,7 +17,7 @@ from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropConfig
 from napari_hrsam.training.distill import DistillConfig
 from napari_hrsam.training.focus_rounds import FocusRounds
-from napari_hrsam.training.losses import normalized_focal_loss
+from napari_hrsam.training.losses import dice_loss, normalized_focal_loss
 from napari_hrsam.training.train import Trainer, train
 from napari_hrsam.training.train_config import TrainConfig
 
@@ -116,6 +116,7 @@ def _rounds(**changes) -> FocusRounds:
         "click_decay": 1.0,
         "refine_decay": 0.0,
         "point_weight": 1.0,
+        "dice_weight": 0.0,
         "device": torch.device("cpu"),
     }
     return FocusRounds(masks, np.random.default_rng(0), **{**settings, **changes})
@@ -178,6 +179,13 @@ def test_the_point_loss_is_taken_at_the_clicks():
     logits[0, 0, 4, 9] = 20.0
     plain = normalized_focal_loss(logits, rounds.labels).mean()
     assert rounds._focus_loss(logits) - plain == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_dice_loss_is_added_on_request():
+    logits = torch.linspace(-3, 3, 2 * 32 * 32).view(2, 1, 32, 32)
+    plain, with_dice = _rounds(point_weight=0.0), _rounds(point_weight=0.0, dice_weight=2.0)
+    expected = plain._focus_loss(logits) + 2 * dice_loss(logits, plain.labels).mean()
+    torch.testing.assert_close(with_dice._focus_loss(logits), expected)
 
 
 @pytest.fixture
