@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from napari_hrsam.errors import CheckpointError, ConfigError
 from napari_hrsam.modeling.checkpoints import load_model, save_weights
@@ -82,6 +82,17 @@ def test_a_refiner_goes_on_from_its_own_file_beside_the_model_it_belongs_to(focu
         torch.testing.assert_close(loaded[name], value.float())
     base = load_file(teacher)
     assert all(torch.equal(loaded[name], value) for name, value in base.items())
+
+
+def test_a_trained_refiner_is_known_to_belong_to_its_base_weights(focus, teacher, caplog):
+    # A weight of -0 becomes +0 in the averaged model; that is the same model.
+    state = load_file(teacher)
+    next(iter(state.values())).view(-1)[0] = -0.0
+    save_file(state, teacher, metadata={"model": "hrsam-tiny"})
+    # The average only leaves the copied values as they are after some steps.
+    refiner = train(replace(focus, steps=12))
+    load_model(teacher, device="cpu", focus=refiner)
+    assert "other weights" not in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["decoder", "focus"])
