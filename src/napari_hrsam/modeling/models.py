@@ -133,7 +133,7 @@ HRSAM_TINY_FOCUS = replace(
 
 SAM_TINY = ModelConfig(
     name="sam-tiny",
-    description="small encoder with SAM's global attention in every block, to compare input lengths",
+    description="small encoder with SAM's attention, global in every block, for comparisons",
     image_encoder=ViTConfig(
         embed_dim=192,
         num_heads=6,
