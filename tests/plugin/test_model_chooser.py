@@ -54,7 +54,7 @@ def test_what_can_be_used_now_comes_first_and_nothing_dead_is_listed(
         "hrsam-tiny",
         "--",
         "mobile-sam (download 41 MB)",
-        "sam-h (download 2.4 GB)",
+        "sam-h (download 2.6 GB)",
         "--",
         "Choose a file...",
     ]

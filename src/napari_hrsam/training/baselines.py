@@ -230,6 +230,7 @@ class BaselineConfig:
     tile_px: int = TILE_PX
     pixel_mean: tuple[float, float, float] = OUTSIDE_RGB
     channel_order: str = "rgb"
+    focus: None = None
 
 
 class ClassicalSegmenter:
