@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.label_store import ArrayLabels, Edit
-    from napari_hrsam.storage.tile_source import ArrayImage, open_image
+    from napari_hrsam.storage.opening import open_image
+    from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "HRSAMError",
     "Prediction",
     "Prompts",
+    "PyramidImage",
     "Session",
     "__version__",
     "list_models",
@@ -43,10 +45,11 @@ _HOMES = {
     "HRSAMError": "napari_hrsam.errors",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
+    "PyramidImage": "napari_hrsam.storage.tile_source",
     "Session": "napari_hrsam.engine.session",
     "list_models": "napari_hrsam.modeling.checkpoints",
     "load_model": "napari_hrsam.modeling.checkpoints",
-    "open_image": "napari_hrsam.storage.tile_source",
+    "open_image": "napari_hrsam.storage.opening",
     "segment": "napari_hrsam.engine.segment",
 }
 

@@ -27,7 +27,8 @@ from napari_hrsam.geometry import (
 )
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_store import ArrayLabels, Edit
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -71,8 +72,8 @@ class Session:
     ----------
     model : Segmenter or str
         A loaded model, or a name for `load_model`.
-    image : ArrayImage or NDArray
-        What is annotated; an array is opened with `ArrayImage`.
+    image : PyramidImage, or anything that `open_image` takes
+        What is annotated; its pixels are read when they are wanted.
     labels : ArrayLabels, (H, W) integer array, or None
         Where objects are committed; an array is changed in place. None: a new uint32 image.
     obey_clicks : bool
@@ -104,13 +105,13 @@ class Session:
     def __init__(
         self,
         model: Segmenter | str,
-        image: ArrayImage | NDArray[Any],
+        image: Any,
         labels: ArrayLabels | NDArray[Any] | None = None,
         *,
         obey_clicks: bool = True,
         max_embeddings: int = 64,
     ) -> None:
-        self.image = image if isinstance(image, ArrayImage) else ArrayImage(image)
+        self.image: PyramidImage = open_image(image)
         if not isinstance(labels, ArrayLabels):
             labels = ArrayLabels(self.image.shape_yx if labels is None else labels)
         if labels.shape_yx != self.image.shape_yx:
