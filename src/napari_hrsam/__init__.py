@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from napari_hrsam.errors import HRSAMError
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
+    from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
     from napari_hrsam.storage.label_store import ArrayLabels, Edit
     from napari_hrsam.storage.opening import open_image
     from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
@@ -30,11 +31,14 @@ __all__ = [
     "Prediction",
     "Prompts",
     "PyramidImage",
+    "PyramidLabels",
     "Session",
     "__version__",
+    "create_labels",
     "list_models",
     "load_model",
     "open_image",
+    "open_labels",
     "segment",
 ]
 
@@ -46,10 +50,13 @@ _HOMES = {
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.tile_source",
+    "PyramidLabels": "napari_hrsam.storage.label_pyramid",
     "Session": "napari_hrsam.engine.session",
+    "create_labels": "napari_hrsam.storage.label_pyramid",
     "list_models": "napari_hrsam.modeling.checkpoints",
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.opening",
+    "open_labels": "napari_hrsam.storage.label_pyramid",
     "segment": "napari_hrsam.engine.segment",
 }
 
