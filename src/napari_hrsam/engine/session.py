@@ -27,7 +27,7 @@ from napari_hrsam.geometry import (
     filling_level,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_store import ArrayLabels, Edit
+from napari_hrsam.storage.label_store import ArrayLabels, Edit, History, LabelStore
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.tile_source import PyramidImage
 
@@ -78,9 +78,10 @@ class Session:
         A loaded model, or a name for `load_model`.
     image : PyramidImage, or anything that `open_image` takes
         What is annotated; its pixels are read when they are wanted.
-    labels : ArrayLabels, (H, W) integer array, or None
-        Where objects are committed; an array is changed in place. None: a new uint32 image,
-        made when it is first needed.
+    labels : LabelStore, (H, W) integer array, or None
+        Where objects are committed: labels from `create_labels` or `open_labels`, whose earlier
+        commits can be undone, or an array, which is changed in place. None: a new uint32 image in
+        memory, made when it is first needed.
     obey_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
@@ -111,19 +112,16 @@ class Session:
         self,
         model: Segmenter | str,
         image: Any,
-        labels: ArrayLabels | NDArray[Any] | None = None,
+        labels: LabelStore | NDArray[Any] | None = None,
         *,
         obey_clicks: bool = True,
         max_embeddings: int = 64,
     ) -> None:
         self.image: PyramidImage = open_image(image)
-        if labels is not None and not isinstance(labels, ArrayLabels):
+        if labels is not None and not isinstance(labels, LabelStore):
             labels = ArrayLabels(labels)
-        if labels is not None and labels.shape_yx != self.image.shape_yx:
-            raise LabelsError(
-                f"expected labels of the image's shape {self.image.shape_yx}, got "
-                f"{labels.shape_yx}; give labels made for this image, or leave them out"
-            )
+        if labels is not None:
+            _require_same_shape(self.image, labels)
         if max_embeddings < 1:
             raise SessionError(f"expected max_embeddings of 1 or more, got {max_embeddings}")
         self._labels = labels
@@ -133,8 +131,9 @@ class Session:
         self._max_embeddings = max_embeddings
         self._seen: OrderedDict[Tile, _Seen] = OrderedDict()
         self._steps: tuple[_Step, ...] = ()
-        self._edits: list[Edit] = []
-        self._undone: list[tuple[_Step, ...] | Edit] = []
+        history = History() if labels is None else labels.history()
+        self._edits: list[Edit] = list(history.done)
+        self._undone: list[tuple[_Step, ...] | Edit] = list(history.undone)
         self._is_closed = False
 
     def __enter__(self) -> Session:
@@ -159,7 +158,7 @@ class Session:
         self._is_closed = True
 
     @property
-    def labels(self) -> ArrayLabels:
+    def labels(self) -> LabelStore:
         """Where objects are committed."""
         if self._labels is None:
             self._labels = _labels_in_memory(self.image)
@@ -275,6 +274,7 @@ class Session:
             overwrite=overwrite,
             prompts=self.prompts,
             model=self._predictor.name,
+            plane=() if set(self.image.plane_shape) <= {1} else prediction.tile.plane,
         )
         self._steps = ()
         self._undone.clear()
@@ -298,6 +298,11 @@ class Session:
             After a prompt was taken back: the object as it was before, None if nothing is left.
         Edit
             The commit that was taken back.
+
+        Raises
+        ------
+        LabelsError
+            If the label image cannot be written to; the commit stays.
         """
         if self._steps:
             self._undone.append(self._steps)
@@ -305,19 +310,21 @@ class Session:
             return self.prediction
         if not self._edits:
             return None
-        edit = self._edits.pop()
+        edit = self._edits[-1]
         self.labels.revert(edit)
-        self._undone.append(edit)
+        self._undone.append(self._edits.pop())
         return edit
 
     def redo(self) -> Prediction | Edit | None:
         """Take back the last `undo`; None if there is none since the last prompt or commit."""
         if not self._undone:
             return None
-        undone = self._undone.pop()
+        undone = self._undone[-1]
         if isinstance(undone, Edit):
             self.labels.apply(undone)
             self._edits.append(undone)
+        self._undone.pop()
+        if isinstance(undone, Edit):
             return undone
         self._steps = undone
         return self.prediction
@@ -435,6 +442,19 @@ def _checked_mask(mask: NDArray[Any], box: Box) -> NDArray[np.bool_]:
             "threshold it first, e.g. mask > 0.5"
         )
     return mask.astype(np.bool_)
+
+
+def _require_same_shape(image: PyramidImage, labels: LabelStore) -> None:
+    # Axes of length 1 are no difference: their one plane need not be named.
+    same_planes = image.plane_shape == labels.plane_shape or (
+        set(image.plane_shape) <= {1} and set(labels.plane_shape) <= {1}
+    )
+    if image.shape_yx != labels.shape_yx or not same_planes:
+        raise LabelsError(
+            f"expected labels of the image's shape {(*image.plane_shape, *image.shape_yx)}, got "
+            f"{(*labels.plane_shape, *labels.shape_yx)}; give labels made for this image, or "
+            "leave them out"
+        )
 
 
 def _labels_in_memory(image: PyramidImage) -> ArrayLabels:
