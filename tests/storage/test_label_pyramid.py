@@ -185,6 +185,16 @@ def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabe
     labels.revert(third)
 
 
+def test_undo_leaves_what_another_program_drew_beside_the_object(labels: PyramidLabels) -> None:
+    mask = ones(PLACE)
+    mask[0, 0] = False
+    edit = labels.write(PLACE, mask, 1)
+    labels.levels[0][PLACE.y0, PLACE.x0] = 77
+    labels.revert(edit)
+    assert labels.read(PLACE)[0, 0] == 77
+    assert (labels.read(WHOLE) != 0).sum() == 1
+
+
 def test_edits_of_other_labels_are_refused(labels: PyramidLabels, tmp_path: Path) -> None:
     with create_labels(tmp_path / "other.zarr", "cells", SHAPE) as other:
         edit = other.write(PLACE, ones(PLACE), 1)
