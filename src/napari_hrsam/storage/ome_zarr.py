@@ -189,9 +189,7 @@ def _windows(
             continue
         window = channels[channel].window if channel < len(channels) else None
         # Many writers put the range of the type, which is no choice: most of it may be empty.
-        if window is None or (
-            dtype.kind in "iu" and dtype.itemsize > 1 and _is_range(window, dtype)
-        ):
+        if window is None or _is_range(window, dtype):
             return None
         windows.append(window)
     return windows
