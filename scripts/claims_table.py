@@ -39,14 +39,13 @@ def length_table(measured: dict[str, Any], columns: tuple[str, ...]) -> str:
         [row["model"], str(row["input_px"]), *(number(row[c]) for c in columns)]
         for row in measured["rows"]
     ]
-    return table(["model", "input px", *(TITLES[c] for c in columns)], rows)
+    titles = [TITLES[c] + (" of 5" if c.startswith("noc") else "") for c in columns]
+    return table(["model", "input px", *titles], rows)
 
 
 def stability_table(scores: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     """One row for every model: the mean over the domains."""
-    rows = [
-        [one["model"], *(number(one["mean_of_domains"][c]) for c in columns)] for one in scores
-    ]
+    rows = [[one["model"], *(number(one["mean_of_domains"][c]) for c in columns)] for one in scores]
     return table(["model", *(TITLES[c] for c in columns)], rows)
 
 
@@ -63,7 +62,11 @@ def main() -> None:
         "length": length_table(read("input-length.json"), LENGTH_COLUMNS),
         "ba-sam": length_table(read("ba-sam.json"), LENGTH_COLUMNS),
         "stability": stability_table(
-            [read("evaluate-hrsam-tiny.json"), read("evaluate-hrsam-tiny+focus.json")],
+            [
+                read("evaluate-hrsam-tiny.json"),
+                read("evaluate-hrsam-tiny+focus-part2.json"),
+                read("evaluate-hrsam-tiny+focus.json"),
+            ],
             STABILITY_COLUMNS,
         ),
     }

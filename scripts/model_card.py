@@ -75,9 +75,10 @@ def card(
     with safe_open(weights, framework="np") as tensors:
         num = sum(tensors.get_tensor(key).size for key in tensors.keys())  # noqa: SIM118
     excluded = ", ".join(config["exclude_sources"]) or "none"
+    taught = _TAUGHT[config.get("stage", "clicks")]
     return f"""# {weights.stem}
 
-{_TAUGHT[config["stage"]]} of `{config["model"]}`, trained by this project from {started_from},
+{taught} of `{config["model"]}`, trained by this project from {started_from},
 BSD-3-Clause. {num / 1e6:.2f} million values, {weights.stat().st_size / 1e6:.1f} MB in half
 precision.
 

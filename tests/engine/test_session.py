@@ -222,6 +222,42 @@ def test_undo_takes_prompts_back_before_commits_and_redo_returns_all(
     assert session.prediction is prediction
 
 
+def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
+    model: Any, scene: Scene
+) -> None:
+    first = Session(model, scene[0], obey_clicks=False, max_embeddings=3)
+    first.view_level = 1
+    for place in (ON, OFF):
+        first.click(place)
+        first.commit()
+    first.undo()
+    first.click(OFF)
+    first.cancel()
+    labels = first.labels.array.copy()
+    first.click(ON)
+    second = first.with_model(model)
+    with pytest.raises(SessionError, match="closed"):
+        first.click(ON)
+    assert second.labels is first.labels
+    assert second.prediction is None
+    assert (second.view_level, second._obey_clicks, second._max_embeddings) == (1, False, 3)
+    assert np.array_equal(second.labels.array, labels)
+    assert isinstance(second.undo(), Edit)
+    assert not second.labels.array.any()
+    assert isinstance(second.redo(), Edit)
+    assert np.array_equal(second.labels.array, labels)
+
+
+def test_commits_that_were_undone_can_be_redone_with_another_model(
+    model: Any, scene: Scene
+) -> None:
+    first = Session(model, scene[0])
+    first.click(ON)
+    edit = first.commit()
+    first.undo()
+    assert first.with_model(model).redo() is edit
+
+
 def test_a_new_prompt_or_commit_ends_redo(model: Any, scene: Scene) -> None:
     session = Session(model, scene[0])
     session.click(ON)

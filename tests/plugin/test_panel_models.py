@@ -28,12 +28,13 @@ from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.loading import load_named_model
 from napari_hrsam.plugin.model_chooser import CHOOSE_FILE, KnownModel
+from napari_hrsam.plugin.panel_parts import WrappedLabel
 from napari_hrsam.plugin.segment_widget import SegmentWidget
 from napari_hrsam.plugin.state import Phase
 
 INSIDE = (30, 30)
 TIMEOUT_MS = 30_000
-MB = 2**20
+MB = 10**6
 LEFT = Qt.MouseButton.LeftButton
 KNOWN = (
     KnownModel(name="hrsam-tiny", description="", licence="", is_here=True),
@@ -134,6 +135,7 @@ def test_an_object_given_up_does_not_come_back_under_another_model(
     session: SegmentController,
 ) -> None:
     session.click((5, 5))
+    session.wait()
     session.cancel()
     session.wait()
     assert session.state.can_redo
@@ -400,7 +402,7 @@ def test_an_object_being_drawn_locks_the_list_and_says_why(panel: Panel, loader:
     panel.idle()
     assert loader.loaded == ["hrsam-tiny", "other"]
     panel.pick("other")
-    panel.idle()
+    assert panel.controller.state.phase is Phase.READY, "it is in use already"
     assert loader.loaded == ["hrsam-tiny", "other"]
 
 
@@ -445,6 +447,16 @@ def test_a_file_is_chosen_in_a_dialog_that_blocks_nothing(
     panel.wait(lambda: panel.controller.state.model == str(mine))
     panel.idle()
     assert loader.loaded == ["hrsam-tiny", "mine.safetensors", "hrsam-tiny", "mine.safetensors"]
+
+
+def test_wrapped_lines_are_never_cut(qtbot: Any) -> None:
+    label = WrappedLabel("one two three four five six seven eight nine ten")
+    qtbot.addWidget(label)
+    label.resize(2000, 10)
+    label.show()
+    one_line = label.minimumHeight()
+    label.resize(80, 10)
+    assert label.minimumHeight() >= label.heightForWidth(80) > 2 * one_line
 
 
 # ------------------------------------------------------------------ a real download

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from napari_hrsam.errors import CheckpointError, ConfigError
 from napari_hrsam.modeling.checkpoints import load_model, save_weights
@@ -17,7 +17,7 @@ from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropConfig
 from napari_hrsam.training.distill import DistillConfig
 from napari_hrsam.training.focus_rounds import FocusRounds
-from napari_hrsam.training.losses import normalized_focal_loss
+from napari_hrsam.training.losses import dice_loss, normalized_focal_loss
 from napari_hrsam.training.train import Trainer, train
 from napari_hrsam.training.train_config import TrainConfig
 
@@ -84,6 +84,17 @@ def test_a_refiner_goes_on_from_its_own_file_beside_the_model_it_belongs_to(focu
     assert all(torch.equal(loaded[name], value) for name, value in base.items())
 
 
+def test_a_trained_refiner_is_known_to_belong_to_its_base_weights(focus, teacher, caplog):
+    # A weight of -0 becomes +0 in the averaged model; that is the same model.
+    state = load_file(teacher)
+    next(iter(state.values())).view(-1)[0] = -0.0
+    save_file(state, teacher, metadata={"model": "hrsam-tiny"})
+    # The average only leaves the copied values as they are after some steps.
+    refiner = train(replace(focus, steps=12))
+    load_model(teacher, device="cpu", focus=refiner)
+    assert "other weights" not in caplog.text
+
+
 @pytest.mark.parametrize("stage", ["decoder", "focus"])
 def test_parts_of_a_model_are_not_taught_on_random_weights(focus, stage):
     with pytest.raises(ConfigError, match="got no weights to start from"):
@@ -116,6 +127,7 @@ def _rounds(**changes) -> FocusRounds:
         "click_decay": 1.0,
         "refine_decay": 0.0,
         "point_weight": 1.0,
+        "dice_weight": 0.0,
         "device": torch.device("cpu"),
     }
     return FocusRounds(masks, np.random.default_rng(0), **{**settings, **changes})
@@ -169,15 +181,22 @@ def test_there_are_two_rounds_at_least():
 
 def test_the_point_loss_is_taken_at_the_clicks():
     rounds = _rounds()
-    rounds.coords = [[(20.5, 10.5)], [(40.5, 30.5)]]
+    rounds.coords = [[(19.0, 9.0)], [(40.5, 30.5)]]
     rounds.signs = [[1], [0]]
     logits = torch.full((2, 1, 32, 32), -20.0)
     plain = normalized_focal_loss(logits, rounds.labels).mean()
-    # Crop pixel 20.5 is label pixel 10: between the crop pixels 20 and 21.
+    # Crop pixels 18 and 19 are label pixel 9.
     assert rounds._focus_loss(logits) - plain == pytest.approx(0.5, abs=1e-5)
-    logits[0, 0, 5, 10] = 20.0
+    logits[0, 0, 4, 9] = 20.0
     plain = normalized_focal_loss(logits, rounds.labels).mean()
     assert rounds._focus_loss(logits) - plain == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_dice_loss_is_added_on_request():
+    logits = torch.linspace(-3, 3, 2 * 32 * 32).view(2, 1, 32, 32)
+    plain, with_dice = _rounds(point_weight=0.0), _rounds(point_weight=0.0, dice_weight=2.0)
+    expected = plain._focus_loss(logits) + 2 * dice_loss(logits, plain.labels).mean()
+    torch.testing.assert_close(with_dice._focus_loss(logits), expected)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "box_share": (float, "share of sequences that begin with a box"),
     "refine_decay": (float, "stage focus: probability that the refinement is put off by a click"),
     "point_weight": (float, "stage focus: factor on the point loss"),
+    "dice_weight": (float, "stage focus: factor on the Dice loss (the paper: none)"),
     "learning_rate": (float, "peak of AdamW's learning rate"),
     "weight_decay": (float, "of AdamW"),
     "clip_norm": (float, "gradients are scaled down to this norm"),

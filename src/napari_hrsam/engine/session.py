@@ -1,4 +1,7 @@
-"""The state of work on one image: the object being drawn, its history, and the stores."""
+"""The state of work on one image: the object being drawn, its history, and the stores.
+
+Longer than other modules because it is one class: what its methods share is the state itself.
+"""
 
 from __future__ import annotations
 
@@ -156,6 +159,34 @@ class Session:
         self._undone.clear()
         self._seen.clear()
         self._is_closed = True
+
+    def with_model(self, model: Segmenter | str) -> Session:
+        """Go on with another model on the same image and labels; this session is closed.
+
+        Commits keep their undo and redo. The current object is dropped: its logits and embedding
+        are the old model's.
+
+        Parameters
+        ----------
+        model : Segmenter or str
+            A loaded model, or a name for `load_model`.
+
+        Returns
+        -------
+        Session
+        """
+        other = Session(
+            model,
+            self.image,
+            self.labels,
+            obey_clicks=self._obey_clicks,
+            max_embeddings=self._max_embeddings,
+        )
+        other.view_level = self.view_level
+        other._edits.extend(self._edits)
+        other._undone.extend(step for step in self._undone if isinstance(step, Edit))
+        self.close()
+        return other
 
     @property
     def labels(self) -> LabelStore:

@@ -204,8 +204,8 @@ class _Transfer:
         free = shutil.disk_usage(self.partial.parent).free
         if free < needed:
             raise DownloadError(
-                f"{self.entry.file} needs {needed >> 20} MB in {self.partial.parent}, only "
-                f"{free >> 20} MB are free; make room, or name another folder with "
+                f"{self.entry.file} needs {needed / 1e6:.0f} MB in {self.partial.parent}, only "
+                f"{free / 1e6:.0f} MB are free; make room, or name another folder with "
                 f"{CACHE_VARIABLE}"
             )
 

@@ -126,5 +126,5 @@ def join_windows(windows: Tensor, grid_hw: Sequence[int], shift: int) -> Tensor:
 def select_windows(focus: Tensor, window: int, shift: int) -> Tensor:
     """Tell which windows hold any cell of (B, h, w) bool: (B, windows) bool."""
     cells = window_cells(focus[:, None].float(), window, shift)
-    touched = cells.flatten(1).any(1).view(focus.shape[0], -1)
+    touched: Tensor = cells.flatten(1).any(1).view(focus.shape[0], -1)
     return touched

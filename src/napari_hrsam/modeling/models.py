@@ -133,12 +133,12 @@ HRSAM_TINY_FOCUS = replace(
 
 SAM_TINY = ModelConfig(
     name="sam-tiny",
-    description="small encoder with SAM's global attention, for comparisons of input lengths",
+    description="small encoder with SAM's attention, global in every block, for comparisons",
     image_encoder=ViTConfig(
         embed_dim=192,
         num_heads=6,
         mlp_ratio=2.0,
-        window_size=8,
+        global_blocks=tuple(range(12)),
         out_channels=128,
         pos_grid=16,
         stem="conv",

@@ -74,7 +74,8 @@ def base_fingerprint(model: Segmenter) -> str:
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("focus_refiner."):
             digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy())
+            # Adding zero makes -0 to +0, as an averaged model of the same values has it.
+            digest.update((value.detach().float() + 0.0).cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
 
 

@@ -19,7 +19,6 @@ from napari_hrsam.plugin.coordinates import (
     pixels_per_screen_pixel,
     view_level,
 )
-from napari_hrsam.plugin.engine_port import EnginePort
 from napari_hrsam.plugin.image_input import (
     ImageInput,
     check_target_layer,
@@ -32,9 +31,9 @@ from napari_hrsam.plugin.loading import (
     ModelLoader,
     ModelRequest,
     load_named_model,
-    model_label,
 )
 from napari_hrsam.plugin.model_chooser import DEFAULT_MODEL
+from napari_hrsam.plugin.model_port import ModelPort
 from napari_hrsam.plugin.mouse import ClickTool
 from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers, new_target_array
 from napari_hrsam.plugin.session_link import SessionLink
@@ -44,7 +43,6 @@ from napari_hrsam.plugin.state import (
     HINT_START,
     ControllerState,
     Phase,
-    describe_progress,
     describe_step,
 )
 from napari_hrsam.prompts import Prompts
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session_jobs import Answer, HandEdits, Opened
 
 
-class SegmentController(EnginePort):
+class SegmentController(ModelPort):
     """Segment objects of an image layer by clicks.
 
     All methods are called on the viewer's thread and return at once; the model and the session
@@ -84,8 +82,7 @@ class SegmentController(EnginePort):
         *,
         load_model: ModelLoader = load_named_model,
     ) -> None:
-        self._link = SessionLink(load_model, self)
-        super().__init__(self._link.engine)
+        super().__init__(SessionLink(load_model, self))
         self._viewer = viewer
         self._image: Image | None = None
         self._input: ImageInput | None = None
@@ -170,37 +167,6 @@ class SegmentController(EnginePort):
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
         self._link.open(image_input, labels, request)
-
-    def use_model(self, model: str, *, device: str = AUTO_DEVICE, download: bool = False) -> None:
-        """Load a model in the background; a running session goes on with it.
-
-        Committed objects stay and can still be undone. Until the model is loaded no prompts are
-        taken; if it fails or is cancelled, the model before it is used on.
-
-        Parameters
-        ----------
-        model
-            A name of `napari_hrsam.list_models`, or a checkpoint's path.
-        device
-            "auto", "cpu" or "cuda".
-        download
-            Whether missing weights may be fetched from the internet.
-
-        Raises
-        ------
-        SessionError
-            If an object is being drawn, or a model is being loaded already.
-        """
-        if len(self._prompts):
-            raise SessionError(
-                "expected no object being drawn; commit or cancel it before you change the model"
-            )
-        if self.state.phase is Phase.LOADING:
-            raise SessionError("a model is being loaded already; wait for it, or cancel it")
-        self._tools.stop()
-        request = ModelRequest(model=model, device=device, download=download)
-        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
-        self._link.use_model(request)
 
     def stop(self, message: str = HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
@@ -335,7 +301,11 @@ class SegmentController(EnginePort):
     def cancel(self) -> None:
         """Give up the current object, or the loading of a model. Earlier commits stay."""
         if self.state.phase is Phase.LOADING:
-            self._cancel_loading()
+            # A session that is not there yet has no model to go on with.
+            if self._image is not None and self._layers is None:
+                self.stop(f"Loading was cancelled. {HINT_START}")
+            else:
+                self._cancel_loading()
             return
         _, layers = self._ready()
         self._prompts = Prompts()
@@ -396,32 +366,6 @@ class SegmentController(EnginePort):
         self.stop()
         self.report(error)
 
-    def model_ready(self, opened: Opened) -> None:
-        """Go on with another model."""
-        self._update(
-            model=opened.model,
-            device=opened.device,
-            can_undo=opened.can_undo,
-            can_redo=opened.can_redo,
-            encode_ms=None,
-            decode_ms=None,
-        )
-        self._tile_px = opened.tile_px
-        self._go_on(f"{model_label(opened.model)} is loaded.")
-
-    def model_failed(self, error: BaseException) -> None:
-        """Go on with the model before, and show why."""
-        self._go_on("")
-        self.report(error)
-
-    def progressed(self, done_bytes: int, total_bytes: int) -> None:
-        """Show how far a download is."""
-        is_done = done_bytes >= total_bytes
-        self._update(
-            progress=None if is_done else (done_bytes, total_bytes),
-            message=describe_progress(done_bytes, total_bytes),
-        )
-
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Show an answer."""
         layers = self._layers
@@ -471,27 +415,27 @@ class SegmentController(EnginePort):
             )
         return self._input, self._layers
 
-    def _hint(self) -> str:
-        if self._layers is None:
-            return HINT_START
-        return HINT_3D if self._tools.is_3d else HINT_CLICK
+    def _hold(self) -> None:
+        if len(self._prompts):
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        self._tools.stop()
 
-    def _cancel_loading(self) -> None:
-        if self._image is not None and self._layers is None:
-            self.stop(f"Loading was cancelled. {HINT_START}")
-        elif self._link.cancel_loading():
-            is_partial = self.state.progress is not None
-            kept = " What has come is kept for next time." if is_partial else ""
-            self._go_on(f"Loading was cancelled.{kept}")
-
-    def _go_on(self, message: str) -> None:
-        """Leave the loading of another model, with the session there is."""
+    def _go_on(self, message: str, tile_px: int | None = None) -> None:
+        if tile_px is not None:
+            self._tile_px = tile_px
         changes: dict[str, Any] = {"phase": Phase.STOPPED}
         if self._layers is not None:
             self._tools.start(self._layers.all)
             changes = {"phase": Phase.READY, "level": self.view_level()}
         message = f"{message} {self._hint()}".strip()
         self._update(message=message, is_error=False, progress=None, **changes)
+
+    def _hint(self) -> str:
+        if self._layers is None:
+            return HINT_START
+        return HINT_3D if self._tools.is_3d else HINT_CLICK
 
     def _to_image(self, world: Sequence[float]) -> Any:
         assert self._image is not None

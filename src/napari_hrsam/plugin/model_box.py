@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QFrame, QLabel, QVBoxLayout
+from qtpy.QtWidgets import QComboBox, QFileDialog, QFrame, QVBoxLayout
 
 from napari_hrsam.plugin.model_chooser import (
     FILE_KINDS,
@@ -15,7 +15,7 @@ from napari_hrsam.plugin.model_chooser import (
     Picked,
     find_known_models,
 )
-from napari_hrsam.plugin.panel_parts import button, narrow, row
+from napari_hrsam.plugin.panel_parts import WrappedLabel, button, narrow, row
 
 TOOLTIP = "The network that draws the masks"
 TOOLTIP_DOWNLOAD = "Fetch the weights, check them and load the model"
@@ -36,9 +36,8 @@ class DownloadQuestion(QFrame):
     def __init__(self) -> None:
         super().__init__()
         self._model = ""
-        self.label = QLabel()
+        self.label = WrappedLabel()
         self.label.setTextFormat(Qt.TextFormat.RichText)
-        self.label.setWordWrap(True)
         self.agree_button = button("Download", TOOLTIP_DOWNLOAD, self._agree)
         self.decline_button = button("Cancel", "Stay with the present model", self.hide)
         layout = QVBoxLayout(self)
@@ -52,6 +51,7 @@ class DownloadQuestion(QFrame):
         self._model = model
         self.label.setText(text)
         self.show()
+        self.label.ask_for_height()
 
     def _agree(self) -> None:
         self.hide()

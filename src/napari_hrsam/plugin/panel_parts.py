@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QFormLayout,
     QHBoxLayout,
+    QLabel,
     QPushButton,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
+
+if TYPE_CHECKING:
+    from qtpy.QtGui import QResizeEvent
 
 
 class Bell(QObject):
@@ -55,6 +59,26 @@ class Section(QWidget):
         self._body.setVisible(is_open)
         arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow
         self._button.setArrowType(arrow)
+
+
+class WrappedLabel(QLabel):
+    """A label of several lines that are never cut.
+
+    Qt's form layouts squeeze wrapped lines when the panel is low; a minimum height holds them.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.setWordWrap(True)
+
+    def ask_for_height(self) -> None:
+        """Ask for the height of the present text at the present width."""
+        self.setMinimumHeight(self.heightForWidth(self.width()))
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  Qt's name
+        """Ask for the height that the new width needs."""
+        super().resizeEvent(event)
+        self.ask_for_height()
 
 
 def button(

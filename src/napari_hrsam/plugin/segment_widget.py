@@ -28,7 +28,15 @@ from napari_hrsam.plugin.layer_choices import LayerChoices
 from napari_hrsam.plugin.loading import AUTO_DEVICE, load_named_model, model_label
 from napari_hrsam.plugin.model_box import ModelBox
 from napari_hrsam.plugin.model_chooser import find_known_models
-from napari_hrsam.plugin.panel_parts import Bell, Section, button, fill_combo, narrow, row
+from napari_hrsam.plugin.panel_parts import (
+    Bell,
+    Section,
+    WrappedLabel,
+    button,
+    fill_combo,
+    narrow,
+    row,
+)
 from napari_hrsam.plugin.qt_binding import binding_warning
 from napari_hrsam.plugin.session_layers import target_name
 from napari_hrsam.plugin.state import ControllerState, Phase
@@ -203,9 +211,7 @@ class SegmentWidget(QWidget):
         section = Section("Mouse and keys")
         section.form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
         for keys, effect in KEY_HELP:
-            text = QLabel(effect)
-            text.setWordWrap(True)
-            section.form.addRow(QLabel(keys), text)
+            section.form.addRow(QLabel(keys), WrappedLabel(effect))
         section.form.setVerticalSpacing(2)
         return section
 

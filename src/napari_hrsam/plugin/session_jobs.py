@@ -24,10 +24,10 @@ from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.session import Session
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.image_input import ImageInput
-    from napari_hrsam.plugin.panel_session import PanelSession
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class SessionJobs:
         self._load_model = load_model
         self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
-        self._session: PanelSession | None = None
+        self._session: Session | None = None
         self._num_committed = 0
 
     def open(
@@ -125,14 +125,14 @@ class SessionJobs:
         loading
             Told how it goes; the GUI thread gives up through it.
         """
-        from napari_hrsam.plugin.panel_session import PanelSession
+        from napari_hrsam.engine.session import Session
         from napari_hrsam.storage.tile_source import ArrayImage
 
         self.close()
         pixels = ArrayImage(np.asarray(image.data), rgb=image.rgb)
         if not self._load(request, loading):
             return None
-        self._session = PanelSession(self._model, pixels, labels)
+        self._session = Session(self._model, pixels, labels)
         self._num_committed = 0
         return self._opened(request)
 
@@ -243,7 +243,7 @@ class SessionJobs:
         return self.snapshot()
 
     @property
-    def _current(self) -> PanelSession:
+    def _current(self) -> Session:
         if self._session is None:
             raise SessionError("expected a started session, got none; press Start")
         return self._session

@@ -140,7 +140,7 @@ def describe_progress(done_bytes: int, total_bytes: int) -> str:
 
 def file_size(num_bytes: int) -> str:
     """Write a size in MB, or in GB where it is large."""
-    return f"{num_bytes / 2**20:.0f} MB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
 
 
 def describe_step(answer: Answer) -> str:

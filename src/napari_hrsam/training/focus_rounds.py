@@ -10,7 +10,12 @@ from torch import Tensor
 
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 from napari_hrsam.training.click_rounds import LOSS_STRIDE, ClickRounds
-from napari_hrsam.training.losses import batch_iou, normalized_focal_loss, point_loss
+from napari_hrsam.training.losses import (
+    batch_iou,
+    dice_loss,
+    normalized_focal_loss,
+    point_loss,
+)
 
 MAX_EXPANSION = 1.4
 """Training draws the expansion of the box from 1 to this, height and width apart (FocSAM)."""
@@ -21,7 +26,8 @@ class FocusRounds(ClickRounds):
 
     The refinement comes after r predictions, r drawn geometrically from 1 on (a session refines at
     the second click; the paper's r = 0 never happens there). The loss is the normalised focal loss
-    plus the mean point loss over all clicks so far, right after the refinement and at the end.
+    plus the mean point loss over all clicks so far (and the Dice loss on request, which the paper
+    does not have), right after the refinement and at the end.
 
     Parameters
     ----------
@@ -29,8 +35,8 @@ class FocusRounds(ClickRounds):
         As in `ClickRounds`; there are at least two rounds, and no boxes.
     refine_decay : float, 0..1
         The refinement is put off by one more click with this probability.
-    point_weight : float
-        Factor on the point loss; 0 leaves it out.
+    point_weight, dice_weight : float
+        Factors on the point loss and on the Dice loss; 0 leaves them out.
 
     References
     ----------
@@ -46,6 +52,7 @@ class FocusRounds(ClickRounds):
         click_decay: float,
         refine_decay: float,
         point_weight: float,
+        dice_weight: float,
         device: torch.device,
     ) -> None:
         super().__init__(
@@ -57,7 +64,7 @@ class FocusRounds(ClickRounds):
             device=device,
         )
         self.num_rounds = max(2, self.num_rounds)
-        self.point_weight = point_weight
+        self.point_weight, self.dice_weight = point_weight, dice_weight
         self.refine_at = 1
         while self.refine_at < self.num_rounds - 1 and rng.random() < refine_decay:
             self.refine_at += 1
@@ -95,6 +102,8 @@ class FocusRounds(ClickRounds):
 
     def _focus_loss(self, logits: Tensor) -> Tensor:
         loss = normalized_focal_loss(logits, self.labels).mean()
+        if self.dice_weight:
+            loss = loss + self.dice_weight * dice_loss(logits, self.labels).mean()
         if not self.point_weight:
             return loss
         coords = torch.tensor(self.coords, device=self.device)

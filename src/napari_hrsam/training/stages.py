@@ -125,6 +125,7 @@ class FocusStage(ClickStage):
             click_decay=self.config.click_decay,
             refine_decay=self.config.refine_decay,
             point_weight=self.config.point_weight,
+            dice_weight=self.config.dice_weight,
             device=model.device,
         )
 

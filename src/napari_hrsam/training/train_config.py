@@ -45,7 +45,7 @@ class TrainConfig:
         A sequence goes on with this probability after each click (geometric).
     box_share : float
         Share of sequences that begin with a box in place of a click.
-    refine_decay, point_weight
+    refine_decay, point_weight, dice_weight
         Of the stage "focus", see `focus_rounds.FocusRounds`.
     learning_rate, weight_decay, clip_norm
         Of AdamW and of the gradient clipping.
@@ -79,6 +79,7 @@ class TrainConfig:
     box_share: float = 0.12
     refine_decay: float = 0.35
     point_weight: float = 1.0
+    dice_weight: float = 0.0
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     clip_norm: float = 1.0
