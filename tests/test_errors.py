@@ -11,6 +11,7 @@ from napari_hrsam.errors import HRSAMError, MissingExtraError
 LEAVES = {
     "ShapeError": ValueError,
     "ImageError": ValueError,
+    "ImageReadError": OSError,
     "PromptError": ValueError,
     "ConfigError": ValueError,
     "CheckpointError": ValueError,

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from napari_hrsam.errors import HRSAMError
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
+    from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
     from napari_hrsam.storage.label_store import ArrayLabels, Edit
-    from napari_hrsam.storage.tile_source import ArrayImage, open_image
+    from napari_hrsam.storage.opening import open_image
+    from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
 __version__ = "0.1.0"
 
@@ -28,11 +30,15 @@ __all__ = [
     "HRSAMError",
     "Prediction",
     "Prompts",
+    "PyramidImage",
+    "PyramidLabels",
     "Session",
     "__version__",
+    "create_labels",
     "list_models",
     "load_model",
     "open_image",
+    "open_labels",
     "segment",
 ]
 
@@ -43,10 +49,14 @@ _HOMES = {
     "HRSAMError": "napari_hrsam.errors",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
+    "PyramidImage": "napari_hrsam.storage.tile_source",
+    "PyramidLabels": "napari_hrsam.storage.label_pyramid",
     "Session": "napari_hrsam.engine.session",
+    "create_labels": "napari_hrsam.storage.label_pyramid",
     "list_models": "napari_hrsam.modeling.checkpoints",
     "load_model": "napari_hrsam.modeling.checkpoints",
-    "open_image": "napari_hrsam.storage.tile_source",
+    "open_image": "napari_hrsam.storage.opening",
+    "open_labels": "napari_hrsam.storage.label_pyramid",
     "segment": "napari_hrsam.engine.segment",
 }
 

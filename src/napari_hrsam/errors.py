@@ -5,6 +5,7 @@ One tree; each leaf is also the builtin error that fits it, so ``except ValueErr
     HRSAMError
     ├── ShapeError             ValueError          an array of the wrong shape
     ├── ImageError             ValueError          an image that cannot be annotated as it is
+    ├── ImageReadError         OSError             pixels that cannot be read or fetched
     ├── PromptError            ValueError          a click or box that is no place in the image
     ├── ConfigError            ValueError          a model or training setting out of range
     ├── CheckpointError        ValueError          a weight file damaged or for another model
@@ -31,6 +32,10 @@ class ShapeError(HRSAMError, ValueError):
 
 class ImageError(HRSAMError, ValueError):
     """An image has a dtype, shape, channel layout or content that cannot be shown to a model."""
+
+
+class ImageReadError(HRSAMError, OSError):
+    """Pixels or metadata of an image are damaged, or cannot be fetched."""
 
 
 class PromptError(HRSAMError, ValueError):

@@ -58,5 +58,5 @@ def test_wrong_prompts_are_refused_before_the_model_runs(
 
 
 def test_a_wrong_image_is_refused(model: Any) -> None:
-    with pytest.raises(ImageError, match="take a 2-D slice of a stack"):
+    with pytest.raises(ImageError, match="take a 2-D slice of the stack"):
         segment(np.zeros((3, 4, 5, 6)), [(1, 1)], model=model)

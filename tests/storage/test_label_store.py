@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_store import ArrayLabels
+from napari_hrsam.storage.label_store import ArrayLabels, Edit, History, LabelStore
 
 SQUARE = np.ones((4, 5), bool)
 PLACE = Box(2, 3, 6, 8)
@@ -66,9 +66,12 @@ def test_revert_and_apply_restore_exactly(seed: int, overwrite: bool) -> None:
     labels = ArrayLabels(
         rng.integers(0, 3, (12, 12)) * (rng.random((12, 12)) < 0.1).astype(np.uint16)
     )
+    # One pixel of every mask is free for certain.
+    labels.array[1:5, 2] = 0
     states, edits = [labels.array.copy()], []
-    for _ in range(4):
+    for row in range(4):
         mask = rng.random((8, 7)) < 0.2
+        mask[:4, 0] = np.arange(4) == row
         edits.append(labels.write(Box(1, 2, 9, 9), mask, labels.next_label(), overwrite=overwrite))
         states.append(labels.array.copy())
     for edit, state in zip(reversed(edits), reversed(states[:-1]), strict=True):
@@ -151,3 +154,30 @@ def test_read_only_labels_are_refused() -> None:
 def test_other_things_than_arrays_and_shapes_are_refused(value: Any) -> None:
     with pytest.raises(LabelsError, match=r"a NumPy array or a shape \(height, width\), got"):
         ArrayLabels(value)
+
+
+def test_an_array_has_one_plane_and_remembers_nothing() -> None:
+    labels = ArrayLabels((10, 10))
+    assert labels.plane_shape == ()
+    with pytest.raises(LabelsError, match=r"expected a plane inside.*shape \(\), got \(2,\)"):
+        labels.write(PLACE, SQUARE, 1, plane=(2,))
+    labels.write(PLACE, SQUARE, 1)
+    assert labels.history() == History()
+
+
+def test_edits_of_other_labels_are_refused() -> None:
+    labels = ArrayLabels((10, 10))
+    with pytest.raises(LabelsError, match="expected an edit made by these labels, got a Edit"):
+        labels.revert(Edit(label=1, box=PLACE))
+    with pytest.raises(LabelsError, match="give what their write returned"):
+        labels.apply(Edit(label=1, box=PLACE))
+
+
+def test_a_new_label_image_in_memory_is_not_made_for_a_gigapixel_image() -> None:
+    with pytest.raises(LabelsError, match=r"got 100000 x 100000; keep them in a folder"):
+        ArrayLabels((100_000, 100_000))
+
+
+def test_label_arrays_are_label_stores() -> None:
+    assert isinstance(ArrayLabels((3, 3)), LabelStore)
+    assert not isinstance(np.zeros((3, 3), np.uint32), LabelStore)

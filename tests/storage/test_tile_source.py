@@ -13,7 +13,8 @@ from scipy.ndimage import zoom
 
 from napari_hrsam.errors import ImageError, PromptError
 from napari_hrsam.geometry import Tile, TileGrid
-from napari_hrsam.storage.tile_source import ArrayImage, open_image
+from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.tile_source import ArrayImage
 
 FILL = (1, 2, 3)
 RNG = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def test_limits_belong_to_the_image_and_not_to_the_tile() -> None:
 
 
 def test_the_sample_for_the_limits_reaches_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.tile_source.MAX_SAMPLE", 1000)
+    monkeypatch.setattr("napari_hrsam.storage.limits.MAX_SAMPLE", 1000)
     ramp = np.linspace(5, 6, 200 * 300).reshape(200, 300)
     assert ArrayImage(ramp).contrast_limits[0] == pytest.approx((5, 6), abs=0.05)
 
@@ -170,14 +171,19 @@ def test_empty_images_are_refused(shape: tuple[int, ...]) -> None:
         ArrayImage(np.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 5, 6), (5, 5, 2), (2, 5, 5, 3)])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (5, 5, 2), (2, 5, 5, 3)])
 def test_stacks_are_refused_with_a_way_out(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match=r"take a 2-D slice of a stack, e.g. image\[t\]"):
         ArrayImage(np.zeros(shape))
 
 
+def test_a_row_of_numbers_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"expected an array of shape \(H, W\).*got \(5,\)"):
+        ArrayImage(np.zeros(5))
+
+
 def test_rgb_may_be_forced_or_forbidden() -> None:
-    with pytest.raises(ImageError, match=r"\(H, W, 3\) or \(H, W, 4\), got \(5, 6\) with rgb=True"):
+    with pytest.raises(ImageError, match=r"\(..., H, W, 3 or 4\), got \(5, 6\) with rgb=True"):
         ArrayImage(np.zeros((5, 6)), rgb=True)
     with pytest.raises(ImageError, match="name the axis of separate channels"):
         ArrayImage(RGB, rgb=False)
@@ -246,7 +252,7 @@ def test_wrong_mappings_are_refused(channels: Any) -> None:
 def test_a_wrong_channel_axis_is_refused() -> None:
     with pytest.raises(ImageError, match=r"channel_axis in -3..2, got shape \(5, 6\)"):
         ArrayImage(np.zeros((5, 6)), channel_axis=0)
-    with pytest.raises(ImageError, match="channel_axis=3; take a 2-D slice"):
+    with pytest.raises(ImageError, match="channel_axis=3; name the axis"):
         ArrayImage(stack(3), channel_axis=3)
     with pytest.raises(ImageError, match="say which axis holds the channels"):
         ArrayImage(stack(3), channels=[0])

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_hrsam.cli.options import add_command, add_json, add_model, put_json, say, table
-from napari_hrsam.geometry import Tile
+from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.overlay import draw_overlay
-from napari_hrsam.storage.image_files import read_image, write_image, write_mask
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.image_files import write_image, write_mask
+from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.engine.session import Prediction, Session
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.tile_source import PyramidImage
+
+MAX_WHOLE_PX = 2**28
+"""Pixels of an image whose mask is written whole; of a larger one it is the tile's part."""
+
+MAX_OVERLAY_PX = 4096
+"""Longest side of an overlay of a part; a larger part is shown at a coarser level."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -29,7 +39,10 @@ def add_commands(commands: Commands) -> None:
         example="napari-hrsam segment cells.png --point 120,96 --point 40,52,0",
     )
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="TIFF, PNG, JPEG, .npy"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="TIFF, PNG, JPEG, .npy, or an OME-Zarr image of any size: its path or URL",
     )
     parser.add_argument(
         "--point",
@@ -47,6 +60,13 @@ def add_commands(commands: Commands) -> None:
         "--level",
         type=int,
         help="zoom the model looks at: 0 full size, 1 half, -1 enlarged twice (default: automatic)",
+    )
+    parser.add_argument(
+        "--plane",
+        type=_plane,
+        default=(),
+        metavar="T[,Z]",
+        help="which plane of a stack: one number per axis besides rows, columns and channels",
     )
     parser.add_argument(
         "--channel-axis", type=int, metavar="AXIS", help="axis that holds separate channels"
@@ -95,22 +115,26 @@ def _channels(text: str) -> list[int]:
     return numbers
 
 
+def _plane(text: str) -> tuple[int, ...]:
+    return tuple(_numbers(text, int, "whole numbers T or T,Z"))
+
+
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.points and args.box is None:
         parser.error("expected at least one --point or a --box")
-    names = [path.stem for path in args.images]
+    names = [Path(path).stem for path in args.images]
     if len(set(names)) < len(names):
         parser.error("two images have the same name, so their masks would overwrite each other")
-    # All images are read before the model is loaded: a wrong path is told at once.
-    images = {path: read_image(path, stack=args.channel_axis is not None) for path in args.images}
+    # All images are opened before the model is loaded: a wrong path is told at once.
+    images = {
+        path: open_image(path, channel_axis=args.channel_axis, channels=args.channels)
+        for path in args.images
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     from napari_hrsam.modeling.checkpoints import load_model
 
     model = load_model(args.model, device=args.device)
-    results = []
-    for path, array in images.items():
-        image = ArrayImage(array, channel_axis=args.channel_axis, channels=args.channels)
-        results.append(_segment(model, image, path, args))
+    results = [_segment(model, image, path, args) for path, image in images.items()]
     if args.json:
         put_json(args.json, {"model": args.model, "images": results})
         return
@@ -133,7 +157,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def _segment(
-    model: Segmenter, image: ArrayImage, path: Path, args: argparse.Namespace
+    model: Segmenter, image: PyramidImage, path: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     from napari_hrsam.engine.session import Session
 
@@ -141,24 +165,24 @@ def _segment(
         seconds = [dict(prediction.seconds) for prediction in _prompt(session, args)]
         prediction, prompts = session.prediction, session.prompts
     assert prediction is not None
-    mask = np.zeros(image.shape_yx, dtype=bool)
-    mask[prediction.box.slices] = prediction.mask
-    mask_path = args.out / f"{path.stem}_mask.{args.format}"
+    box, mask = prediction.box, prediction.mask
+    if math.prod(image.shape_yx) <= MAX_WHOLE_PX:
+        box = Box.of_shape(image.shape_yx)
+        mask = np.zeros(image.shape_yx, dtype=bool)
+        mask[prediction.box.slices] = prediction.mask
+    stem = args.out / Path(path).stem
+    mask_path = stem.with_name(f"{stem.name}_mask.{args.format}")
     write_mask(mask_path, mask)
-    say(f"wrote {mask_path}")
+    say(f"wrote {mask_path}{_where(box, image)}")
     overlay_path = None
     if not args.no_overlay:
-        overlay_path = args.out / f"{path.stem}_overlay.png"
-        height, width = image.shape_yx
-        shown = image.read(Tile(level=0, y0=0, x0=0, size_px=max(height, width)))
-        write_image(
-            overlay_path,
-            draw_overlay(shown[:height, :width], mask.astype(np.uint8), (prompts,)),
-        )
+        overlay_path = stem.with_name(f"{stem.name}_overlay.png")
+        write_image(overlay_path, _overlay(image, box, mask, prompts, args.plane))
         say(f"wrote {overlay_path}")
     return {
-        "image": str(path),
+        "image": path,
         "mask": str(mask_path),
+        "mask_box": [box.y0, box.x0, box.y1, box.x1],
         "overlay": None if overlay_path is None else str(overlay_path),
         "area_px": int(mask.sum()),
         "iou": float(prediction.iou),
@@ -168,10 +192,38 @@ def _segment(
     }
 
 
+def _where(box: Box, image: PyramidImage) -> str:
+    """Say which part of the image a mask covers, if not all of it."""
+    if box.shape_yx == image.shape_yx:
+        return ""
+    return f" (rows {box.y0} to {box.y1}, columns {box.x0} to {box.x1} of {image.shape_yx})"
+
+
+def _overlay(
+    image: PyramidImage,
+    box: Box,
+    mask: NDArray[np.bool_],
+    prompts: Prompts,
+    plane: tuple[int, ...],
+) -> NDArray[np.uint8]:
+    """Draw the mask and the clicks over a part of the image, shrunk if it is large."""
+    level = 0
+    while box.shape_yx != image.shape_yx and max(level_shape(box.shape_yx, level)) > MAX_OVERLAY_PX:
+        level += 1
+    step = 2**level
+    # Masks of a part begin at whole pixels of the level they were made at, which is no finer.
+    tile = Tile(level, box.y0 // step, box.x0 // step, max(level_shape(box.shape_yx, level)), plane)
+    small = mask[::step, ::step].astype(np.uint8)
+    height, width = small.shape
+    points = tile.to_tile(np.array(prompts.points_yx).reshape(-1, 2))
+    clicks = Prompts(points_yx=tuple(map(tuple, points)), labels=prompts.labels)
+    return draw_overlay(image.read(tile)[:height, :width], small, (clicks,))
+
+
 def _prompt(session: Session, args: argparse.Namespace) -> list[Prediction]:
     predictions = []
     if args.box is not None:
-        predictions.append(session.box(args.box, level=args.level))
+        predictions.append(session.box(args.box, level=args.level, plane=args.plane))
     for y, x, positive in args.points:
-        predictions.append(session.click((y, x), positive=positive, level=args.level))
+        predictions.append(session.click((y, x), positive, args.level, args.plane))
     return predictions

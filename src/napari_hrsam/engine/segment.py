@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.session import Session
-from napari_hrsam.errors import PromptError
+from napari_hrsam.errors import ImageError, PromptError
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
 
 
 def segment(
-    array: NDArray[Any] | ArrayImage,
+    array: Any,
     points: Sequence[Sequence[float]] | NDArray[Any] | None = None,
     point_labels: Sequence[bool | int] | NDArray[Any] | None = None,
     box: Sequence[float] | None = None,
@@ -30,7 +30,7 @@ def segment(
 
     Parameters
     ----------
-    array : (H, W) or (H, W, 3 or 4) array, or ArrayImage
+    array : (H, W) or (H, W, 3 or 4) array, PyramidImage, or anything that `open_image` takes
         The image; only the part around the prompts is looked at.
     points : sequence of (y, x), optional
         Clicks in level-0 pixels, in the order in which they are made.
@@ -53,13 +53,18 @@ def segment(
     PromptError
         If there is no prompt, or one is malformed or outside the image.
     ImageError
-        If the image is unusable.
+        If the image is unusable, or a stack.
     """
     given = [] if points is None else list(points)
     labels = [True] * len(given) if point_labels is None else list(point_labels)
     if any(label not in (0, 1) for label in labels):
         raise PromptError(f"expected point labels of 1 (inside) or 0 (outside), got {labels!r}")
-    image = array if isinstance(array, ArrayImage) else ArrayImage(array)
+    image = open_image(array)
+    if not set(image.plane_shape) <= {1}:
+        raise ImageError(
+            f"expected a 2-D image, got one with planes of shape {image.plane_shape}; take a 2-D "
+            "slice of the stack, e.g. image[t], or use a Session and name the plane"
+        )
     prompts = Prompts(
         points_yx=tuple(given),
         labels=tuple(labels),

@@ -6,6 +6,7 @@ Longer than other modules because it is one class: what its methods share is the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,8 +30,9 @@ from napari_hrsam.geometry import (
     filling_level,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_store import ArrayLabels, Edit
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.label_store import ArrayLabels, Edit, History, LabelStore
+from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -41,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 MAX_UNDO_BYTES = 512 * 2**20
 """Memory for the blocks that undo of commits needs; beyond it the oldest commits become final."""
+
+MAX_LABELS_PX = 2**28
+"""Pixels of an image whose labels are kept in memory when none are given: 1 GiB of uint32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,10 +79,12 @@ class Session:
     ----------
     model : Segmenter or str
         A loaded model, or a name for `load_model`.
-    image : ArrayImage or NDArray
-        What is annotated; an array is opened with `ArrayImage`.
-    labels : ArrayLabels, (H, W) integer array, or None
-        Where objects are committed; an array is changed in place. None: a new uint32 image.
+    image : PyramidImage, or anything that `open_image` takes
+        What is annotated; its pixels are read when they are wanted.
+    labels : LabelStore, (H, W) integer array, or None
+        Where objects are committed: labels from `create_labels` or `open_labels`, whose earlier
+        commits can be undone, or an array, which is changed in place. None: a new uint32 image in
+        memory, made when it is first needed.
     obey_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
@@ -85,7 +92,7 @@ class Session:
 
     Attributes
     ----------
-    image, labels
+    image
         What the session works on.
     view_level : int or None
         Level at which a new object is looked at when a prompt names none; None for full size, or
@@ -107,31 +114,29 @@ class Session:
     def __init__(
         self,
         model: Segmenter | str,
-        image: ArrayImage | NDArray[Any],
-        labels: ArrayLabels | NDArray[Any] | None = None,
+        image: Any,
+        labels: LabelStore | NDArray[Any] | None = None,
         *,
         obey_clicks: bool = True,
         max_embeddings: int = 64,
     ) -> None:
-        self.image = image if isinstance(image, ArrayImage) else ArrayImage(image)
-        if not isinstance(labels, ArrayLabels):
-            labels = ArrayLabels(self.image.shape_yx if labels is None else labels)
-        if labels.shape_yx != self.image.shape_yx:
-            raise LabelsError(
-                f"expected labels of the image's shape {self.image.shape_yx}, got "
-                f"{labels.shape_yx}; give labels made for this image, or leave them out"
-            )
+        self.image: PyramidImage = open_image(image)
+        if labels is not None and not isinstance(labels, LabelStore):
+            labels = ArrayLabels(labels)
+        if labels is not None:
+            _require_same_shape(self.image, labels)
         if max_embeddings < 1:
             raise SessionError(f"expected max_embeddings of 1 or more, got {max_embeddings}")
-        self.labels = labels
+        self._labels = labels
         self.view_level: int | None = None
         self._predictor = Predictor(_loaded(model))
         self._obey_clicks = obey_clicks
         self._max_embeddings = max_embeddings
         self._seen: OrderedDict[Tile, _Seen] = OrderedDict()
         self._steps: tuple[_Step, ...] = ()
-        self._edits: list[Edit] = []
-        self._undone: list[tuple[_Step, ...] | Edit] = []
+        history = History() if labels is None else labels.history()
+        self._edits: list[Edit] = list(history.done)
+        self._undone: list[tuple[_Step, ...] | Edit] = list(history.undone)
         self._is_closed = False
 
     def __enter__(self) -> Session:
@@ -182,6 +187,13 @@ class Session:
         other._undone.extend(step for step in self._undone if isinstance(step, Edit))
         self.close()
         return other
+
+    @property
+    def labels(self) -> LabelStore:
+        """Where objects are committed."""
+        if self._labels is None:
+            self._labels = _labels_in_memory(self.image)
+        return self._labels
 
     @property
     def levels(self) -> range:
@@ -293,6 +305,7 @@ class Session:
             overwrite=overwrite,
             prompts=self.prompts,
             model=self._predictor.name,
+            plane=() if set(self.image.plane_shape) <= {1} else prediction.tile.plane,
         )
         self._steps = ()
         self._undone.clear()
@@ -316,6 +329,11 @@ class Session:
             After a prompt was taken back: the object as it was before, None if nothing is left.
         Edit
             The commit that was taken back.
+
+        Raises
+        ------
+        LabelsError
+            If the label image cannot be written to; the commit stays.
         """
         if self._steps:
             self._undone.append(self._steps)
@@ -323,19 +341,21 @@ class Session:
             return self.prediction
         if not self._edits:
             return None
-        edit = self._edits.pop()
+        edit = self._edits[-1]
         self.labels.revert(edit)
-        self._undone.append(edit)
+        self._undone.append(self._edits.pop())
         return edit
 
     def redo(self) -> Prediction | Edit | None:
         """Take back the last `undo`; None if there is none since the last prompt or commit."""
         if not self._undone:
             return None
-        undone = self._undone.pop()
+        undone = self._undone[-1]
         if isinstance(undone, Edit):
             self.labels.apply(undone)
             self._edits.append(undone)
+        self._undone.pop()
+        if isinstance(undone, Edit):
             return undone
         self._steps = undone
         return self.prediction
@@ -453,6 +473,29 @@ def _checked_mask(mask: NDArray[Any], box: Box) -> NDArray[np.bool_]:
             "threshold it first, e.g. mask > 0.5"
         )
     return mask.astype(np.bool_)
+
+
+def _require_same_shape(image: PyramidImage, labels: LabelStore) -> None:
+    # Axes of length 1 are no difference: their one plane need not be named.
+    same_planes = image.plane_shape == labels.plane_shape or (
+        set(image.plane_shape) <= {1} and set(labels.plane_shape) <= {1}
+    )
+    if image.shape_yx != labels.shape_yx or not same_planes:
+        raise LabelsError(
+            f"expected labels of the image's shape {(*image.plane_shape, *image.shape_yx)}, got "
+            f"{(*labels.plane_shape, *labels.shape_yx)}; give labels made for this image, or "
+            "leave them out"
+        )
+
+
+def _labels_in_memory(image: PyramidImage) -> ArrayLabels:
+    if not set(image.plane_shape) <= {1} or math.prod(image.shape_yx) > MAX_LABELS_PX:
+        raise LabelsError(
+            f"expected labels to commit to, got none, and an image of shape "
+            f"{(*image.plane_shape, *image.shape_yx)} is a stack or too large to have them in "
+            "memory; give the session labels for it: Session(model, image, labels)"
+        )
+    return ArrayLabels(image.shape_yx)
 
 
 def _loaded(model: Segmenter | str) -> Segmenter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time as clock
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
+
+MAX_DENSE_PIXELS = 2**30
+"""Pixels of the largest new label image that is made in memory: 4 GiB of uint32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -24,25 +27,43 @@ class Edit:
     label : int
         The object's id.
     box : Box
-        What changed, in level-0 pixels.
-    before, after : NDArray
-        The labels in that box before and after, shape ``box.shape_yx``, dtype of the label image;
-        read-only.
+        The smallest box that holds every changed pixel, in level-0 pixels.
     prompts : Prompts
         What the user said to get the object.
     model : str
         Name of the model that drew it, or empty.
     time : float
         When it was committed, in seconds since 1970.
+    plane : tuple of int
+        Index over the non-spatial axes of the label image; empty for a 2-D one.
     """
 
     label: int
     box: Box
-    before: NDArray[Any]
-    after: NDArray[Any]
     prompts: Prompts = field(default_factory=Prompts)
     model: str = ""
     time: float = 0.0
+    plane: tuple[int, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the edit takes beside its few numbers."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ArrayEdit(Edit):
+    """An edit of `ArrayLabels`, which holds what it changed.
+
+    Attributes
+    ----------
+    before, after : NDArray
+        The labels in the box before and after, shape ``box.shape_yx``, dtype of the label image;
+        read-only.
+    """
+
+    before: NDArray[Any]
+    after: NDArray[Any]
 
     @property
     def num_bytes(self) -> int:
@@ -50,12 +71,36 @@ class Edit:
         return self.before.nbytes + self.after.nbytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """The commits that a label image remembers.
+
+    Attributes
+    ----------
+    done : tuple of Edit
+        Those that can be taken back, oldest first.
+    undone : tuple of Edit
+        Those that were taken back and can be made again; the last one is the next to be made.
+    """
+
+    done: tuple[Edit, ...] = ()
+    undone: tuple[Edit, ...] = ()
+
+
+@runtime_checkable
 class LabelStore(Protocol):
     """A label image that a session commits to."""
 
     @property
     def shape_yx(self) -> tuple[int, int]:
         """Height and width in level-0 pixels."""
+
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Sizes of the non-spatial axes; empty for a 2-D label image."""
+
+    def history(self) -> History:
+        """Return the commits that can be taken back and made again."""
 
     def next_label(self) -> int:
         """Return an id that no object has."""
@@ -69,6 +114,7 @@ class LabelStore(Protocol):
         overwrite: bool = False,
         prompts: Prompts | None = None,
         model: str = "",
+        plane: tuple[int, ...] = (),
     ) -> Edit:
         """Write one object and return what changed."""
 
@@ -115,6 +161,15 @@ class ArrayLabels:
         """Height and width in pixels."""
         return self.array.shape[0], self.array.shape[1]
 
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Sizes of the non-spatial axes: there are none."""
+        return ()
+
+    def history(self) -> History:
+        """Return an empty history: an array remembers nothing, the session does."""
+        return History()
+
     def next_label(self) -> int:
         """Return the id after the highest one in the array, also when others wrote to it.
 
@@ -124,7 +179,7 @@ class ArrayLabels:
             If the dtype of the array cannot hold it.
         """
         label = max(0, int(self.array.max(initial=0))) + 1
-        self._require_fits(label)
+        require_fits(label, self.array.dtype)
         return label
 
     def write(
@@ -136,7 +191,8 @@ class ArrayLabels:
         overwrite: bool = False,
         prompts: Prompts | None = None,
         model: str = "",
-    ) -> Edit:
+        plane: tuple[int, ...] = (),
+    ) -> ArrayEdit:
         """Write one object.
 
         Parameters
@@ -151,10 +207,12 @@ class ArrayLabels:
             Whether pixels of other objects are taken over; by default they stay.
         prompts, model
             Kept in the edit.
+        plane
+            Empty: an array is one plane.
 
         Returns
         -------
-        Edit
+        ArrayEdit
             Its box is the smallest one that holds every changed pixel.
 
         Raises
@@ -164,30 +222,18 @@ class ArrayLabels:
         ShapeError
             If the mask does not have the shape of the box.
         """
-        self._require_fits(label)
-        if mask.shape != box.shape_yx:
-            raise ShapeError(
-                f"expected a mask of the shape of its box {box.shape_yx}, got {mask.shape}; "
-                "cut the mask and the box alike"
-            )
-        if box.clip(self.shape_yx) != box:
-            raise LabelsError(
-                f"expected a box inside the labels of shape {self.shape_yx}, got {box}; "
-                "clip the box and the mask to the image"
-            )
+        require_fits(label, self.array.dtype)
+        require_place(box, mask, self.shape_yx)
+        checked_plane(plane, ())
         block = self.array[box.slices]
         changed = mask & (block != label) & (overwrite | (block == 0))
         if not changed.any():
-            raise LabelsError(
-                f"expected at least one free pixel for object {label}, got a mask of "
-                f"{int(mask.sum())} pixels that all belong to objects already; "
-                "allow it with overwrite=True, or draw another part of the image"
-            )
+            raise no_free_pixel(label, mask)
         return self._write_changed(box, changed, label, prompts or Prompts(), model)
 
     def _write_changed(
         self, box: Box, changed: NDArray[np.bool_], label: int, prompts: Prompts, model: str
-    ) -> Edit:
+    ) -> ArrayEdit:
         tight = Box.around(changed)
         place = tight.shifted(box.y0, box.x0)
         before = self.array[place.slices].copy()
@@ -195,7 +241,7 @@ class ArrayLabels:
         after = after.astype(before.dtype, copy=False)
         self.array[place.slices] = after
         before.flags.writeable = after.flags.writeable = False
-        return Edit(
+        return ArrayEdit(
             label=label,
             box=place,
             before=before,
@@ -207,23 +253,77 @@ class ArrayLabels:
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed; its other pixels stay as they are."""
+        edit = _own(edit)
         self._swap(edit, edit.before)
 
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again; its other pixels stay as they are."""
+        edit = _own(edit)
         self._swap(edit, edit.after)
 
-    def _swap(self, edit: Edit, values: NDArray[Any]) -> None:
+    def _swap(self, edit: ArrayEdit, values: NDArray[Any]) -> None:
         changed = edit.before != edit.after
         self.array[edit.box.slices][changed] = values[changed]
 
-    def _require_fits(self, label: int) -> None:
-        highest = int(np.iinfo(self.array.dtype).max)
-        if not 1 <= label <= highest:
-            raise LabelsError(
-                f"expected a label between 1 and {highest}, the highest that {self.array.dtype} "
-                f"holds, got {label}; convert the labels, e.g. labels.astype(numpy.uint32)"
-            )
+
+def require_fits(label: int, dtype: np.dtype[Any]) -> None:
+    """Raise `LabelsError` unless labels of this dtype can hold the id."""
+    highest = int(np.iinfo(dtype).max)
+    if not 1 <= label <= highest:
+        raise LabelsError(
+            f"expected a label between 1 and {highest}, the highest that {dtype} "
+            f"holds, got {label}; convert the labels, e.g. labels.astype(numpy.uint32)"
+        )
+
+
+def require_place(box: Box, mask: NDArray[np.bool_], shape_yx: tuple[int, int]) -> None:
+    """Raise `ShapeError` or `LabelsError` unless the mask fills a box inside the labels."""
+    if mask.shape != box.shape_yx:
+        raise ShapeError(
+            f"expected a mask of the shape of its box {box.shape_yx}, got {mask.shape}; "
+            "cut the mask and the box alike"
+        )
+    if box.clip(shape_yx) != box:
+        raise LabelsError(
+            f"expected a box inside the labels of shape {shape_yx}, got {box}; "
+            "clip the box and the mask to the image"
+        )
+
+
+def checked_plane(plane: tuple[int, ...], plane_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the plane, one index per axis; it may be left out where every axis has length 1.
+
+    Raises `LabelsError` if the labels do not have it.
+    """
+    if plane == () and set(plane_shape) <= {1}:
+        return (0,) * len(plane_shape)
+    if len(plane) != len(plane_shape) or not all(
+        0 <= place < size for place, size in zip(plane, plane_shape, strict=True)
+    ):
+        raise LabelsError(
+            f"expected a plane inside labels with planes of shape {plane_shape}, got {plane}; "
+            "give one index per axis before y and x, or make labels that have these planes with "
+            "create_labels(path, name, like=image)"
+        )
+    return plane
+
+
+def no_free_pixel(label: int, mask: NDArray[np.bool_]) -> LabelsError:
+    """Return the error for an object of which no pixel may be written."""
+    return LabelsError(
+        f"expected at least one free pixel for object {label}, got a mask of "
+        f"{int(np.count_nonzero(mask))} pixels that all belong to objects already; "
+        "allow it with overwrite=True, or draw another part of the image"
+    )
+
+
+def _own(edit: Edit) -> ArrayEdit:
+    if not isinstance(edit, ArrayEdit):
+        raise LabelsError(
+            f"expected an edit made by these labels, got a {type(edit).__name__}; "
+            "give what their write returned"
+        )
+    return edit
 
 
 def _shape(value: object) -> tuple[int, int]:
@@ -231,6 +331,11 @@ def _shape(value: object) -> tuple[int, int]:
         height, width = (index(number) for number in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         height = width = 0
+    if height * width > MAX_DENSE_PIXELS:
+        raise LabelsError(
+            f"expected at most {MAX_DENSE_PIXELS:,} pixels for labels in memory, got "
+            f"{height} x {width}; keep them in a folder: create_labels(path, name, like=image)"
+        )
     if height < 1 or width < 1:
         raise LabelsError(
             f"expected labels as a NumPy array or a shape (height, width), got {value!r}; "

@@ -1,32 +1,36 @@
 """Pixels of one tile from an image of any size, as the models want them.
 
-Only the part of the array under the tile is ever read, and the array is never changed. Brightness
+Only the part of the image under the tile is ever read, and the image is never changed. Brightness
 limits belong to the whole image, never to a tile, so that neighbouring tiles agree.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, PromptError
-from napari_hrsam.geometry import Tile
+from napari_hrsam.geometry import Box, Tile, level_shape
+from napari_hrsam.storage.arrange import arrange
+from napari_hrsam.storage.colours import Channels, Limits, Shown, spread_limits
+from napari_hrsam.storage.limits import find_limits
+from napari_hrsam.storage.pyramid import Level, level_for, with_coarse_levels
+from napari_hrsam.storage.resample import area_mean, block_mean, enlarge
+from napari_hrsam.storage.stored import StoredLevel, stored_levels
+
+if TYPE_CHECKING:
+    from napari_hrsam.storage.ome_metadata import OmeImage
 
 MEAN_RGB = (124, 116, 104)
 """Colour shown outside the image: the mean of natural photographs, which models normalise to 0."""
 
-MAX_SAMPLE = 1_000_000
-"""Pixels looked at to find the brightness limits."""
-
 STRIP_PIXELS = 2_000_000
-"""Level-0 pixels converted at a time, so that a coarse tile needs little memory."""
-
-Channels = Mapping[str, int] | Sequence[int | None]
-Limits = tuple[float, float] | Sequence[tuple[float, float]]
+"""Stored pixels converted at a time, so that a coarse tile needs little memory."""
 
 
 class TileSource(Protocol):
@@ -44,7 +48,196 @@ class TileSource(Protocol):
         """Read one tile as (size, size, 3) RGB, 0..255, with ``fill`` outside the image."""
 
 
-class ArrayImage:
+class PyramidImage:
+    """An image of any size in levels, read tile by tile; made by `open_image`.
+
+    Parameters
+    ----------
+    stored : sequence of StoredLevel
+        Finest first, level 0 at full size.
+    shown : (red, green, blue)
+        The channel shown as each colour.
+    contrast_limits : (low, high), optional
+        As in `open_image`.
+    separate : bool
+        Whether channels are separate, so that each has limits of its own.
+    ome : OmeImage, optional
+        What an OME-Zarr says of itself.
+
+    Attributes
+    ----------
+    ome : OmeImage or None
+        Path, axes, scales and units of an OME-Zarr image.
+
+    Raises
+    ------
+    ImageError
+        If the limits are malformed, or no pixel looked at is finite.
+    """
+
+    def __init__(
+        self,
+        stored: Sequence[StoredLevel],
+        shown: Shown,
+        contrast_limits: Limits | None = None,
+        *,
+        separate: bool = False,
+        ome: OmeImage | None = None,
+    ) -> None:
+        self.ome = ome
+        self._stored = tuple(stored)
+        self._levels = with_coarse_levels(self._stored)
+        self._shown = shown
+        if contrast_limits is None:
+            self._limits = find_limits(self._stored[-1], shown, separate=separate)
+        else:
+            num_shown = sum(channel is not None for channel in shown)
+            self._limits = spread_limits(contrast_limits, num_shown, shown)
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Height and width in level-0 pixels."""
+        return self._stored[0].shape_yx
+
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Number of planes along each axis besides rows, columns and channels, such as (t, z)."""
+        return self._stored[0].plane_shape
+
+    @property
+    def level_shapes(self) -> list[tuple[int, int]]:
+        """Height and width of every stored level, finest first."""
+        return [level.shape_yx for level in self._stored]
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels from full size (0) down to a single pixel."""
+        return 1 + math.ceil(math.log2(max(self.shape_yx)))
+
+    @property
+    def contrast_limits(self) -> tuple[tuple[float, float], ...]:
+        """The values shown as black and white, one pair per shown channel."""
+        return self._limits
+
+    def read(self, tile: Tile, fill: tuple[int, int, int] = MEAN_RGB) -> NDArray[np.uint8]:
+        """Read the pixels of one tile.
+
+        Parameters
+        ----------
+        tile : Tile
+            Where to read. At level k >= 0 each pixel is the mean over its 2^k x 2^k block (or the
+            part of it inside the image) of the coarsest level that is fine enough; below 0 the
+            image is enlarged bilinearly. ``tile.plane`` holds one index per axis of `plane_shape`;
+            it may be left out where every such axis has length 1.
+        fill : (red, green, blue)
+            Colour of everything outside the image.
+
+        Returns
+        -------
+        (size, size, 3) uint8
+
+        Raises
+        ------
+        PromptError
+            If there is no such plane.
+        ImageReadError
+            If pixels cannot be read.
+        """
+        plane = self._checked_plane(tile.plane)
+        pixels = np.empty((tile.size_px, tile.size_px, 3), np.uint8)
+        pixels[:] = fill
+        if tile.box0.clip(self.shape_yx).area == 0:
+            return pixels
+        parts = self._averaged(tile, plane) if tile.level >= 0 else self._enlarged(tile, plane)
+        for (row, column), values in parts:
+            height, width = values.shape[:2]
+            pixels[row : row + height, column : column + width] = np.rint(values * 255.0)
+        return pixels
+
+    def _checked_plane(self, plane: tuple[int, ...]) -> tuple[int, ...]:
+        sizes = self.plane_shape
+        if plane == () and set(sizes) <= {1}:
+            return (0,) * len(sizes)
+        if len(plane) == len(sizes) and all(
+            0 <= place < size for place, size in zip(plane, sizes, strict=True)
+        ):
+            return plane
+        if not sizes:
+            raise PromptError(
+                f"expected plane=() for a 2-D image, got {plane}; "
+                "give the session the 2-D slice, such as image[t, z]"
+            )
+        raise PromptError(
+            f"expected a plane with one index per axis of lengths {sizes}, got {plane}; say e.g. "
+            f"plane={tuple(size // 2 for size in sizes)}, or if one of these axes holds channels, "
+            "open the image with channel_axis"
+        )
+
+    def _averaged(
+        self, tile: Tile, plane: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+        """Yield ((row, column), (rows, columns, 3) values in 0..1) of area means, part by part."""
+        level = level_for(self._levels, tile.downsample)
+        ratio = (tile.downsample / level.factor_yx[0], tile.downsample / level.factor_yx[1])
+        whole = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
+        for part in _parts(whole.clip(level_shape(self.shape_yx, tile.level)), level, ratio):
+            yield (part.y0 - tile.y0, part.x0 - tile.x0), self._means(level, part, ratio, plane)
+
+    def _means(
+        self, level: Level, part: Box, ratio: tuple[float, float], plane: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """Read ``part``, in pixels of ``ratio`` level pixels each."""
+        edges = [
+            _edges(first, last, step, length)
+            for first, last, step, length in zip(
+                (part.y0, part.x0), (part.y1, part.x1), ratio, level.shape_yx, strict=True
+            )
+        ]
+        (y0, y1), (x0, x1) = ((math.floor(e[0, 0]), math.ceil(e[-1, 1])) for e in edges)
+        values = self._values(level, Box(y0, x0, y1, x1), plane)
+        whole = tuple(round(step) for step in ratio)
+        if all(
+            (e[:, 0] == np.arange(first, last) * step).all()
+            for e, first, last, step in zip(
+                edges, (part.y0, part.x0), (part.y1, part.x1), whole, strict=True
+            )
+        ):
+            return block_mean(values, (whole[0], whole[1]))
+        return area_mean(area_mean(values, 0, edges[0] - y0), 1, edges[1] - x0)
+
+    def _enlarged(
+        self, tile: Tile, plane: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+        """Yield the one part ((0, 0), (rows, columns, 3) values) of a tile below level 0."""
+        inside, factor = tile.box0.clip(self.shape_yx), 2**-tile.level
+        read = inside.expand(1).clip(self.shape_yx)
+        values = self._values(self._stored[0], read, plane)
+        values = enlarge(values, 0, factor, inside.y0 - read.y0, inside.height)
+        yield (0, 0), enlarge(values, 1, factor, inside.x0 - read.x0, inside.width)
+
+    def _values(self, level: Level, box: Box, plane: tuple[int, ...]) -> NDArray[np.float32]:
+        """Read a box as (rows, columns, 3) float32 between the limits (0) and (1)."""
+        values = np.zeros((*box.shape_yx, 3), np.float32)
+        channels = tuple(sorted({channel for channel in self._shown if channel is not None}))
+        pixels = level.read(box, plane, channels)
+        grey = len(set(self._shown)) == 1
+        for colour, channel in enumerate(self._shown):
+            if channel is None:
+                continue
+            if grey and colour > 0:
+                values[..., colour] = values[..., 0]
+                continue
+            low, high = self._limits[colour]
+            crop = pixels[..., channels.index(channel)].astype(level.working_dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                crop -= low
+                crop /= high - low
+            np.nan_to_num(crop, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            values[..., colour] = np.clip(crop, 0.0, 1.0)
+        return values
+
+
+class ArrayImage(PyramidImage):
     """A 2-D image in a NumPy array (or a ``numpy.memmap``), read tile by tile.
 
     Parameters
@@ -80,292 +273,51 @@ class ArrayImage:
         channels: Channels | None = None,
         contrast_limits: Limits | None = None,
     ) -> None:
-        _require_numeric(array)
-        self._array, self._shown = _arrange(array, rgb, channel_axis, channels)
-        if self._array.size == 0:
+        if not isinstance(array, np.ndarray):
             raise ImageError(
-                f"expected an image of at least 1 x 1 pixels, got shape {array.shape}; "
-                "choose an image that holds pixels"
+                f"expected a NumPy array, got {type(array).__module__}."
+                f"{type(array).__qualname__}; convert it with numpy.asarray(image), or open other "
+                "images with open_image"
             )
-        self._limits = self._find_limits(contrast_limits, separate=channel_axis is not None)
-
-    @property
-    def shape_yx(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self._array.shape[0], self._array.shape[1]
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels from full size (0) down to a single pixel."""
-        return 1 + math.ceil(math.log2(max(self.shape_yx)))
-
-    @property
-    def contrast_limits(self) -> tuple[tuple[float, float], ...]:
-        """The values shown as black and white, one pair per shown channel."""
-        return self._limits
-
-    def read(self, tile: Tile, fill: tuple[int, int, int] = MEAN_RGB) -> NDArray[np.uint8]:
-        """Read the pixels of one tile.
-
-        Parameters
-        ----------
-        tile : Tile
-            Where to read. At level k >= 0 each pixel is the exact mean over its 2^k x 2^k block
-            (or the part of it inside the image); below 0 the image is enlarged bilinearly.
-        fill : (red, green, blue)
-            Colour of everything outside the image.
-
-        Returns
-        -------
-        (size, size, 3) uint8
-
-        Raises
-        ------
-        PromptError
-            If the tile belongs to a plane, which a 2-D image does not have.
-        """
-        if tile.plane != ():
-            raise PromptError(
-                f"expected plane=() for a 2-D image, got {tile.plane}; "
-                "give the session the 2-D slice, such as image[t, z]"
-            )
-        pixels = np.empty((tile.size_px, tile.size_px, 3), np.uint8)
-        pixels[:] = fill
-        inside = tile.box0.clip(self.shape_yx)
-        if inside.area == 0:
-            return pixels
-        rows = self._averaged(tile) if tile.level >= 0 else self._enlarged(tile)
-        for first_row, values in rows:
-            height, width = values.shape[:2]
-            pixels[first_row : first_row + height, :width] = np.rint(values * 255.0)
-        return pixels
-
-    def _averaged(self, tile: Tile) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield (first row, (rows, width, 3) values in 0..1) of area means, strip by strip."""
-        inside, factor = tile.box0.clip(self.shape_yx), 2**tile.level
-        step = factor * max(1, STRIP_PIXELS // (factor * inside.width))
-        for y0 in range(inside.y0, inside.y1, step):
-            y1 = min(y0 + step, inside.y1)
-            values = self._values(slice(y0, y1), slice(inside.x0, inside.x1))
-            yield (y0 - inside.y0) // factor, _block_mean(values, factor)
-
-    def _enlarged(self, tile: Tile) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the one strip (0, (rows, width, 3) values in 0..1) of a tile below level 0."""
-        inside, factor = tile.box0.clip(self.shape_yx), 2**-tile.level
-        read = inside.expand(1).clip(self.shape_yx)
-        values = self._values(*read.slices)
-        values = _enlarge(values, 0, factor, inside.y0 - read.y0, inside.height)
-        yield 0, _enlarge(values, 1, factor, inside.x0 - read.x0, inside.width)
-
-    def _values(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Read a crop as (rows, columns, 3) float32 between the limits (0) and (1)."""
-        values = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
-        grey = len(set(self._shown)) == 1
-        for colour, channel in enumerate(self._shown):
-            if channel is None:
-                continue
-            if grey and colour > 0:
-                values[..., colour] = values[..., 0]
-                continue
-            low, high = self._limits[colour]
-            crop = self._array[rows, columns, channel].astype(self._working_dtype)
-            with np.errstate(over="ignore", invalid="ignore"):
-                crop -= low
-                crop /= high - low
-            np.nan_to_num(crop, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-            values[..., colour] = np.clip(crop, 0.0, 1.0)
-        return values
-
-    @property
-    def _working_dtype(self) -> type[np.floating[Any]]:
-        """The float dtype in which the pixel values can be told apart."""
-        dtype = self._array.dtype
-        exact = dtype.itemsize <= 2 or (dtype.kind == "f" and dtype.itemsize == 4)
-        return np.float32 if exact else np.float64
-
-    def _find_limits(
-        self, given: Limits | None, *, separate: bool
-    ) -> tuple[tuple[float, float], ...]:
-        if given is not None:
-            return _spread(given, sum(channel is not None for channel in self._shown), self._shown)
-        dtype = self._array.dtype
-        if dtype == np.bool_ or (dtype == np.uint8 and len(set(self._shown)) > 1 and not separate):
-            return ((0.0, 1.0 if dtype == np.bool_ else 255.0),) * 3
-        found: dict[int, tuple[float, float]] = {}
-        together = [channel for channel in dict.fromkeys(self._shown) if channel is not None]
-        for group in [[channel] for channel in together] if separate else [together]:
-            found.update(dict.fromkeys(group, _limits_of(self._array, group)))
-        return tuple((0.0, 1.0) if shown is None else found[shown] for shown in self._shown)
-
-
-def open_image(
-    source: NDArray[Any],
-    rgb: bool | None = None,
-    channel_axis: int | None = None,
-    channels: Channels | None = None,
-    contrast_limits: Limits | None = None,
-) -> ArrayImage:
-    """Open a 2-D NumPy array as an image to annotate; see `ArrayImage` for the arguments."""
-    return ArrayImage(source, rgb, channel_axis, channels, contrast_limits)
-
-
-def _require_numeric(array: object) -> None:
-    if not isinstance(array, np.ndarray):
-        raise ImageError(
-            f"expected a NumPy array, got {type(array).__module__}.{type(array).__qualname__}; "
-            "convert it with numpy.asarray(image)"
-        )
-    if array.dtype.kind not in "biuf":
-        raise ImageError(
-            f"expected bool, integer or float pixels, got dtype {array.dtype}; "
-            "convert the image first, e.g. numpy.abs(image) for complex numbers"
-        )
-
-
-def _arrange(
-    array: NDArray[Any], rgb: bool | None, channel_axis: int | None, channels: Channels | None
-) -> tuple[NDArray[Any], tuple[int | None, ...]]:
-    """View the array as (H, W, C); tell which channel is shown as red, green and blue."""
-    if channel_axis is None:
-        if channels is not None:
+        order, shown = arrange(array.shape, rgb, channel_axis, channels)
+        if order.planes:
             raise ImageError(
-                f"expected channel_axis together with channels={channels!r}, got none; "
-                "say which axis holds the channels, e.g. channel_axis=0"
+                f"expected an array of shape (H, W), or (H, W, 3 or 4) for RGB, got {array.shape} "
+                f"with rgb={rgb}; take a 2-D slice of a stack, e.g. image[t], open it with "
+                "open_image, or name the axis of separate channels, e.g. channel_axis=0"
             )
-        return _arrange_colours(array, rgb)
-    if rgb:
-        raise ImageError(
-            f"expected either rgb=True or channel_axis, got both (channel_axis={channel_axis}); "
-            "leave one out"
+        super().__init__(
+            stored_levels([array], order),
+            shown,
+            contrast_limits,
+            separate=channel_axis is not None,
         )
-    if array.ndim != 3 or not -3 <= channel_axis < 3:
-        raise ImageError(
-            f"expected a 3-D array with channel_axis in -3..2, got shape {array.shape} and "
-            f"channel_axis={channel_axis}; take a 2-D slice of stacks first, e.g. image[t]"
-        )
-    moved = np.moveaxis(array, channel_axis, -1)
-    return moved, _shown_channels(moved.shape[2], channels)
 
 
-def _arrange_colours(
-    array: NDArray[Any], rgb: bool | None
-) -> tuple[NDArray[Any], tuple[int | None, ...]]:
-    has_colours = array.ndim == 3 and array.shape[2] in {3, 4}
-    if has_colours and rgb is not False:
-        return array, (0, 1, 2)
-    if array.ndim == 2 and not rgb:
-        return array[:, :, np.newaxis], (0, 0, 0)
-    wanted = "(H, W, 3) or (H, W, 4)" if rgb else "(H, W), or (H, W, 3 or 4) for RGB"
-    raise ImageError(
-        f"expected an array of shape {wanted}, got {array.shape} with rgb={rgb}; "
-        "take a 2-D slice of a stack, e.g. image[t], or name the axis of separate channels, "
-        "e.g. channel_axis=0"
+def _parts(whole: Box, level: Level, ratio: tuple[float, float]) -> Iterator[Box]:
+    """Cut a box into parts of about `STRIP_PIXELS` level pixels that follow the level's chunks."""
+    steps = [max(1, math.ceil(n / r)) for n, r in zip(level.chunk_yx, ratio, strict=True)]
+    budget = STRIP_PIXELS / (ratio[0] * ratio[1])
+    columns = steps[1] * max(
+        1, min(math.ceil(whole.width / steps[1]) + 1, int(budget / math.prod(steps)))
     )
-
-
-def _shown_channels(num_channels: int, channels: Channels | None) -> tuple[int | None, ...]:
-    if channels is None:
-        if num_channels > 2:
-            raise ImageError(
-                f"expected a mapping of the {num_channels} channels to colours, got none; "
-                'give e.g. channels={"red": 0, "green": 1, "blue": 2}, or channels=[0] for one '
-                "channel in grey"
-            )
-        return (0, 1, None) if num_channels == 2 else (0, 0, 0)
-    if isinstance(channels, Mapping):
-        unknown = set(channels) - {"red", "green", "blue"}
-        chosen = [channels.get(colour) for colour in ("red", "green", "blue")]
-    else:
-        unknown = set()
-        chosen = list(channels)
-    used = [channel for channel in chosen if channel is not None]
-    if unknown or not used or len(chosen) > 3 or not all(0 <= c < num_channels for c in used):
-        raise ImageError(
-            f"expected channels as up to three of 0..{num_channels - 1} for red, green and blue, "
-            f'got {channels!r}; give e.g. channels={{"red": 0, "green": 1}}'
-        )
-    if len(chosen) == 1:
-        chosen *= 3
-    return tuple(chosen + [None] * (3 - len(chosen)))
-
-
-def _spread(
-    given: Limits, num_shown: int, shown: tuple[int | None, ...]
-) -> tuple[tuple[float, float], ...]:
-    """Check the user's limits and give each of the three colours its pair."""
-    try:
-        pairs = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        pairs = np.empty(0)
-    if pairs.shape == (2,):
-        pairs = np.tile(pairs, (num_shown, 1))
-    if len(set(shown)) == 1 and pairs.shape == (1, 2):
-        pairs = np.tile(pairs, (3, 1))
-    if (
-        pairs.shape != (num_shown, 2)
-        or not np.isfinite(pairs).all()
-        or (pairs[:, 0] >= pairs[:, 1]).any()
+    rows = steps[0] * max(1, int(budget / (steps[0] * columns)))
+    for y, x in itertools.product(
+        range(whole.y0 // steps[0] * steps[0], whole.y1, rows),
+        range(whole.x0 // steps[1] * steps[1], whole.x1, columns),
     ):
-        raise ImageError(
-            "expected contrast_limits as (low, high) with low < high, or one such pair per shown "
-            f"channel, got {given!r}; leave it out to have them found"
-        )
-    rest = iter(pairs.tolist())
-    return tuple((0.0, 1.0) if channel is None else tuple(next(rest)) for channel in shown)
+        # Parts begin where chunks do, so that a chunk is not read for two of them.
+        part = Box(y, x, y + rows, x + columns).intersection(whole)
+        if part.area:
+            yield part
 
 
-def _limits_of(array: NDArray[Any], channels: list[int]) -> tuple[float, float]:
-    """Find the 0.1 and 99.9 percentiles over the whole image from a strided sample."""
-    step = max(1, math.ceil(math.sqrt(array.shape[0] * array.shape[1] / MAX_SAMPLE)))
-    sample = array[::step, ::step, channels].astype(np.float64)
-    finite = sample[np.isfinite(sample)]
-    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 0.0)
-    if low < high:
-        return float(low), float(high)
-    # Nearly all of the sample is one value: the few others may lie between the sampled pixels.
-    low, high = _finite_range(array, channels)
-    return (low, high) if low < high else (low, low + max(1.0, abs(low)))
+def _edges(first: int, last: int, step: float, length: int) -> NDArray[np.float64]:
+    """Give start and end of pixels first .. last - 1 of ``step`` level pixels each.
 
-
-def _finite_range(array: NDArray[Any], channels: list[int]) -> tuple[float, float]:
-    step = max(1, STRIP_PIXELS // array.shape[1])
-    low, high = math.inf, -math.inf
-    for y0 in range(0, array.shape[0], step):
-        strip = array[y0 : y0 + step][..., channels]
-        strip = strip[np.isfinite(strip)]
-        if strip.size:
-            low, high = min(low, float(strip.min())), max(high, float(strip.max()))
-    if low > high:
-        raise ImageError(
-            f"expected at least one finite pixel, got only NaN or infinity in an array of shape "
-            f"{array.shape[:2]}; check how the image was computed or read"
-        )
-    return low, high
-
-
-def _block_mean(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Average (H, W, 3) over factor x factor blocks; blocks at the end may be cut."""
-    if factor == 1:
-        return values
-    height, width = values.shape[:2]
-    rows, columns = np.arange(0, height, factor), np.arange(0, width, factor)
-    sums = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
-    heights = np.minimum(factor, height - rows).astype(np.float32)
-    widths = np.minimum(factor, width - columns).astype(np.float32)
-    mean: NDArray[np.float32] = sums / (heights[:, np.newaxis] * widths)[..., np.newaxis]
-    return mean
-
-
-def _enlarge(
-    values: NDArray[np.float32], axis: int, factor: int, start: int, length: int
-) -> NDArray[np.float32]:
-    """Enlarge ``length`` pixels from ``start`` bilinearly along one axis, clamped at the ends."""
-    places = (np.arange(length * factor) + 0.5) / factor - 0.5 + start
-    places = np.clip(places, 0, values.shape[axis] - 1)
-    low = np.floor(places).astype(np.intp)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    share = (places - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    enlarged: NDArray[np.float32] = (
-        np.take(values, low, axis) * (1 - share) + np.take(values, high, axis) * share
-    )
-    return enlarged
+    A stored level may end one pixel early, where its size was rounded down: its last pixel then
+    stands for the rest.
+    """
+    starts = np.minimum(np.arange(first, last) * step, length - 1)
+    ends = np.minimum(np.arange(first + 1, last + 1) * step, length)
+    return np.stack([starts, ends], axis=1)

@@ -1,0 +1,436 @@
+"""A label image of any size in a folder, which loses no commit and needs no memory of its size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.journal import Block, Journal, JournalEdit
+from napari_hrsam.storage.label_ome_zarr import (
+    LabelLevels,
+    create_label_levels,
+    open_label_levels,
+    read_labels,
+)
+from napari_hrsam.storage.label_store import (
+    Edit,
+    History,
+    checked_plane,
+    no_free_pixel,
+    require_fits,
+    require_place,
+)
+from napari_hrsam.storage.label_writer import LevelWriter
+from napari_hrsam.storage.writer_lock import WriterLock
+
+logger = logging.getLogger(__name__)
+
+_JOURNAL_FOLDER = ".journal"
+
+
+def create_labels(path: str | PathLike[str], name: str, like: object = None) -> PyramidLabels:
+    """Make an empty label image in a folder, and open it for drawing.
+
+    Parameters
+    ----------
+    path : path
+        A local OME-Zarr image (the labels get its levels and are listed in it), or a folder for
+        labels alone, which is made if it does not exist.
+    name : str
+        Name of the label image; it comes to lie at ``labels/<name>``.
+    like : image, shape or None
+        An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
+        Not needed where ``path`` is an OME-Zarr image.
+
+    Returns
+    -------
+    PyramidLabels
+        uint32; close it when it is no longer needed, or use it in a ``with`` statement.
+
+    Raises
+    ------
+    LabelsError
+        If the name is taken or unusable, the shapes differ, or the folder holds something else or
+        cannot be written to.
+
+    Examples
+    --------
+    >>> with create_labels("slide.ome.zarr", "cells") as labels:  # doctest: +SKIP
+    ...     session = Session("hrsam-tiny", image, labels)
+    """
+    return PyramidLabels(create_label_levels(_local(path), name, like))
+
+
+def open_labels(path: str | PathLike[str], name: str) -> PyramidLabels:
+    """Open a label image of a folder for drawing: ours, or another program's.
+
+    What a crash left half done is completed. The first time that another program's label image is
+    opened, its labels are searched for the highest id, which takes as long as reading them once.
+
+    Parameters
+    ----------
+    path, name
+        As in `create_labels`.
+
+    Raises
+    ------
+    LabelsError
+        If there is no such label image, it is damaged, or another process has it open.
+    """
+    return PyramidLabels(open_label_levels(_local(path), name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An edit that could not be carried out, and how to take that back."""
+
+    edit: JournalEdit
+    was_done: bool
+    is_new: bool
+
+
+class PyramidLabels:
+    """An OME-Zarr label image that a session commits to; see `create_labels` and `open_labels`.
+
+    Every level shows every commit: coarser levels hold the majority of the labels, background not
+    counted. A commit that has returned is kept whatever happens to the process. One object at a
+    time may have a label image open; it belongs to one thread at a time.
+
+    Parameters
+    ----------
+    levels : LabelLevels
+        The opened arrays.
+
+    Raises
+    ------
+    LabelsError
+        If another process has the labels open, the journal is damaged or cannot be written to, or
+        something left half done by a crash cannot be completed.
+    """
+
+    def __init__(self, levels: LabelLevels) -> None:
+        self._levels = levels
+        self._writer = LevelWriter(levels)
+        self._failed: _Failed | None = None
+        self._is_closed = False
+        self._lock = WriterLock(_made(levels.folder / _JOURNAL_FOLDER))
+        try:
+            self._journal = self._open_journal()
+            try:
+                self._complete()
+            except BaseException:
+                self._journal.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> PyramidLabels:
+        """Return the labels themselves."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the labels."""
+        self.close()
+
+    def close(self) -> None:
+        """Let others write. Everything is on disk already."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._journal.close()
+            self._lock.release()
+
+    @property
+    def folder(self) -> Path:
+        """Where the label group lies."""
+        return self._levels.folder
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Height and width in level-0 pixels."""
+        return self._levels.shapes_yx[0]
+
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Sizes of the axes before y and x; empty for a 2-D label image."""
+        return self._levels.plane_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The integer dtype of the labels."""
+        return self._levels.dtype
+
+    @property
+    def levels(self) -> tuple[zarr.Array[Any], ...]:
+        """The stored arrays, finest first, for reading."""
+        return self._levels.arrays
+
+    def read(self, box: Box, level: int = 0, plane: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Read a part of one level.
+
+        Parameters
+        ----------
+        box : Box
+            In pixels of that level, inside it.
+        level : int
+            Index of `levels`.
+        plane : tuple of int
+            Index over the axes before y and x.
+
+        Returns
+        -------
+        (box.height, box.width), dtype of the labels
+
+        Raises
+        ------
+        LabelsError
+            If a chunk cannot be read, or there is no such plane.
+        """
+        plane = checked_plane(plane, self.plane_shape)
+        return read_labels(self.levels[level], (*plane, *box.slices))
+
+    def history(self) -> History:
+        """Return the commits that can be taken back and made again, also of earlier sessions."""
+        self._get_ready()
+        return self._journal.history()
+
+    def next_label(self) -> int:
+        """Return an id that was never used; it takes the same time however many there are.
+
+        Raises
+        ------
+        LabelsError
+            If the dtype of the labels cannot hold it.
+        """
+        self._require_open()
+        label = self._journal.next_label()
+        require_fits(label, self.dtype)
+        return label
+
+    def write(
+        self,
+        box: Box,
+        mask: NDArray[np.bool_],
+        label: int,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> JournalEdit:
+        """Write one object at every level. When this returns, nothing can lose it.
+
+        Parameters
+        ----------
+        box : Box
+            Where the mask lies, inside the image.
+        mask : (box.height, box.width) bool
+            The object.
+        label : int
+            Its id, 1 or more.
+        overwrite : bool
+            Whether pixels of other objects are taken over; by default they stay.
+        prompts, model
+            Kept in the journal.
+        plane : tuple of int
+            Index over the axes before y and x; may be left out where they all have length 1.
+
+        Returns
+        -------
+        JournalEdit
+            Its box is the smallest one that holds every changed pixel.
+
+        Raises
+        ------
+        LabelsError
+            If no pixel can be written, the id does not fit the dtype, the box reaches outside,
+            there is no such plane, or the disk is full or fails; the labels are as before then.
+        ShapeError
+            If the mask does not have the shape of the box.
+        """
+        require_fits(label, self.dtype)
+        require_place(box, mask, self.shape_yx)
+        plane = checked_plane(plane, self.plane_shape)
+        self._get_ready()
+        try:
+            made = _Kept(self._writer.changes(box, mask, label, plane, overwrite=overwrite))
+            edit = self._journal.record(
+                made, label=label, plane=plane, prompts=prompts or Prompts(), model=model
+            )
+            if edit is None:
+                raise no_free_pixel(label, mask)
+            self._carry_out(edit, made.blocks, is_done=True, is_new=True)
+        finally:
+            self._writer.forget()
+        return edit
+
+    def revert(self, edit: Edit) -> None:
+        """Take back the newest commit; pixels that it did not change stay as they are.
+
+        Raises
+        ------
+        LabelsError
+            If it is not the newest commit of these labels, or the disk is full or fails.
+        """
+        own = self._own(edit)
+        self._get_ready()
+        if own.number != self._journal.newest_done():
+            raise LabelsError(
+                f"expected the newest commit to take back, got an older one (object {own.label}); "
+                "take back those after it first, newest first"
+            )
+        self._change(own, is_done=False)
+
+    def apply(self, edit: Edit) -> None:
+        """Make the commit again that was taken back last.
+
+        Raises
+        ------
+        LabelsError
+            If it is not that commit, or the disk is full or fails.
+        """
+        own = self._own(edit)
+        self._get_ready()
+        if own.number != self._journal.oldest_undone():
+            raise LabelsError(
+                "expected the commit that was taken back last, got another one (object "
+                f"{own.label}); make those before it again first. A new commit ends the chance to"
+            )
+        self._change(own, is_done=True)
+
+    def _change(self, edit: JournalEdit, *, is_done: bool) -> None:
+        self._journal.intend(edit, is_done=is_done)
+        try:
+            self._carry_out(edit, None, is_done=is_done, is_new=False)
+        finally:
+            self._writer.forget()
+
+    def _carry_out(
+        self, edit: JournalEdit, blocks: list[Block] | None, *, is_done: bool, is_new: bool
+    ) -> None:
+        """Write an edit of the journal to every level; when that fails, take it back."""
+        # Until the end it counts as failed, so that an interruption is noticed too.
+        self._failed = _Failed(edit, was_done=not is_done, is_new=is_new)
+        try:
+            self._put(edit, blocks, is_done=is_done)
+            self._journal.settle(edit, is_done=is_done)
+        except LabelsError as error:
+            try:
+                self._take_back()
+            except LabelsError:
+                # The next call tries it again, and so does the next opening.
+                logger.exception("could not take back a failed change of %s", self.folder)
+            raise error from error.__cause__
+        self._failed = None
+
+    def _get_ready(self) -> None:
+        """Take back what failed before; refuse closed labels."""
+        self._require_open()
+        if self._failed is not None:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        assert self._failed is not None
+        edit, was_done = self._failed.edit, self._failed.was_done
+        self._writer.forget()
+        self._put(edit, None, is_done=was_done)
+        if self._failed.is_new:
+            self._journal.forget(edit)
+        else:
+            self._journal.settle(edit, is_done=was_done)
+        self._writer.forget()
+        self._failed = None
+
+    def _complete(self) -> None:
+        """Carry out what was pending when the last process ended."""
+        for pending in self._journal.pending():
+            logger.warning(
+                "completing a change of %s that was interrupted: object %d",
+                self.folder,
+                pending.edit.label,
+            )
+            self._put(pending.edit, None, is_done=pending.is_done)
+            self._journal.settle(pending.edit, is_done=pending.is_done)
+        self._writer.forget()
+
+    def _put(self, edit: JournalEdit, blocks: list[Block] | None, *, is_done: bool) -> None:
+        """Write the labels after the edit (or before it) at every level; safe to do twice."""
+        found = self._journal.blocks(edit) if blocks is None else blocks
+        self._writer.put(edit.plane, found, is_done=is_done)
+
+    def _own(self, edit: Edit) -> JournalEdit:
+        self._require_open()
+        if not isinstance(edit, JournalEdit) or edit.journal != self._journal.identity:
+            raise LabelsError(
+                f"expected an edit of the labels at {self.folder}, got one of other labels; give "
+                "what their write or their history returned"
+            )
+        return edit
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise LabelsError(
+                f"expected open labels, got closed ones ({self.folder}); open them again with "
+                "open_labels"
+            )
+
+    def _open_journal(self) -> Journal:
+        """Open the journal; the first time, or when another program drew, look at all ids."""
+        path = self.folder / _JOURNAL_FOLDER / "journal.sqlite"
+        if not path.exists():
+            return Journal.create(path, self.dtype, max(0, self._levels.highest_label()) + 1)
+        journal = Journal(path, self.dtype)
+        if self._levels.highest_label(len(self.levels) - 1) >= journal.next_label():
+            journal.raise_next_label(self._levels.highest_label() + 1)
+        return journal
+
+
+class _Kept:
+    """The blocks of a new edit: kept if there is one, else to be read from the journal again."""
+
+    def __init__(self, changes: Iterator[Block]) -> None:
+        self._changes = changes
+        self.blocks: list[Block] | None = []
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in self._changes:
+            self.blocks = [block] if self.blocks == [] else None
+            yield block
+
+
+def _local(path: str | PathLike[str]) -> Path:
+    text = str(path)
+    if "://" in text and not text.startswith("file://"):
+        raise LabelsError(
+            f"expected a folder on this computer for labels, got {text}; keep the labels of a "
+            "remote image in a folder of their own: create_labels(folder, name, like=image)"
+        )
+    return Path(text.removeprefix("file://"))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {folder}: {error}; check "
+            "its rights and the space on the disk"
+        ) from error
+    return folder

@@ -1,0 +1,143 @@
+"""Brightness limits of a whole image, found from its coarsest stored level."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import ImageError
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage.colours import Shown
+from napari_hrsam.storage.stored import StoredLevel
+
+MAX_SAMPLE = 1_000_000
+"""Pixels looked at to find the brightness limits."""
+
+MAX_WHOLE = 4_000_000
+"""Pixels of a level that is not in memory up to which it is read whole."""
+
+WINDOWS = ((8, 128), (24, 64))
+"""Windows along each axis and their side, for a level too large to be read: first try, second."""
+
+MAX_PLANES = 4
+"""Planes of a stack that are looked at."""
+
+STRIP_PIXELS = 2_000_000
+"""Pixels looked at together when a whole array in memory is searched."""
+
+
+def find_limits(
+    level: StoredLevel, shown: Shown, *, separate: bool
+) -> tuple[tuple[float, float], ...]:
+    """Choose the values shown as black and white for each colour.
+
+    Parameters
+    ----------
+    level : StoredLevel
+        The coarsest level of the image.
+    shown : (red, green, blue)
+        The channel shown as each colour.
+    separate : bool
+        Whether channels are separate, so that each has limits of its own.
+
+    Returns
+    -------
+    ((low, high), (low, high), (low, high))
+        uint8 RGB as it is, bool from False to True, else the 0.1 and 99.9 percentiles of a sample.
+        A level that is neither in memory nor small is sampled in windows spread over it.
+
+    Raises
+    ------
+    ImageError
+        If no pixel looked at is finite.
+    """
+    dtype = level.dtype
+    if dtype == np.bool_ or (dtype == np.uint8 and len(set(shown)) > 1 and not separate):
+        return ((0.0, 1.0 if dtype == np.bool_ else 255.0),) * 3
+    found: dict[int, tuple[float, float]] = {}
+    together = [channel for channel in dict.fromkeys(shown) if channel is not None]
+    for group in [[channel] for channel in together] if separate else [together]:
+        channels = tuple(sorted(group))
+        limits = _in_memory(level, channels) if level.is_in_memory else _lazy(level, channels)
+        found.update(dict.fromkeys(group, limits))
+    return tuple((0.0, 1.0) if channel is None else found[channel] for channel in shown)
+
+
+def _in_memory(level: StoredLevel, channels: tuple[int, ...]) -> tuple[float, float]:
+    planes = _planes(level.plane_shape)
+    step = max(1, math.ceil(math.sqrt(math.prod(level.shape_yx) * len(planes) / MAX_SAMPLE)))
+    whole = Box.of_shape(level.shape_yx)
+    parts = [level.read(whole, plane, channels)[::step, ::step] for plane in planes]
+    low, high = _percentiles(np.concatenate([part.reshape(-1) for part in parts]))
+    if low < high:
+        return low, high
+    # Nearly all of the sample is one value: the few others may lie between the sampled pixels.
+    rows = max(1, STRIP_PIXELS // level.shape_yx[1])
+    strips = (
+        level.read(Box(y, 0, min(y + rows, whole.y1), whole.x1), plane, channels)
+        for plane in planes
+        for y in range(0, whole.y1, rows)
+    )
+    return _widened(*_finite_range(strips, level))
+
+
+def _lazy(level: StoredLevel, channels: tuple[int, ...]) -> tuple[float, float]:
+    planes = _planes(level.plane_shape)
+    if math.prod(level.shape_yx) <= MAX_WHOLE:
+        boxes = [[Box.of_shape(level.shape_yx)]]
+    else:
+        boxes = [_windows(level.shape_yx, num, side) for num, side in WINDOWS]
+    for tried in boxes:
+        step = max(1, math.ceil(math.sqrt(tried[0].area * len(tried) * len(planes) / MAX_SAMPLE)))
+        parts = [
+            level.read(box, plane, channels)[::step, ::step] for plane in planes for box in tried
+        ]
+        low, high = _percentiles(np.concatenate([part.reshape(-1) for part in parts]))
+        if low < high:
+            return low, high
+    return _widened(*_finite_range(iter(parts), level))
+
+
+def _planes(plane_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Choose a few planes spread over a stack."""
+    num = math.prod(plane_shape)
+    chosen = np.unique(np.linspace(0, num - 1, min(num, MAX_PLANES)).round().astype(int))
+    return [tuple(int(i) for i in np.unravel_index(place, plane_shape)) for place in chosen]
+
+
+def _windows(shape_yx: tuple[int, int], num: int, side: int) -> list[Box]:
+    """Spread num x num windows over a level, each in the middle of its part."""
+    starts = [
+        sorted({max(0, int((i + 0.5) * length / num - side / 2)) for i in range(num)})
+        for length in shape_yx
+    ]
+    return [Box(y, x, y + side, x + side).clip(shape_yx) for y, x in itertools.product(*starts)]
+
+
+def _percentiles(sample: NDArray[np.generic]) -> tuple[float, float]:
+    values = sample.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def _finite_range(parts: Iterator[NDArray[np.generic]], level: StoredLevel) -> tuple[float, float]:
+    low, high = math.inf, -math.inf
+    for part in parts:
+        finite = part[np.isfinite(part)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        raise ImageError(
+            f"expected at least one finite pixel, got only NaN or infinity in an array of shape "
+            f"{level.shape_yx}; check how the image was computed or read"
+        )
+    return low, high
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if low < high else (low, low + max(1.0, abs(low)))

@@ -1,0 +1,202 @@
+"""Open an OME-Zarr image, or a single zarr array, at a local path or a URL."""
+
+from __future__ import annotations
+
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.errors import BaseZarrError
+from zarr.storage import LocalStore
+
+from napari_hrsam.errors import ImageError, ImageReadError
+from napari_hrsam.storage.checked_store import CheckedStore
+from napari_hrsam.storage.colours import Channels, Limits, Shown, shown_channels
+from napari_hrsam.storage.ome_metadata import OmeChannel, OmeImage, parse_ome
+from napari_hrsam.storage.remote import is_url, open_url
+from napari_hrsam.storage.stored import AxisOrder, stored_levels
+from napari_hrsam.storage.tile_source import PyramidImage
+
+_PURE = {"FF0000": 0, "00FF00": 1, "0000FF": 2}
+
+
+def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
+    """Open what lies at a path or URL, for reading only.
+
+    Raises
+    ------
+    ImageError
+        If there is nothing.
+    ImageReadError
+        If its metadata cannot be read.
+    """
+    try:
+        store = open_url(path) if is_url(path) else LocalStore(Path(path), read_only=True)
+        return watched(zarr.open(CheckedStore(store, path), mode="r"))
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"expected a zarr array or group, but there is none at {path}; check the path"
+        ) from error
+    except (JSONDecodeError, BaseZarrError, KeyError, TypeError, ValueError) as error:
+        raise ImageReadError(
+            f"expected zarr metadata that can be read, got {type(error).__name__}: {error} at "
+            f"{path}; the file may be damaged or unfinished"
+        ) from error
+
+
+def watched(node: zarr.Array[Any] | zarr.Group) -> zarr.Array[Any] | zarr.Group:
+    """Have the chunks of an array checked when they are read."""
+    if isinstance(node, zarr.Array) and isinstance(node.store, CheckedStore):
+        node.store.watch(node)
+    return node
+
+
+def open_ome_zarr(
+    path: str,
+    group: zarr.Group,
+    *,
+    rgb: bool | None,
+    channel_axis: int | None,
+    channels: Channels | None,
+    contrast_limits: Limits | None,
+) -> PyramidImage:
+    """Open the image of a group; the arguments are those of `open_image`.
+
+    Without `channels` and `rgb`, active channels whose colours are pure red, green and blue, once
+    each at most, are shown in these. Without `contrast_limits` the windows of the file are used,
+    where every shown channel has one that is not the whole range of its integers.
+
+    Raises
+    ------
+    ImageError
+        If the metadata describes no usable image, or the arguments do not fit it.
+    ImageReadError
+        If an array's metadata cannot be read.
+    """
+    ome = parse_ome(group.attrs.asdict(), path)
+    arrays = [_array(group, ome, dataset) for dataset in ome.datasets]
+    for array, dataset in zip(arrays, ome.datasets, strict=True):
+        if array.ndim != len(ome.axes):
+            raise ImageError(
+                f"expected {len(ome.axes)} axes {ome.axes}, got shape {array.shape} in "
+                f"{path}/{dataset}; correct the file's metadata"
+            )
+    order = _order(ome)
+    stored = stored_levels(
+        arrays,
+        order,
+        factors_yx=[
+            (scale[order.y] / ome.scales[0][order.y], scale[order.x] / ome.scales[0][order.x])
+            for scale in ome.scales
+        ],
+        names=[f"{path.rstrip('/')}/{dataset}" for dataset in ome.datasets],
+    )
+    shown, separate = _shown(ome, stored[0].num_channels, rgb, channel_axis, channels)
+    limits = contrast_limits
+    if limits is None:
+        limits = _windows(ome.channels, shown, stored[0].dtype)
+    return PyramidImage(stored, shown, limits, separate=separate, ome=ome)
+
+
+def _array(group: zarr.Group, ome: OmeImage, dataset: str) -> zarr.Array[Any]:
+    where = f"{ome.path}/{dataset}"
+    if not is_url(ome.path):
+        root = Path(ome.path).resolve()
+        if not (root / dataset).resolve().is_relative_to(root):
+            raise ImageError(
+                f"expected levels inside the image, but {where} is a link that leads out of it; "
+                "open the array that it leads to"
+            )
+    try:
+        array = watched(group[dataset])
+    except (JSONDecodeError, BaseZarrError, KeyError, TypeError, ValueError) as error:
+        raise ImageReadError(
+            f"expected the array of a level at {where}, got {type(error).__name__}: {error}; "
+            "the file may be damaged or unfinished"
+        ) from error
+    if not isinstance(array, zarr.Array):
+        raise ImageError(f"expected the array of a level, got a group at {where}")
+    return array
+
+
+def _order(ome: OmeImage) -> AxisOrder:
+    y, x = ome.axes.index("y"), ome.axes.index("x")
+    channel = ome.channel_axis
+    planes = (axis for axis in range(len(ome.axes)) if axis not in {y, x, channel})
+    return AxisOrder(y=y, x=x, channel=channel, planes=tuple(planes))
+
+
+def _shown(
+    ome: OmeImage,
+    num_channels: int,
+    rgb: bool | None,
+    channel_axis: int | None,
+    channels: Channels | None,
+) -> tuple[Shown, bool]:
+    """Choose the channel of each colour; tell whether channels are separate."""
+    axis = ome.channel_axis
+    if channel_axis is not None and channel_axis % len(ome.axes) != axis:
+        raise ImageError(
+            f"expected channel_axis={axis} as the axes {ome.axes} say, got {channel_axis}; "
+            "leave it out"
+        )
+    if axis is None and (rgb or channels is not None):
+        raise ImageError(
+            f"expected neither rgb nor channels for an image of axes {ome.axes}, got rgb={rgb} "
+            f"and channels={channels!r}; leave them out"
+        )
+    if rgb:
+        if channels is not None or num_channels not in {3, 4}:
+            raise ImageError(
+                f"expected 3 or 4 channels and no mapping with rgb=True, got {num_channels} and "
+                f"channels={channels!r}; leave rgb out and say e.g. channels=[0]"
+            )
+        return (0, 1, 2), False
+    if channels is None and rgb is None and num_channels > 1:
+        found = _coloured(ome.channels[:num_channels])
+        if found is not None:
+            # All three: colours of one picture, like an array with colours.
+            return found, None in found
+    try:
+        return shown_channels(num_channels, channels), True
+    except ImageError as error:
+        names = [channel.name for channel in ome.channels]
+        raise ImageError(f"{error}; the channels of {ome.path} are called {names}") from error
+
+
+def _coloured(channels: tuple[OmeChannel, ...]) -> Shown | None:
+    """Map active channels by their pure colours; None if one has another colour or the same."""
+    shown: list[int | None] = [None, None, None]
+    for number, channel in enumerate(channels):
+        if not channel.is_active:
+            continue
+        colour = _PURE.get(channel.colour)
+        if colour is None or shown[colour] is not None:
+            return None
+        shown[colour] = number
+    return None if shown == [None, None, None] else tuple(shown)
+
+
+def _windows(
+    channels: tuple[OmeChannel, ...], shown: Shown, dtype: np.dtype[Any]
+) -> list[tuple[float, float]] | None:
+    """Return the file's windows of the shown channels, None if one has none that says something."""
+    windows: list[tuple[float, float]] = []
+    for channel in shown:
+        if channel is None:
+            continue
+        window = channels[channel].window if channel < len(channels) else None
+        # Many writers put the range of the type, which is no choice: most of it may be empty.
+        if window is None or _is_range(window, dtype):
+            return None
+        windows.append(window)
+    return windows
+
+
+def _is_range(window: tuple[float, float], dtype: np.dtype[Any]) -> bool:
+    if dtype.kind not in "iu" or dtype.itemsize == 1:
+        return False
+    info = np.iinfo(dtype)
+    return window[0] <= info.min and window[1] >= info.max

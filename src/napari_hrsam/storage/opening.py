@@ -1,0 +1,136 @@
+"""Open anything that holds an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_hrsam.errors import ImageError
+from napari_hrsam.storage.arrange import arrange
+from napari_hrsam.storage.colours import Channels, Limits
+from napari_hrsam.storage.image_files import read_image
+from napari_hrsam.storage.stored import stored_levels
+from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
+
+
+def open_image(
+    source: Any,
+    rgb: bool | None = None,
+    channel_axis: int | None = None,
+    channels: Channels | None = None,
+    contrast_limits: Limits | None = None,
+) -> PyramidImage:
+    """Open an image to annotate; its pixels are read when they are wanted, and never changed.
+
+    Parameters
+    ----------
+    source : path, URL, array, list of arrays, or PyramidImage
+        Path or URL of an OME-Zarr image (version 0.4 or 0.5) or a single zarr array, or path of a
+        picture of one plane (TIFF, PNG, JPEG, .npy). Or a NumPy, dask or zarr array, or any other
+        with ``shape``, ``dtype`` and slicing: (H, W), (H, W, 3 or 4) or (..., H, W), where every
+        leading axis counts planes. Or a list of such arrays, the levels of one image from the
+        finest to the coarsest, by any factors. Bool, integer or float of any byte order. An image
+        that is open already is returned as it is.
+    rgb : bool, optional
+        Whether the last axis holds the colours. By default it does in an array of three axes or
+        more whose last one has 3 or 4 entries, unless `channel_axis` is given.
+    channel_axis : int, optional
+        The axis that holds separate channels.
+    channels : mapping or sequence, optional
+        Which channel is shown as which colour: ``{"red": 2, "green": 0}``, or up to three channel
+        numbers for red, green, blue (None: not shown). One channel is shown grey; two are shown
+        red and green unless this says otherwise; three or more need it, but in an OME-Zarr whose
+        active channels are pure red, green and blue.
+    contrast_limits : (low, high), optional
+        Values shown as black and white; or one such pair per shown channel. By default uint8 RGB
+        is used as it is and bool runs from False to True; all else runs from the 0.1 to the 99.9
+        percentile of a sample of the whole coarsest level, per channel for separate channels. The
+        windows of an OME-Zarr come first, unless they are the whole range of its integers.
+
+    Returns
+    -------
+    PyramidImage
+        `ArrayImage` for a 2-D NumPy array.
+
+    Raises
+    ------
+    ImageError
+        If there is no image, or it needs other arguments.
+    ImageReadError
+        If pixels or metadata cannot be read.
+    """
+    wishes = {
+        "rgb": rgb,
+        "channel_axis": channel_axis,
+        "channels": channels,
+        "contrast_limits": contrast_limits,
+    }
+    if isinstance(source, PyramidImage):
+        given = [name for name, value in wishes.items() if value is not None]
+        if given:
+            raise ImageError(
+                f"expected no further arguments for an image that is open, got {given}; "
+                "give them when it is opened first"
+            )
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _open_path(os.fspath(source), rgb, channel_axis, channels, contrast_limits)
+    arrays = list(source) if isinstance(source, Sequence) else [source]
+    if not arrays or not all(_is_array(array) for array in arrays):
+        raise ImageError(
+            "expected an array, or a list of arrays from the finest level to the coarsest, got "
+            f"{_kind(source)}; convert it with numpy.asarray(image)"
+        )
+    order, shown = arrange(tuple(arrays[0].shape), rgb, channel_axis, channels)
+    if len(arrays) == 1 and isinstance(arrays[0], np.ndarray) and not order.planes:
+        return ArrayImage(arrays[0], rgb, channel_axis, channels, contrast_limits)
+    return PyramidImage(
+        stored_levels(arrays, order), shown, contrast_limits, separate=channel_axis is not None
+    )
+
+
+def _open_path(
+    path: str,
+    rgb: bool | None,
+    channel_axis: int | None,
+    channels: Channels | None,
+    contrast_limits: Limits | None,
+) -> PyramidImage:
+    if not is_zarr(path):
+        array = read_image(Path(path), stack=channel_axis is not None)
+        return ArrayImage(array, rgb, channel_axis, channels, contrast_limits)
+    # zarr takes a while to import, and most images of the command line are pictures.
+    from napari_hrsam.storage.ome_zarr import open_node, open_ome_zarr
+
+    node = open_node(path)
+    if hasattr(node, "shape"):
+        return open_image(node, rgb, channel_axis, channels, contrast_limits)
+    return open_ome_zarr(
+        path,
+        node,
+        rgb=rgb,
+        channel_axis=channel_axis,
+        channels=channels,
+        contrast_limits=contrast_limits,
+    )
+
+
+def is_zarr(path: str) -> bool:
+    """Whether a path is to be opened as zarr: a URL, a folder, or anything in a ``.zarr``."""
+    return (
+        "://" in path
+        or Path(path).is_dir()
+        or any(part.endswith(".zarr") for part in Path(path).parts)
+    )
+
+
+def _is_array(value: object) -> bool:
+    return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,163 @@
+"""Zarr stores behind a URL: slow, failing and stalling servers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, WrapperStore
+
+from napari_hrsam.errors import ImageReadError, MissingExtraError
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+"""How often a read is tried."""
+
+TIMEOUT_S = 20.0
+"""How long one try may take."""
+
+TOTAL_S = 60.0
+"""After this long no further try is made."""
+
+FIRST_PAUSE_S = 0.5
+"""Pause after the first failure, about doubled after each further one."""
+
+LONGEST_PAUSE_S = 15.0
+"""Longest pause, also where the server asks for a longer one."""
+
+TOO_MANY_REQUESTS = 429
+"""HTTP status of a server that wants to be asked again later."""
+
+_T = TypeVar("_T")
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL and not a local path."""
+    return "://" in source
+
+
+def open_url(url: str) -> Store:
+    """Open a store behind a URL for reading.
+
+    Raises
+    ------
+    MissingExtraError
+        If the package for this kind of URL is not installed.
+    """
+    try:
+        store = FsspecStore.from_url(url, read_only=True)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"expected the package that reads {url.partition('://')[0]} URLs, but importing it "
+            f'failed ({error}); install it with: pip install "napari-hrsam[remote]" for http and '
+            "https, or the package that the message names"
+        ) from error
+    return PatientStore(store, url)
+
+
+class PatientStore(WrapperStore[Store]):
+    """A store whose reads have a time limit and are tried again when the network fails.
+
+    A key that is not there (404) is told at once: zarr fills such chunks. Other answers that are
+    final (403, for example) fail at once too. A server that asks to wait, fails (429, 5xx), stalls
+    or hangs up is asked again.
+
+    Parameters
+    ----------
+    store : Store
+        What is read.
+    url : str
+        Named in errors.
+    """
+
+    def __init__(self, store: Store, url: str = "") -> None:
+        super().__init__(store)
+        self._url = url
+
+    def _with_store(self, store: Store) -> PatientStore:
+        return PatientStore(store, self._url)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read a key, or a part of it; None if there is none."""
+        return await self._patiently(key, lambda: self._store.get(key, prototype, byte_range))
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether a key is there."""
+        return await self._patiently(key, lambda: self._store.exists(key))
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """Read parts of keys."""
+        return list(
+            await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+        )
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for request in requests:
+            yield request[0], await self.get(*request)
+
+    async def _patiently(self, key: str, read: Callable[[], Awaitable[_T]]) -> _T:
+        started, pause_s = time.monotonic(), FIRST_PAUSE_S
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await asyncio.wait_for(read(), TIMEOUT_S)
+            except _network_errors() as error:
+                wait_s = min(LONGEST_PAUSE_S, max(_asked_pause_s(error), pause_s))
+                late = time.monotonic() - started + wait_s > TOTAL_S
+                if attempt == ATTEMPTS or late or not _may_pass(error):
+                    raise ImageReadError(
+                        f"expected {self._url.rstrip('/')}/{key}, got {_told(error)} in "
+                        f"{attempt} attempt(s) and {time.monotonic() - started:.0f} s; check the "
+                        "address and the network, and try again"
+                    ) from error
+                logger.warning(
+                    "%s/%s: %s, trying again in %.1f s", self._url, key, _told(error), wait_s
+                )
+            # Clients that failed together do not come back together.
+            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            pause_s *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Errors of a network; aiohttp's own are known only where it is installed."""
+    try:
+        return OSError, importlib.import_module("aiohttp").ClientError
+    except ImportError:
+        return (OSError,)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status >= 300:
+        return status == TOO_MANY_REQUESTS or status >= 500
+    return not isinstance(error, PermissionError)
+
+
+def _asked_pause_s(error: Exception) -> float:
+    """Pause that the server asked for in seconds, 0 if none."""
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT_S:.0f} s"
+    status = getattr(error, "status", None)
+    return f"HTTP status {status}" if status else f"{type(error).__name__}: {error}"

@@ -1,0 +1,74 @@
+"""One writer at a time for a label image.
+
+The operating system holds the lock and lets go of it when the process ends in any way, so a crash
+leaves no stale lock. A note beside it says who holds it, for the message to a second writer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from napari_hrsam.errors import LabelsError
+
+
+class WriterLock:
+    """The right to write, from construction until `release`.
+
+    Parameters
+    ----------
+    folder : Path
+        Existing folder for the lock and the note.
+
+    Raises
+    ------
+    LabelsError
+        If another process, or another object in this one, holds the lock, or the folder cannot be
+        written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._note = folder / "writer.json"
+        self._lock = FileLock(folder / "writer.lock", timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise LabelsError(
+                f"expected to be the only writer of the labels at {folder.parent}, but they are "
+                f"open in {self._holder()}; close them there first"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            raise LabelsError(
+                f"expected a folder in which a file can be locked, got an error at {folder}: "
+                f"{error}; check its rights, or keep the labels on a local disk"
+            ) from error
+        try:
+            self._write_note()
+        except OSError as error:
+            self._lock.release()
+            raise LabelsError(
+                f"expected a folder that can be written to, got an error at {folder}: {error}; "
+                "check its rights and the space on the disk"
+            ) from error
+
+    def release(self) -> None:
+        """Let others write. Does nothing the second time."""
+        self._lock.release()
+
+    def _write_note(self) -> None:
+        note = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
+        self._note.write_text(json.dumps(note), encoding="utf-8")
+
+    def _holder(self) -> str:
+        try:
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(note["since"]))
+            return f"process {note['pid']} on {note['host']} since {since}"
+        except (OSError, ValueError, KeyError, TypeError):
+            # The other one has the lock and has not written its note yet.
+            return "another process"

@@ -1,0 +1,382 @@
+"""Killed, full, locked and damaged: what was committed stays, and nothing is half there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from label_checks import require_consistent_levels
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
+
+SHAPE = (1100, 1300)
+PLACE = Box(480, 490, 580, 640)
+KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
+
+# Commits, undoes and redoes at random, and says each step before it is begun and when it is done.
+LOOP = """
+import sys, numpy as np
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_pyramid import open_labels
+rng = np.random.default_rng(int(sys.argv[2]))
+labels = open_labels(sys.argv[1], "cells")
+history = labels.history()
+done, undone = list(history.done), list(history.undone)
+print("open", flush=True)
+while True:
+    step = rng.random()
+    if step < 0.2 and done:
+        print("begin undo", done[-1].label, flush=True)
+        labels.revert(done[-1])
+        undone.append(done.pop())
+        print("undo", undone[-1].label, flush=True)
+    elif step < 0.35 and undone:
+        print("begin redo", undone[-1].label, flush=True)
+        labels.apply(undone[-1])
+        done.append(undone.pop())
+        print("redo", done[-1].label, flush=True)
+    else:
+        label = labels.next_label()
+        height, width = rng.integers(5, 500, 2)
+        y, x = rng.integers(0, 1100 - height), rng.integers(0, 1300 - width)
+        box = Box(y, x, y + height, x + width)
+        print("begin commit", label, y, x, height, width, flush=True)
+        done.append(labels.write(box, np.ones((height, width), bool), label, overwrite=True))
+        undone = []
+        print("commit", label, flush=True)
+"""
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+    with create_labels(tmp_path / "a", "cells", SHAPE) as made:
+        yield made
+
+
+def ones(box: Box) -> NDArray[np.bool_]:
+    return np.ones(box.shape_yx, bool)
+
+
+class Truth:
+    """What the label image must hold, from what the loop said."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, Box]] = []
+        self.undone: list[tuple[int, Box]] = []
+
+    def take(self, lines: list[str]) -> tuple[list[Any], list[Any]]:
+        """Follow what is done; return what must hold before and after the step that was cut."""
+        begun: list[str] = []
+        for line in lines:
+            if line.startswith("begin"):
+                begun = line.split()[1:]
+            elif line != "open":
+                self._follow(begun)
+                begun = []
+        before = list(self.done)
+        if begun:
+            self._follow(begun)
+        return before, list(self.done)
+
+    def _follow(self, step: list[str]) -> None:
+        if step[0] == "undo":
+            self.undone.append(self.done.pop())
+        elif step[0] == "redo":
+            self.done.append(self.undone.pop())
+        else:
+            label, y, x, height, width = map(int, step[1:])
+            self.done.append((label, Box(y, x, y + height, x + width)))
+            self.undone = []
+
+
+def image_of(done: list[tuple[int, Box]]) -> NDArray[np.uint32]:
+    image = np.zeros(SHAPE, np.uint32)
+    for label, box in done:
+        image[box.slices] = label
+    return image
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_loses_no_commit_and_leaves_none_half(
+    tmp_path: Path,
+) -> None:
+    create_labels(tmp_path / "a", "cells", SHAPE).close()
+    truth = Truth()
+    chance = np.random.default_rng(0)
+    num_cut = 0
+    for turn in range(KILLS):
+        out = tmp_path / "said.txt"
+        with out.open("w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LOOP, str(tmp_path / "a"), str(turn)], stdout=said
+            )
+            while out.stat().st_size == 0:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0.0, 0.4))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        lines = out.read_text().split("\n")[:-1]
+        saved = list(truth.done), list(truth.undone)
+        before, after = truth.take(lines)
+        num_cut += before != after
+        with open_labels(tmp_path / "a", "cells") as labels:
+            assert labels._journal.pending() == []
+            image = labels.read(Box.of_shape(SHAPE))
+            require_consistent_levels(labels)
+            is_done = np.array_equal(image, image_of(after))
+            assert is_done or np.array_equal(image, image_of(before))
+            there = [label for label, _ in (after if is_done else before)]
+            assert [edit.label for edit in labels.history().done] == there
+            assert labels.next_label() > max(there, default=0)
+        if not is_done:
+            truth.done, truth.undone = saved
+            truth.take(lines[: _last_begun(lines)])
+    assert num_cut > KILLS / 4
+
+
+def _last_begun(lines: list[str]) -> int:
+    return max(i for i, line in enumerate(lines) if line.startswith("begin"))
+
+
+def test_a_commit_that_only_the_journal_holds_is_carried_out_on_opening(
+    labels: PyramidLabels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "_put", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            labels.write(PLACE, ones(PLACE), 2)
+    labels.close()
+    with open_labels(tmp_path / "a", "cells") as again:
+        assert (again.read(PLACE) == 2).all()
+        require_consistent_levels(again)
+        assert [edit.label for edit in again.history().done] == [1, 2]
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Disk:
+    """A disk that is full from the n-th write of a chunk on, until it is emptied."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 10**9
+        write = zarr.Array.__setitem__
+
+        def limited(array: zarr.Array[Any], where: Any, values: Any) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(array, where, values)
+
+        monkeypatch.setattr(zarr.Array, "__setitem__", limited)
+
+
+@pytest.mark.parametrize("num_writes", [0, 1, 2, 3])
+def test_a_commit_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
+    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
+) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.label_writer.REGION_PX", 512)
+    first = labels.write(PLACE, ones(PLACE), 1)
+    before = labels.read(Box.of_shape(SHAPE))
+    disk = Disk(monkeypatch)
+    disk.left = num_writes
+    with pytest.raises(LabelsError, match="to write the labels at .*No space left.*check the sp"):
+        labels.write(Box(0, 0, 1000, 1000), np.ones((1000, 1000), bool), 2)
+    disk.left = 10**9
+    labels.revert(first)
+    labels.apply(first)
+    np.testing.assert_array_equal(labels.read(Box.of_shape(SHAPE)), before)
+    require_consistent_levels(labels)
+    assert [edit.label for edit in labels.history().done] == [1]
+    labels.write(Box(0, 0, 1000, 1000), np.ones((1000, 1000), bool), 2)
+    require_consistent_levels(labels)
+
+
+@pytest.mark.parametrize("num_writes", [0, 1, 2])
+def test_an_undo_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
+    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
+) -> None:
+    edit = labels.write(PLACE, ones(PLACE), 1)
+    disk = Disk(monkeypatch)
+    disk.left = num_writes
+    with pytest.raises(LabelsError, match="No space left"):
+        labels.revert(edit)
+    disk.left = 10**9
+    assert labels.history().done
+    labels.revert(edit)
+    assert not labels.read(Box.of_shape(SHAPE)).any()
+    require_consistent_levels(labels)
+
+
+LIMITED = """
+import resource, sys, numpy as np
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_pyramid import open_labels
+labels = open_labels(sys.argv[1], "cells")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+mask = np.random.default_rng(0).random((1000, 1000)) < 0.5
+try:
+    labels.write(Box(0, 0, 1000, 1000), mask, labels.next_label())
+except LabelsError as error:
+    print("refused:", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+labels.write(Box(1000, 0, 1010, 10), np.ones((10, 10), bool), labels.next_label())
+"""
+
+
+@pytest.mark.parametrize("limit", [2_000, 60_000, 200_000, 300_000])
+def test_real_write_errors_of_the_system_leave_nothing_half(tmp_path: Path, limit: int) -> None:
+    create_labels(tmp_path / "a", "cells", SHAPE).close()
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "a"), str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "refused: expected" in run.stdout
+    with open_labels(tmp_path / "a", "cells") as labels:
+        image = labels.read(Box.of_shape(SHAPE))
+        assert (image != 0).sum() == 100
+        assert (image[1000:1010, :10] != 0).all()
+        require_consistent_levels(labels)
+        assert len(labels.history().done) == 1
+
+
+def test_a_damaged_chunk_is_named_and_the_commit_leaves_no_trace(labels: PyramidLabels) -> None:
+    labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
+    chunk = labels.folder / "0" / "c" / "0" / "0"
+    good = chunk.read_bytes()
+    message = r"a damaged chunk in .*cells/0 at \[0:1024, 0:1024\]"
+    for damage in (good[: len(good) // 2], b"garbage", b""):
+        chunk.write_bytes(damage)
+        with pytest.raises(LabelsError, match=message):
+            labels.write(Box(500, 500, 530, 530), np.ones((30, 30), bool), 2)
+        assert chunk.read_bytes() == damage
+        assert labels.next_label() == 2
+    chunk.write_bytes(good)
+    labels.write(Box(500, 500, 530, 530), np.ones((30, 30), bool), 2)
+    require_consistent_levels(labels)
+
+
+def test_a_damaged_chunk_of_a_coarser_level_is_derived_again(
+    labels: PyramidLabels, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
+    (labels.folder / "1" / "c" / "0" / "0").write_bytes(b"garbage")
+    labels.write(Box(100, 100, 130, 130), np.ones((30, 30), bool), 2)
+    require_consistent_levels(labels)
+    assert "deriving a damaged part of level 1" in caplog.text
+
+
+def test_a_second_writer_is_told_who_the_first_is(labels: PyramidLabels, tmp_path: Path) -> None:
+    code = "import sys; from napari_hrsam import open_labels; open_labels(sys.argv[1], 'cells')"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = f"but they are open in process {os.getpid()} on {os.uname().nodename} since"
+    assert message in run.stderr
+    assert "close them there first" in run.stderr
+    with pytest.raises(LabelsError, match="expected to be the only writer"):
+        open_labels(tmp_path / "a", "cells")
+    labels.write(PLACE, ones(PLACE), 1)
+    (labels.folder / ".journal" / "writer.json").write_text("{")
+    with pytest.raises(LabelsError, match="they are open in another process; close"):
+        open_labels(tmp_path / "a", "cells")
+    labels.close()
+    open_labels(tmp_path / "a", "cells").close()
+
+
+def test_the_lock_of_a_dead_process_holds_nobody_up(labels: PyramidLabels, tmp_path: Path) -> None:
+    labels.close()
+    code = (
+        "import os, signal, sys; from napari_hrsam import open_labels;"
+        "labels = open_labels(sys.argv[1], 'cells'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert run.returncode == -signal.SIGKILL
+    folder = labels.folder / ".journal"
+    assert (folder / "writer.lock").exists()
+    assert json.loads((folder / "writer.json").read_text())["pid"] != os.getpid()
+    open_labels(tmp_path / "a", "cells").close()
+
+
+def test_labels_with_a_damaged_journal_are_not_opened_until_it_is_moved_away(
+    labels: PyramidLabels, tmp_path: Path
+) -> None:
+    labels.write(PLACE, ones(PLACE), 4)
+    labels.close()
+    journal = labels.folder / ".journal" / "journal.sqlite"
+    journal.write_bytes(os.urandom(journal.stat().st_size))
+    for _ in range(2):
+        with pytest.raises(LabelsError, match="got damage at .*Move the folder .*.journal away"):
+            open_labels(tmp_path / "a", "cells")
+    shutil.move(journal.parent, tmp_path / "away")
+    with open_labels(tmp_path / "a", "cells") as again:
+        assert again.next_label() == 5
+        assert (again.read(PLACE) == 4).all()
+
+
+READ_ONLY = """
+import os, sys
+from napari_hrsam import HRSAMError, create_labels, open_labels
+create_labels(sys.argv[2], "warm", (4, 4)).close()
+if os.getuid() == 0:
+    os.setuid(65534)  # To the superuser no folder is read-only.
+for call in (lambda: open_labels(sys.argv[1], "cells"),
+             lambda: create_labels(sys.argv[1], "more", (4, 4)),
+             lambda: create_labels(sys.argv[1] + "/labels/new", "more", (4, 4))):
+    try:
+        call()
+    except HRSAMError as error:
+        print("refused:", error)
+"""
+
+
+def test_a_folder_that_is_read_only_is_refused_and_unchanged() -> None:
+    # Not in pytest's own folder, which only its owner may enter.
+    place = Path(tempfile.mkdtemp())
+    image = place / "a.zarr"
+    create_labels(image, "cells", SHAPE).close()
+    shutil.rmtree(image / "labels" / "cells" / ".journal")
+    try:
+        for path in [place, *place.rglob("*")]:
+            path.chmod(0o755)
+        for path in [image, *image.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        files = sorted(image.rglob("*"))
+        run = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, str(image), str(place / "warm")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.stdout.count("refused: expected a folder that can be written to") == 3, run
+        assert sorted(image.rglob("*")) == files
+    finally:
+        for path in [image, *image.rglob("*")]:
+            path.chmod(0o755)
+        shutil.rmtree(place)

@@ -1,0 +1,194 @@
+"""Images behind a URL: a server that fails, stalls, hangs up, or has no such chunk."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ome_files import halves, write_ome
+
+from napari_hrsam.errors import ImageError, ImageReadError, MissingExtraError
+from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.opening import open_image
+
+GREY = np.random.default_rng(0).integers(0, 256, (128, 192), np.uint8)
+LIMITS = (0, 255)
+CHUNK = "/a.zarr/0/c/1/2"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder; ``faults`` maps a path to what its first requests get instead."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults: dict[str, list[Any]] = {}
+        self.asked: Counter[str] = Counter()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/a.zarr"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def translate_path(self, path: str) -> str:
+        return str(self.server.folder / path.lstrip("/"))
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] += 1
+        faults = self.server.faults.get(self.path, [])
+        fault = faults.pop(0) if faults else None
+        if fault is None:
+            super().do_GET()
+        elif fault == "hang up":
+            self.close_connection = True
+        elif fault == "stall":
+            time.sleep(1.0)
+            self.close_connection = True
+        elif fault == "short":
+            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:20])
+            self.close_connection = True
+        else:
+            self.send_response(fault)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    write_ome(tmp_path / "a.zarr", halves(GREY, 2))
+    monkeypatch.setattr("napari_hrsam.storage.remote.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", 0.4)
+    with Server(tmp_path) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_an_image_is_read_over_http(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    assert image.ome is not None
+    assert (image.ome.path, image.level_shapes) == (server.url, [(128, 192), (64, 96)])
+    pixels = image.read(Tile(0, 0, 0, 192))
+    assert (pixels[:128, :, 0] == GREY).all()
+
+
+def test_only_the_chunks_of_the_tile_are_asked_for(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.asked.clear()
+    image.read(Tile(0, 64, 128, 64))
+    assert list(server.asked) == [CHUNK]
+
+
+def test_a_chunk_that_is_not_there_is_filled(server: Server) -> None:
+    (server.folder / CHUNK.lstrip("/")).unlink()
+    pixels = open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+    assert (pixels[:64, 64:] == 0).all()
+    assert (pixels[:64, :64, 0] == GREY[64:, 64:128]).all()
+    assert server.asked[CHUNK] == 1
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "hang up", "short", "stall"])
+def test_a_passing_fault_is_waited_for(
+    fault: Any, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = [fault, fault]
+    with caplog.at_level(logging.WARNING, logger="napari_hrsam"):
+        pixels = image.read(Tile(0, 64, 128, 64))
+    assert (pixels[..., 0] == GREY[64:, 128:]).all()
+    assert f"{server.url}/0/c/1/2" in caplog.text
+    assert "trying again in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(503, "HTTP status 503"), ("stall", "no answer within"), ("hang up", "Disconnected|reset")],
+)
+def test_a_lasting_fault_names_the_url_and_is_never_shown_as_pixels(
+    fault: Any, told: str, server: Server
+) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = [fault] * 100
+    with pytest.raises(ImageReadError, match=rf"{server.url}/0/c/1/2, got .*({told}).* in 5 att"):
+        image.read(Tile(0, 64, 128, 64))
+    # The rest of the image can still be seen.
+    assert (image.read(Tile(0, 0, 0, 64))[..., 0] == GREY[:64, :64]).all()
+
+
+def test_an_answer_that_is_final_is_not_asked_for_again(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = [403] * 100
+    server.asked.clear()
+    with pytest.raises(ImageReadError, match=r"HTTP status 403 in 1 attempt\(s\)"):
+        image.read(Tile(0, 64, 128, 64))
+    assert server.asked[CHUNK] == 1
+
+
+def test_no_more_tries_are_made_after_the_whole_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.remote.TOTAL_S", 0.5)
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = ["stall"] * 100
+    with pytest.raises(ImageReadError, match=r"in 2 attempt\(s\)"):
+        image.read(Tile(0, 64, 128, 64))
+
+
+def test_faults_while_opening_are_waited_for_and_named(server: Server) -> None:
+    server.faults["/a.zarr/zarr.json"] = [500]
+    assert open_image(server.url, contrast_limits=LIMITS).shape_yx == (128, 192)
+    server.faults["/a.zarr/zarr.json"] = [500] * 100
+    with pytest.raises(ImageReadError, match=rf"{server.url}/zarr.json, got HTTP status 500"):
+        open_image(server.url)
+
+
+def test_a_url_that_holds_nothing_is_refused(server: Server) -> None:
+    with pytest.raises(ImageError, match="there is none at http://.*/other.zarr"):
+        open_image(server.url.replace("a.zarr", "other.zarr"))
+
+
+@pytest.mark.usefixtures("server")
+def test_a_server_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.remote.ATTEMPTS", 2)
+    with pytest.raises(ImageReadError, match=r"expected http://127.0.0.1:9/a.zarr/.* in 2 att"):
+        open_image("http://127.0.0.1:9/a.zarr")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] in {"s3fs", "aiohttp"}:
+            raise ImportError(f"No module named {name!r}")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"reads s3 URLs.*napari-hrsam\[remote\]"):
+        open_image("s3://bucket/a.zarr")
