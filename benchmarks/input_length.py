@@ -5,6 +5,9 @@ bilinear up), padded to a square with the mean colour, and encoded once; its obj
 simulated clicks, as in the papers' protocol, and the masks compared at the image's own size. Images
 whose longer side is below ``--min-side`` are left out.
 
+With ``--against MODEL`` the embeddings are compared instead with those of MODEL, a teacher that the
+models were distilled from: their mean squared difference over the variance of the teacher's.
+
 Variants of SAM's encoder follow a colon: ``sam-tiny:scale`` (BA-SAM's scaling factor),
 ``sam-tiny:bias0.5`` (distance penalty of that slope), ``sam-tiny:scale+bias0.5`` (both).
 """
@@ -117,6 +120,23 @@ class WholeImageSession:
         self.previous: torch.Tensor | None = None
 
 
+def embedding_error(
+    student: Segmenter, teacher: Segmenter, samples: Sequence[Sample], input_px: int
+) -> float:
+    """Mean over the images of the squared difference, over the teacher's variance there."""
+    errors = []
+    for sample in samples:
+        one, other = (
+            WholeImageSession(model, sample.image(), input_px) for model in (student, teacher)
+        )
+        height, width = (-(-n // 16) for n in one.resized)
+        mine, theirs = (
+            session.features.embedding[..., :height, :width] for session in (one, other)
+        )
+        errors.append(float(((mine - theirs) ** 2).mean() / theirs.var()))
+    return float(np.mean(errors))
+
+
 def load(name: str) -> Segmenter:
     """Load a model, or a weight file, with a variant of BA-SAM behind a colon."""
     source, _, variant = name.partition(":")
@@ -138,6 +158,18 @@ def large_samples(data: Sequence[str], min_side: int) -> list[Sample]:
     return [s for s in open_samples(data) if max(s.image().shape[:2]) >= min_side]
 
 
+def compare_embeddings(args: argparse.Namespace, samples: Sequence[Sample]) -> None:
+    """Measure and print the errors of all models at all sizes."""
+    teacher, rows = load(args.against), []
+    for name in args.models:
+        student = load(name)
+        for size in args.sizes:
+            error = embedding_error(student, teacher, samples, size)
+            rows.append({"model": name, "input_px": size, "error": error, "images": len(samples)})
+            print_table(rows[-1:], ("model", "input_px", "error", "images"))
+    save(args.json, rows)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -147,12 +179,16 @@ def main() -> None:
     parser.add_argument("--min-side", type=int, default=1000)
     parser.add_argument("--max-objects", type=int, help="per domain")
     parser.add_argument("--clicks", type=int, default=10)
+    parser.add_argument("--against", help="compare embeddings with this model's instead")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, default=RESULTS / "input-length.json")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     samples = large_samples(args.data, args.min_side)
+    if args.against:
+        compare_embeddings(args, samples)
+        return
     rows: list[dict[str, Any]] = []
     for name in args.models:
         segmenter = load(name)
