@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTH_COLUMNS = ("iou1", "iou3", "iou5", "noc80")
+SHARE_COLUMNS = ("iou1", "iou3", "iou5")
 STABILITY_COLUMNS = ("iou1", "iou3", "iou5", "iou10", "noc80", "noc85", "noc90", "drops")
 TITLES = {
     **{f"iou{n}": f"IoU@{n}" for n in (1, 3, 5, 10)},
@@ -58,7 +59,17 @@ def read(name: str) -> dict[str, Any]:
 def main() -> None:
     """Write the file."""
     text = (ROOT / "benchmarks" / "claims.md").read_text(encoding="utf-8")
+    shares = [
+        [row["model"], row["embedding"], *(number(row[c]) for c in SHARE_COLUMNS)]
+        for row in read("embedding-share.json")["rows"]
+    ]
+    errors = [
+        [row["model"], str(row["input_px"]), number(row["error"])]
+        for row in read("ba-sam-embeddings.json")["rows"]
+    ]
     parts = {
+        "share": table(["model", "embedding", *(TITLES[c] for c in SHARE_COLUMNS)], shares),
+        "embeddings": table(["model", "input px", "error"], errors),
         "length": length_table(read("input-length.json"), LENGTH_COLUMNS),
         "ba-sam": length_table(read("ba-sam.json"), LENGTH_COLUMNS),
         "stability": stability_table(
