@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.attention import ATTENTION_BACKENDS, AttentionBackend
 
-# Logits of one part: 32 MB in float32. Measured in CPU time of SAM's global attention, parts of
-# 2**21 to 2**24 are alike at 1024 px, and 2**23 takes a fifth less than 2**22 at 2048 px.
+# Logits of one part: 32 MB in float32 on a CPU, small beside the maps, large enough to keep cores
+# busy.
 CPU_PART_LOGITS = 2**23
 GPU_PART_LOGITS = 2**26
 # Up to here gradients keep the softmax of all parts; above, the parts are computed again.
@@ -140,7 +140,7 @@ def biased_attention(
         limit = logits
     recompute = needs_grad and logits > KEPT_LOGITS
     # Without gradients the parts go straight to their places: small results that are kept between
-    # large ones that are not leave holes in the heap, 2 GB at 2048 px. With gradients autograd
+    # large ones that are not leave holes in the heap. With gradients autograd
     # would copy the whole for every part, so there they are joined at the end.
     whole = None if needs_grad else torch.empty_like(query)
     kept: list[Tensor] = []

@@ -235,7 +235,7 @@ class PyramidLabels:
         model: str = "",
         plane: tuple[int, ...] = (),
     ) -> JournalEdit:
-        """Write one object at every level. When this returns, nothing can lose it.
+        """Write one object at every level. When this returns, a killed program cannot lose it.
 
         Parameters
         ----------
