@@ -240,7 +240,7 @@ def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
         first.click(ON)
     assert second.labels is first.labels
     assert second.prediction is None
-    assert (second.view_level, second._obey_clicks, second._max_embeddings) == (1, False, 3)
+    assert (second.view_level, second._obey_clicks, second._tiles.max_tiles) == (1, False, 3)
     assert np.array_equal(second.labels.array, labels)
     assert isinstance(second.undo(), Edit)
     assert not second.labels.array.any()

@@ -5,10 +5,8 @@ Longer than other modules because it is one class: what its methods share is the
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.obedience import obey, settle, to_low_res
 from napari_hrsam.engine.prediction import Prediction, mask_at_level0
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
+from napari_hrsam.engine.tile_cache import SeenTile, TileCache
 from napari_hrsam.errors import LabelsError, PromptError, SessionError, ShapeError
 from napari_hrsam.geometry import (
     FINEST_LEVEL,
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Prediction", "Session"]
 
-logger = logging.getLogger(__name__)
-
 MAX_UNDO_BYTES = 512 * 2**20
 """Memory for the blocks that undo of commits needs; beyond it the oldest commits become final."""
 
@@ -59,14 +56,6 @@ class _Step:
     prompts: Prompts
     prediction: Prediction
     focused: Embedding | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """A tile that was read and encoded."""
-
-    pixels: NDArray[np.uint8]
-    embedding: Embedding
 
 
 class Session:
@@ -125,14 +114,11 @@ class Session:
             labels = ArrayLabels(labels)
         if labels is not None:
             _require_same_shape(self.image, labels)
-        if max_embeddings < 1:
-            raise SessionError(f"expected max_embeddings of 1 or more, got {max_embeddings}")
         self._labels = labels
         self.view_level: int | None = None
         self._predictor = Predictor(_loaded(model))
         self._obey_clicks = obey_clicks
-        self._max_embeddings = max_embeddings
-        self._seen: OrderedDict[Tile, _Seen] = OrderedDict()
+        self._tiles = TileCache(self.image, self._predictor, max_tiles=max_embeddings)
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -157,7 +143,7 @@ class Session:
         self._steps = ()
         self._edits.clear()
         self._undone.clear()
-        self._seen.clear()
+        self._tiles.clear()
         self._is_closed = True
 
     def with_model(self, model: Segmenter | str) -> Session:
@@ -180,7 +166,7 @@ class Session:
             self.image,
             self.labels,
             obey_clicks=self._obey_clicks,
-            max_embeddings=self._max_embeddings,
+            max_embeddings=self._tiles.max_tiles,
         )
         other.view_level = self.view_level
         other._edits.extend(self._edits)
@@ -370,8 +356,7 @@ class Session:
         tile = self._tile_for(prompts, level, plane)
         last = self.prediction
         prior = last.logits if last is not None and last.tile == tile else None
-        is_new = tile not in self._seen
-        seen = self._see(tile)
+        seen = self._tiles.see(tile)
         focused, refine_s = self._focused(seen.embedding, prompts, prior)
         answer = self._predictor.decode(focused or seen.embedding, obeyed, prior)
         logits, low_res = self._obeyed_logits(answer, obeyed, seen)
@@ -387,7 +372,7 @@ class Session:
             logits=low_res,
             tile=tile,
             seconds={
-                "encode_s": seen.embedding.encode_s if is_new else 0.0,
+                "encode_s": seen.encode_s,
                 "decode_s": refine_s + answer.decode_s,
                 "refine_s": refine_s,
                 "total_s": time.perf_counter() - started,
@@ -434,21 +419,8 @@ class Session:
             return last.tile
         return TileGrid(shape, tile_px, last.tile.level, plane).smallest_holding(extent)
 
-    def _see(self, tile: Tile) -> _Seen:
-        """Read and encode a tile, or take it from those seen lately."""
-        if tile in self._seen:
-            self._seen.move_to_end(tile)
-            return self._seen[tile]
-        pixels = self.image.read(tile, self._predictor.fill)
-        seen = _Seen(pixels, self._predictor.encode(pixels, tile))
-        logger.debug("encoded %s in %.3f s", tile, seen.embedding.encode_s)
-        self._seen[tile] = seen
-        while len(self._seen) > self._max_embeddings:
-            self._seen.popitem(last=False)
-        return seen
-
     def _obeyed_logits(
-        self, answer: TilePrediction, obeyed: Prompts, seen: _Seen
+        self, answer: TilePrediction, obeyed: Prompts, seen: SeenTile
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Correct the logits at tile and at low resolution around contradicted clicks."""
         if not self._obey_clicks or not obeyed.points_yx:
