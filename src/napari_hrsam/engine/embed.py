@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _require_room(cache: TileCache, embedding: Embedding, num: int) -> None:
     if cache.stored is None:
         way = "give the session a store on disk: Session(..., embeddings=EmbeddingStore())"
     else:
-        way = f"allow the store more (max_bytes={need})"
+        way = f"allow the store more (max_bytes={need}, --max-gb {math.ceil(need / 1e8) / 10})"
     raise SessionError(
         f"expected room for {num} tiles ({need / 1e9:.1f} GB), got room for {room}; {way}, or "
         "choose a coarser level or a box"

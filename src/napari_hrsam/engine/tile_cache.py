@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -180,10 +180,9 @@ class TileCache:
         for tile in wanted:
             if self.is_at_hand(tile):
                 continue
-            for kept in (*reversed(wanted), *others):
-                if kept in self._seen:
-                    self._seen.move_to_end(kept)
+            self._renew((*reversed(wanted), *others))
             self.see(tile)
+            self._renew((*reversed(wanted), *others))
             return True
         return False
 
@@ -195,8 +194,7 @@ class TileCache:
         """Whether a tile is where `keep` puts it; this counts as a use."""
         if self.stored is not None:
             return self.stored.holds(tile, keep=True)
-        if tile in self._seen:
-            self._seen.move_to_end(tile)
+        self._renew([tile])
         return tile in self._seen
 
     def keep(self, tile: Tile, pixels: TilePixels) -> Embedding:
@@ -237,6 +235,12 @@ class TileCache:
         self._seen.clear()
         if self.stored is not None:
             self.stored.close()
+
+    def _renew(self, tiles: Iterable[Tile]) -> None:
+        """Count tiles as just seen, the last one last."""
+        for tile in tiles:
+            if tile in self._seen:
+                self._seen.move_to_end(tile)
 
     def _room(self) -> int:
         """Tiles that memory has room for."""
