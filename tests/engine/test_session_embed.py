@@ -300,6 +300,18 @@ def test_a_square_above_the_noise_is_content(height: int, blank: bool) -> None:
     assert is_blank(pixels) is blank
 
 
+def test_a_strip_too_narrow_to_tell_is_content() -> None:
+    assert not is_blank(np.zeros((7, 64, 3), np.uint8))
+    assert not is_blank(np.zeros((64, 7, 3), np.uint8))
+
+
+@pytest.mark.parametrize("level", [-1, 0, 1])
+def test_what_lies_outside_the_image_is_no_content(model: Any, level: int) -> None:
+    with Session(model, np.full((211, 177), 9, np.uint8)) as session:
+        report = session.embed(level, (100, 100, 211, 177), skip_blank=True)
+        assert report.num_blank == report.num_tiles > 0
+
+
 def test_reading_ahead_serves_the_view_one_tile_at_a_time(
     model: Any, store: EmbeddingStore
 ) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.stored_tiles import StoredTiles
 from napari_hrsam.errors import SessionError
-from napari_hrsam.geometry import Tile
+from napari_hrsam.geometry import Tile, level_shape
 from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class TilePixels:
         if self._pixels is None:
             self._pixels = self._image.read(self._tile, self._fill)
         return self._pixels
+
+    def inside(self) -> NDArray[np.uint8]:
+        """Return the (h, w, 3) part that lies inside the image."""
+        inside = self._tile.box0.clip(self._image.shape_yx)
+        height, width = level_shape(inside.shape_yx, self._tile.level)
+        return self.read()[:height, :width]
 
 
 class TileCache:
