@@ -32,9 +32,10 @@ class EngineThread:
 
     Model, CUDA context and OpenMP pool live on that thread, and a `Session`, which is not
     thread-safe, is only ever touched there. When nothing was asked for a while, it does spare
-    work, piece by piece, and gives way to the next job after the piece under way. Answers wait in a queue until the owner's thread calls
-    `deliver`; `notify` is called on the inference thread whenever there is something to deliver
-    (a panel emits a queued Qt signal there, a script without Qt polls).
+    work, piece by piece, and gives way to the next job after the piece under way. Answers wait in
+    a queue until the owner's thread calls `deliver`; `notify` is called on the inference thread
+    whenever there is something to deliver (a panel emits a queued Qt signal there, a script
+    without Qt polls).
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ class EngineThread:
         # Whatever it is, it is for the one who asked.
         except BaseException as error:
             if self.is_closed:
-                logger.error("a job failed while nobody listens any more", exc_info=error)
+                logger.exception("a job failed while nobody listens any more")
             future.set_exception(error)
         else:
             future.set_result(result)

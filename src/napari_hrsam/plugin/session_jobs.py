@@ -169,7 +169,7 @@ class SessionJobs:
 
         pixels = image.open()
         if isinstance(place, OwnPlace):
-            place = place.of(pixels)
+            place = place.of(image)
         labels: Any = place
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is told at once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from napari.layers import Labels
@@ -34,7 +34,7 @@ class NewLayer:
     """A new Labels layer in memory."""
 
 
-Target = Labels | LabelFile | OwnPlace | NewLayer
+Target: TypeAlias = Labels | LabelFile | OwnPlace | NewLayer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 import platformdirs
 
 from napari_hrsam.errors import ImageError, LabelsError
+from napari_hrsam.storage.fingerprint import identify
 from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
-from napari_hrsam.storage.layers import levels_of
+from napari_hrsam.storage.layers import LayerImage, levels_of
 from napari_hrsam.storage.ome_metadata import parse_ome
-from napari_hrsam.storage.tile_source import PyramidImage
 
 LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
 """Environment variable with the folder of label images that lie beside no image."""
@@ -80,12 +79,23 @@ class OwnPlace:
 
     name: str
 
-    def of(self, image: PyramidImage) -> LabelFile:
-        """Return where it is, in the folder of `LABELS_VARIABLE` or the user's data folder."""
+    def of(self, image: LayerImage) -> LabelFile:
+        """Return where it is, in the folder of `LABELS_VARIABLE` or the user's data folder.
+
+        Parameters
+        ----------
+        image : LayerImage
+            Some of its pixels are read, to tell it from others of its name; limits and colours do
+            not count.
+
+        Raises
+        ------
+        ImageReadError
+            If they cannot be read.
+        """
         chosen = os.environ.get(LABELS_VARIABLE)
         folder = Path(chosen) if chosen else platformdirs.user_data_path("napari-hrsam") / "labels"
-        identity = f"{self.name} {image.plane_shape} {image.level_shapes}"
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        digest = identify(image.plain()).digest[:8]
         return LabelFile(folder / f"{_readable(self.name)}-{digest}.zarr")
 
 

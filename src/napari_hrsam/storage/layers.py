@@ -89,6 +89,20 @@ class LayerImage:
             find_limits(stored[-1], self.shown, separate=self.is_separate)
         return PyramidImage(stored, self.shown, self.contrast_limits, separate=self.is_separate)
 
+    def plain(self) -> PyramidImage:
+        """Open the first channel between fixed limits: the same whatever is chosen to be shown.
+
+        Raises
+        ------
+        ImageError
+            If the levels are not of one image.
+        """
+        arrays, order = self.arrays, self.order
+        if isinstance(arrays[0], _StackedChannels):
+            arrays = tuple(array.first for array in arrays)
+            order, _ = arrange(tuple(arrays[0].shape), False, None, None)
+        return PyramidImage(stored_levels(arrays, order), (0, 0, 0), (0.0, 1.0))
+
     def _level_names(self, num: int) -> list[str]:
         return [f"level {level} of {self.name}" for level in range(1, num)]
 
@@ -245,6 +259,7 @@ class _StackedChannels:
 
     def __init__(self, channels: Sequence[Any]) -> None:
         self._channels = tuple(channels)
+        self.first = channels[0]
         self.shape = (len(self._channels), *(int(n) for n in channels[0].shape))
         self.dtype = np.result_type(*(np.dtype(channel.dtype) for channel in channels))
         self.ndim = len(self.shape)
