@@ -34,7 +34,7 @@ def test_a_click_finds_the_object_at_every_level(model: Any, scene: Scene, level
     if level < 0:  # small enough to lie inside a tile
         image, truth = image.copy(), np.zeros_like(truth)
         image[..., 0] = 0
-        half = 2 ** (level + 4)
+        half = 3 * 2 ** (level + 2)
         truth[50 - half : 50 + half, 60 - half : 60 + half] = True
         image[truth, 0] = 230
     session = Session(model, image)
