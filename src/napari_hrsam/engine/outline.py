@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from napari_hrsam.engine.drawing import Drawer
+from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.fields import CellLayer, LogitField, to_cell
 from napari_hrsam.engine.obedience import to_low_res
 from napari_hrsam.geometry import Box, Tile, TileGrid, level_shape
@@ -45,7 +46,6 @@ MAX_PRIOR = 6.0
 MIN_AGREEMENT = 0.7
 """A tile whose mask agrees less with the prior (share of pixels) has lost the object."""
 
-Progress = Callable[[int, int], None]
 Place = tuple[int, int]
 
 
