@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.embed import (
+    EmbedReport,
+    Progress,
+    box_on,
+    embed_tiles,
+    tiles_around,
+    tiles_for,
+)
 from napari_hrsam.engine.obedience import obey, settle, to_low_res
 from napari_hrsam.engine.prediction import Prediction, mask_at_level0
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
@@ -35,6 +43,7 @@ from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
 
 __all__ = ["Edit", "Prediction", "Session"]
 
@@ -77,7 +86,9 @@ class Session:
     obey_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
-        Tiles whose embeddings are kept in memory, 1 or more.
+        Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
+    embeddings : EmbeddingStore, optional
+        Where embeddings are kept on disk too, for later sessions. By default they are not.
 
     Attributes
     ----------
@@ -108,6 +119,7 @@ class Session:
         *,
         obey_clicks: bool = True,
         max_embeddings: int = 64,
+        embeddings: EmbeddingStore | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
@@ -118,7 +130,10 @@ class Session:
         self.view_level: int | None = None
         self._predictor = Predictor(_loaded(model))
         self._obey_clicks = obey_clicks
-        self._tiles = TileCache(self.image, self._predictor, max_tiles=max_embeddings)
+        self._embeddings = embeddings
+        self._tiles = TileCache(
+            self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
+        )
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -167,6 +182,7 @@ class Session:
             self.labels,
             obey_clicks=self._obey_clicks,
             max_embeddings=self._tiles.max_tiles,
+            embeddings=self._embeddings,
         )
         other.view_level = self.view_level
         other._edits.extend(self._edits)
@@ -346,10 +362,97 @@ class Session:
         self._steps = undone
         return self.prediction
 
-    def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
-        """Predict from all prompts; only a success changes the session."""
+    def embed(
+        self,
+        level: int = 0,
+        box: Sequence[float] | Box | None = None,
+        plane: tuple[int, ...] = (),
+        progress: Progress | None = None,
+        *,
+        skip_blank: bool = False,
+    ) -> EmbedReport:
+        """Encode the tiles of a level ahead of time, so that clicks need not wait for that.
+
+        Tiles that are on disk are not encoded again, so work that was cut off goes on where it
+        was. Without a store on disk the tiles are kept in memory.
+
+        Parameters
+        ----------
+        level : int
+            One of `levels`.
+        box : (y0, x0, y1, x1), optional
+            Level-0 pixels; only what clicks inside this box look at.
+        plane : tuple of int
+            As in `click`.
+        progress : callable, optional
+            Called with the tiles done and the tiles in all. What it raises stops the work; the
+            tiles done so far are kept.
+        skip_blank : bool
+            Leave out tiles that show nothing but one colour and noise. They are encoded when they
+            are clicked on.
+
+        Raises
+        ------
+        PromptError
+            If there is no such plane, or the box is malformed or lies outside the image.
+        SessionError
+            If there is no such level or no room for the tiles, the session is closed, or the
+            model fails.
+        EmbeddingsError
+            If an embedding cannot be written to disk.
+        """
+        self._require_open()
+        if level not in self.levels:
+            raise SessionError(
+                f"expected a level from {self.levels.start} to {self.levels.stop - 1}, got "
+                f"{level}; the image has no others"
+            )
+        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
+        tiles = tiles_for(grid, box_on(self.image.shape_yx, box))
+        return embed_tiles(self._tiles, tiles, progress, skip_blank=skip_blank)
+
+    def read_ahead(
+        self, box0: Sequence[float] | Box, level: int, plane: tuple[int, ...] = ()
+    ) -> bool:
+        """Encode one tile that a view may need next; to be called while idle.
+
+        First the tiles that clicks in the view look at, nearest to its centre first, then those
+        one level coarser, then a few one level finer. Never more than memory has room for, and
+        the current object's tile stays.
+
+        Parameters
+        ----------
+        box0 : (y0, x0, y1, x1)
+            What is on screen, in level-0 pixels.
+        level : int
+            At which a new object would be looked at; the nearest that the image has is taken.
+        plane : tuple of int
+            As in `click`.
+
+        Returns
+        -------
+        bool
+            Whether a tile was encoded; False if nothing is left to do.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `embed`.
+        """
+        self._require_open()
+        level = min(max(level, self.levels.start), self.levels.stop - 1)
+        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
+        box = box_on(self.image.shape_yx, box0)
+        needed = () if self.prediction is None else (self.prediction.tile,)
+        return self._tiles.see_ahead(tiles_around(grid, box, self.levels.stop - 1), needed)
+
+    def _require_open(self) -> None:
         if self._is_closed:
             raise SessionError("expected an open session, got a closed one; make a new Session")
+
+    def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
+        """Predict from all prompts; only a success changes the session."""
+        self._require_open()
         started = time.perf_counter()
         prompts = prompts.inside(self.image.shape_yx)
         obeyed = prompts.obeyed()

@@ -115,6 +115,16 @@ class PyramidImage:
         return 1 + math.ceil(math.log2(max(self.shape_yx)))
 
     @property
+    def stored_levels(self) -> tuple[StoredLevel, ...]:
+        """The arrays that hold the image, finest first."""
+        return self._stored
+
+    @property
+    def shown(self) -> Shown:
+        """The channel shown as red, green and blue; None where no channel is."""
+        return self._shown
+
+    @property
     def contrast_limits(self) -> tuple[tuple[float, float], ...]:
         """The values shown as black and white, one pair per shown channel."""
         return self._limits
