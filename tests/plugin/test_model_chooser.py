@@ -15,7 +15,6 @@ from napari_hrsam.modeling.checkpoints import list_models
 from napari_hrsam.modeling.download import load_registry
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.plugin.loading import ModelRequest, model_label
-from napari_hrsam.plugin.progress import Cancelled, Progress
 from napari_hrsam.plugin.model_chooser import (
     CHOOSE_FILE,
     KnownModel,
@@ -23,6 +22,7 @@ from napari_hrsam.plugin.model_chooser import (
     Picked,
     find_known_models,
 )
+from napari_hrsam.plugin.progress import Cancelled, Progress
 
 TINY = KnownModel(name="hrsam-tiny", description="small", licence="BSD", is_here=True)
 MOBILE = KnownModel(
