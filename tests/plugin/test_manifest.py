@@ -12,7 +12,7 @@ from napari.components import ViewerModel
 from npe2 import PluginManifest
 
 import napari_hrsam
-from napari_hrsam.modeling.download import CACHE_VARIABLE
+from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.plugin import sample_data
 
 PACKAGED = Path(napari_hrsam.__file__).with_name("napari.yaml")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from skimage import data
 
+from napari_hrsam.cache import cache_folder
 from napari_hrsam.errors import ImageError
-from napari_hrsam.modeling.download import cache_folder
 from napari_hrsam.sample import Sample, make_sample, open_sample
 from napari_hrsam.sample.slide import PIXEL_UM
 from napari_hrsam.scene.recipe import VERSION
