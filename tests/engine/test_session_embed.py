@@ -27,6 +27,13 @@ def store(tmp_path: Path) -> EmbeddingStore:
     return EmbeddingStore(tmp_path / "kept")
 
 
+def patches(height: int, width: int) -> NDArray[np.uint8]:
+    """Draw squares of many colours, none of which reaches far from where it is clicked on."""
+    colours = np.random.default_rng(0).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3))
+    image = colours.astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    return image[:height, :width]
+
+
 class StopError(Exception):
     """What a progress callback raises to stop the work."""
 
@@ -110,11 +117,10 @@ def test_a_box_is_cut_to_whole_pixels_of_the_image() -> None:
     assert box_on((100, 80), None) == Box(0, 0, 100, 80)
 
 
-def test_a_level_is_encoded_once_and_clicks_find_it(
-    model: Any, scene: Scene, store: EmbeddingStore
-) -> None:
+def test_a_level_is_encoded_once_and_clicks_find_it(model: Any, store: EmbeddingStore) -> None:
+    image = patches(200, 160)
     told: list[tuple[int, int]] = []
-    with Session(model, scene[0], embeddings=store) as session:
+    with Session(model, image, embeddings=store) as session:
         num = len(TileGrid((200, 160), 64))
         report = session.embed(0, progress=lambda done, total: told.append((done, total)))
         assert (report.num_tiles, report.num_encoded, report.num_at_hand) == (num, num, 0)
@@ -123,7 +129,7 @@ def test_a_level_is_encoded_once_and_clicks_find_it(
         assert told == [(done, num) for done in range(num + 1)]
         again = session.embed(0)
         assert (again.num_encoded, again.num_at_hand, model.num_encoded) == (0, num, num)
-    with Session(model, scene[0], embeddings=EmbeddingStore(store.folder)) as other:
+    with Session(model, image, embeddings=EmbeddingStore(store.folder)) as other:
         for y in range(0, 200, 9):
             for x in range(0, 160, 9):
                 assert other.click((y, x), level=0).seconds["encode_s"] == 0
@@ -131,8 +137,9 @@ def test_a_level_is_encoded_once_and_clicks_find_it(
     assert model.num_encoded == num
 
 
-def test_a_box_is_encoded_and_no_more(model: Any, scene: Scene, store: EmbeddingStore) -> None:
-    with Session(model, scene[0], embeddings=store) as session:
+def test_a_box_is_encoded_and_no_more(model: Any, store: EmbeddingStore) -> None:
+    image = patches(200, 160)
+    with Session(model, image, embeddings=store) as session:
         report = session.embed(0, (40, 40, 70, 70))
         assert model.num_encoded == report.num_tiles == 4
         session.click(ON, level=0)
@@ -315,7 +322,7 @@ def test_what_lies_outside_the_image_is_no_content(model: Any, level: int) -> No
 def test_reading_ahead_serves_the_view_one_tile_at_a_time(
     model: Any, store: EmbeddingStore
 ) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    image = patches(600, 600)
     view = (200, 200, 330, 330)
     with Session(model, image, embeddings=store) as session:
         num = 0
@@ -325,15 +332,17 @@ def test_reading_ahead_serves_the_view_one_tile_at_a_time(
         assert 20 < num <= 64
         for y in range(200, 330, 20):
             for x in range(200, 330, 20):
-                for level in (0, 1):
-                    session.click((y, x), level=level)
-                    session.cancel()
-        session.click((265, 265), level=-1)
+                session.click((y, x), level=0)
+                session.cancel()
         assert model.num_encoded == num
+        for level in (0, 1):
+            for tile in tiles_for(TileGrid((600, 600), 64, level), Box(*view)):
+                assert session._tiles.is_at_hand(tile)
+        assert session._tiles.is_at_hand(TileGrid((600, 600), 64, -1).nearest((265, 265)))
 
 
 def test_reading_ahead_starts_in_the_middle_of_the_view(model: Any) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    image = patches(600, 600)
     with Session(model, image) as session:
         assert session.read_ahead((100, 100, 500, 500), 0)
         session.click((300, 300), level=0)
