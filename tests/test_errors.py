@@ -21,6 +21,7 @@ LEAVES = {
     "DataError": ValueError,
     "SessionError": RuntimeError,
     "LabelsError": ValueError,
+    "EmbeddingsError": OSError,
 }
 
 

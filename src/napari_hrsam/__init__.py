@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from napari_hrsam.errors import HRSAMError
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
     from napari_hrsam.storage.label_store import ArrayLabels, Edit
     from napari_hrsam.storage.opening import open_image
@@ -27,6 +28,7 @@ __all__ = [
     "ArrayImage",
     "ArrayLabels",
     "Edit",
+    "EmbeddingStore",
     "HRSAMError",
     "Prediction",
     "Prompts",
@@ -46,6 +48,7 @@ _HOMES = {
     "ArrayImage": "napari_hrsam.storage.tile_source",
     "ArrayLabels": "napari_hrsam.storage.label_store",
     "Edit": "napari_hrsam.storage.label_store",
+    "EmbeddingStore": "napari_hrsam.storage.embedding_store",
     "HRSAMError": "napari_hrsam.errors",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",

@@ -14,7 +14,8 @@ One tree; each leaf is also the builtin error that fits it, so ``except ValueErr
     ├── MissingExtraError      ImportError         an optional package that is not installed
     ├── DataError              ValueError          an unusable training or evaluation data set
     ├── SessionError           RuntimeError        a step that the session cannot take now
-    └── LabelsError            ValueError          a label image that cannot take the object
+    ├── LabelsError            ValueError          a label image that cannot take the object
+    └── EmbeddingsError        OSError             embeddings that cannot be kept in a folder
 
 Every message says what was expected, what came, and what to do about it.
 """
@@ -72,3 +73,7 @@ class SessionError(HRSAMError, RuntimeError):
 
 class LabelsError(HRSAMError, ValueError):
     """A label image cannot hold what should be written to it."""
+
+
+class EmbeddingsError(HRSAMError, OSError):
+    """Embeddings cannot be kept in a folder."""

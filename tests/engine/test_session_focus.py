@@ -275,7 +275,7 @@ def test_other_embeddings_in_memory_stay_bit_identical(scene: Scene) -> None:
     for point in ((150, 130), (30, 40)):
         session.click(point)
         session.cancel()
-    held = session._seen
+    held = session._tiles._seen
     kept = [{n: a.copy() for n, a in seen.embedding.arrays.items()} for seen in held.values()]
     for point in ((30, 40), (40, 50), (20, 44)):
         session.click(point)

@@ -23,14 +23,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def block(value: int, y0: int = 0) -> Block:
-    after = np.full((4, 5), value, U4)
-    return Block(Box(y0, 2, y0 + 4, 7), np.zeros_like(after), after)
+CHANGED = np.random.default_rng(0).random((4, 5)) < 0.5
+
+
+def block(y0: int = 0) -> Block:
+    return Block(Box(y0, 2, y0 + 4, 7), CHANGED)
 
 
 def record(journal: Journal, label: int, *blocks: Block) -> JournalEdit:
     edit = journal.record(
-        blocks or (block(label),), label=label, plane=(3, 1), prompts=PROMPTS, model="tiny"
+        blocks or (block(),), label=label, plane=(3, 1), prompts=PROMPTS, model="tiny"
     )
     assert edit is not None
     return edit
@@ -38,22 +40,31 @@ def record(journal: Journal, label: int, *blocks: Block) -> JournalEdit:
 
 def test_an_edit_comes_back_as_it_was_also_after_opening_again(journal: Journal) -> None:
     before = np.arange(20, dtype=U4).reshape(4, 5)
-    full = Block(Box(9, 2, 13, 7), before, before + 1)
-    edit = record(journal, 7, block(7), full)
-    assert edit.box == Box(0, 2, 13, 7)
+    over = Block(Box(9, 2, 13, 7), CHANGED, before)
+    whole = Block(Box(20, 0, 3000, 5000))
+    edit = record(journal, 7, block(), over, whole)
+    assert edit.box == Box(0, 0, 3000, 5000)
     journal.settle(edit, is_done=True)
     journal.close()
     again = Journal(journal.path, U4)
     (found,) = again.history().done
     for name in ("label", "box", "prompts", "model", "time", "plane", "number", "journal"):
         assert getattr(found, name) == getattr(edit, name)
-    first, second = again.blocks(found)  # type: ignore[arg-type]
-    assert not first.before.any()
-    assert (first.after == 7).all()
-    assert second.box == full.box
-    np.testing.assert_array_equal(second.before, before)
-    np.testing.assert_array_equal(second.after, before + 1)
+    blocks = again.blocks(found)  # type: ignore[arg-type]
+    assert blocks.boxes == [block().box, over.box, whole.box]
+    for index, expected in enumerate((block(), over, whole)):
+        got = blocks.read(index)
+        assert got.box == expected.box
+        np.testing.assert_array_equal(got.changed, expected.changed)
+        np.testing.assert_array_equal(got.before, expected.before)
     again.close()
+
+
+def test_a_block_that_is_wholly_changed_takes_no_bytes(journal: Journal) -> None:
+    record(journal, 1, Block(Box(0, 0, 512, 30_000)))
+    database = sqlite3.connect(journal.path)
+    assert database.execute("SELECT changed, before FROM blocks").fetchall() == [(None, None)]
+    database.close()
 
 
 def test_the_next_label_is_above_every_recorded_one_and_never_falls(journal: Journal) -> None:
@@ -92,7 +103,7 @@ def test_the_history_is_the_order_of_undo_and_a_new_edit_ends_redo(journal: Jour
     assert newer.number > edits[3].number
     assert [edit.label for edit in journal.history().done] == [1, 2, 5]
     assert journal.history().undone == ()
-    assert list(journal.blocks(edits[3])) == []
+    assert journal.blocks(edits[3]).boxes == []
 
 
 def test_the_history_is_long_but_not_endless(
@@ -109,7 +120,7 @@ def test_a_failure_while_blocks_are_made_leaves_nothing(journal: Journal) -> Non
     journal.settle(undone, is_done=False)
 
     def failing() -> Iterator[Block]:
-        yield block(9)
+        yield block()
         raise LabelsError("damaged chunk")
 
     with pytest.raises(LabelsError, match="damaged chunk"):
@@ -128,28 +139,53 @@ def test_a_damaged_file_is_reported_with_a_way_out_and_left_alone(tmp_path: Path
 
 
 def test_damage_inside_is_reported_too(journal: Journal) -> None:
-    edit = record(journal, 1)
+    edit = record(journal, 1, block(), Block(block(9).box, CHANGED, CHANGED.astype(U4)))
     journal.close()
     database = sqlite3.connect(journal.path)
-    database.execute("UPDATE blocks SET after = x'00112233'")
+    (good,) = database.execute("SELECT before FROM blocks WHERE before IS NOT NULL").fetchone()
+    cut = bytes([*good[:-6], good[-6] ^ 1, *good[-5:]])
+    database.execute("UPDATE blocks SET changed = x'00112233' WHERE before IS NULL")
+    database.execute("UPDATE blocks SET before = ? WHERE before IS NOT NULL", [cut])
     database.execute("UPDATE edits SET prompts = 'nonsense'")
     database.commit()
     database.close()
     opened = Journal(journal.path, U4)
-    with pytest.raises(LabelsError, match="expected an intact journal, got damage"):
-        next(opened.blocks(edit))
+    for index in range(2):
+        with pytest.raises(LabelsError, match="expected an intact journal, got damage"):
+            opened.blocks(edit).read(index)
     with pytest.raises(LabelsError, match="JSONDecodeError"):
         opened.history()
     opened.close()
 
 
-def test_a_newer_version_is_refused(journal: Journal) -> None:
+@pytest.mark.parametrize(
+    ("version", "way_out"), [(3, "update napari-hrsam"), (1, "Move the folder .* away and open")]
+)
+def test_another_version_is_refused_with_a_way_out(
+    journal: Journal, version: int, way_out: str
+) -> None:
     journal.close()
     database = sqlite3.connect(journal.path)
-    database.execute("PRAGMA user_version = 2")
+    database.execute(f"PRAGMA user_version = {version}")
     database.close()
-    with pytest.raises(LabelsError, match="journal of version 1 .* got 2; update napari-hrsam"):
+    with pytest.raises(LabelsError, match=f"journal of version 2 .* got {version}.* {way_out}"):
         Journal(journal.path, U4)
+
+
+def test_every_note_but_the_last_of_an_edit_is_forced_onto_the_disk(journal: Journal) -> None:
+    said: list[str] = []
+    journal._database.set_trace_callback(said.append)
+    edit = record(journal, 1)
+    journal.settle(edit, is_done=True)
+    journal.intend(edit, is_done=False)
+    journal._database.set_trace_callback(None)
+    forced = True
+    for statement in said:
+        if statement.startswith("PRAGMA synchronous"):
+            forced = statement.endswith("FULL")
+        elif statement.startswith(("UPDATE", "INSERT", "COMMIT")):
+            assert forced == ("is_pending = 0" not in statement), statement
+    assert forced
 
 
 def test_a_half_made_journal_is_no_journal(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from label_checks import require_consistent_levels
 from numpy.typing import NDArray
 
@@ -179,22 +178,21 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 10**9
-        write = zarr.Array.__setitem__
+        replace = os.replace
 
-        def limited(array: zarr.Array[Any], where: Any, values: Any) -> None:
+        def limited(source: str, target: str) -> None:
             self.left -= 1
             if self.left < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write(array, where, values)
+            replace(source, target)
 
-        monkeypatch.setattr(zarr.Array, "__setitem__", limited)
+        monkeypatch.setattr("os.replace", limited)
 
 
 @pytest.mark.parametrize("num_writes", [0, 1, 2, 3])
 def test_a_commit_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
     labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.label_writer.REGION_PX", 512)
     first = labels.write(PLACE, ones(PLACE), 1)
     before = labels.read(Box.of_shape(SHAPE))
     disk = Disk(monkeypatch)
@@ -215,28 +213,36 @@ def test_a_commit_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
 def test_an_undo_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
     labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
 ) -> None:
-    edit = labels.write(PLACE, ones(PLACE), 1)
+    first = labels.write(PLACE.shifted(100, 100), ones(PLACE), 1)
+    edit = labels.write(PLACE, ones(PLACE), 2, overwrite=True)
     disk = Disk(monkeypatch)
     disk.left = num_writes
     with pytest.raises(LabelsError, match="No space left"):
         labels.revert(edit)
     disk.left = 10**9
-    assert labels.history().done
+    assert len(labels.history().done) == 2
     labels.revert(edit)
+    labels.revert(first)
     assert not labels.read(Box.of_shape(SHAPE)).any()
     require_consistent_levels(labels)
 
 
+# The first objects make a chunk that compresses badly: it is larger than the journal's log then.
 LIMITED = """
 import resource, sys, numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.label_pyramid import open_labels
 labels = open_labels(sys.argv[1], "cells")
+rng = np.random.default_rng(0)
+for label in range(1, 26):
+    labels.write(Box(0, 0, 400, 400), rng.random((400, 400)) < 0.2, label, overwrite=True)
+labels.close()
+labels = open_labels(sys.argv[1], "cells")
+side = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-mask = np.random.default_rng(0).random((1000, 1000)) < 0.5
 try:
-    labels.write(Box(0, 0, 1000, 1000), mask, labels.next_label())
+    labels.write(Box(0, 0, side, side), rng.random((side, side)) < 0.5, 26, overwrite=True)
 except LabelsError as error:
     print("refused:", error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -244,30 +250,37 @@ labels.write(Box(1000, 0, 1010, 10), np.ones((10, 10), bool), labels.next_label(
 """
 
 
-@pytest.mark.parametrize("limit", [2_000, 60_000, 200_000, 300_000])
-def test_real_write_errors_of_the_system_leave_nothing_half(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "side", "told"),
+    [(2_000, 1000, "a journal that"), (60_000, 1000, "a journal that"), (60_000, 20, "to write")],
+)
+def test_real_write_errors_of_the_system_leave_nothing_half(
+    tmp_path: Path, limit: int, side: int, told: str
+) -> None:
     create_labels(tmp_path / "a", "cells", SHAPE).close()
     run = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "a"), str(limit)],
+        [sys.executable, "-c", LIMITED, str(tmp_path / "a"), str(limit), str(side)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert "refused: expected" in run.stdout
+    assert f"refused: expected {told}" in run.stdout
     with open_labels(tmp_path / "a", "cells") as labels:
         image = labels.read(Box.of_shape(SHAPE))
-        assert (image != 0).sum() == 100
-        assert (image[1000:1010, :10] != 0).all()
+        last = image[1000, 0]
+        assert set(np.unique(image)) == {*range(26), last}
+        assert (image == last).sum() == (image[1000:1010, :10] == last).sum() == 100
         require_consistent_levels(labels)
-        assert len(labels.history().done) == 1
+        assert len(labels.history().done) == 26
+    assert not list((tmp_path / "a").rglob("*.partial"))
 
 
 def test_a_damaged_chunk_is_named_and_the_commit_leaves_no_trace(labels: PyramidLabels) -> None:
     labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
     chunk = labels.folder / "0" / "c" / "0" / "0"
     good = chunk.read_bytes()
-    message = r"a damaged chunk in .*cells/0 at \[0:1024, 0:1024\]"
+    message = rf"a damaged chunk {chunk} \(pixels \[0:512, 0:512\] of .*cells/0; .* or delete it"
     for damage in (good[: len(good) // 2], b"garbage", b""):
         chunk.write_bytes(damage)
         with pytest.raises(LabelsError, match=message):

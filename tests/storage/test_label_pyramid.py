@@ -18,8 +18,8 @@ from label_checks import require_consistent_levels
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import ArrayMask, BlockMask
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_ome_zarr import read_labels
 from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
 from napari_hrsam.storage.label_store import History
 
@@ -81,10 +81,35 @@ def test_a_commit_is_there_at_every_level_and_after_opening_again(tmp_path: Path
         assert (found.prompts, found.box, found.time) == (prompts, PLACE, edit.time)
 
 
-@settings(deadline=None, max_examples=12)
-@given(st.integers(0, 10_000), st.sampled_from([64, 3072]))
+def any_mask(rng: np.random.Generator, box: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Single pixels, nearly all, all, or large squares that fill chunks of 64 px."""
+    if rng.integers(3) == 0:
+        coarse = rng.random((box.height // 96 + 1, box.width // 96 + 1)) < 0.6
+        mask = np.kron(coarse, np.ones((96, 96), bool))[: box.height, : box.width].astype(bool)
+    else:
+        mask = rng.random(box.shape_yx) < rng.choice([0.01, 0.9, 1.0])
+    mask[0, 0] = True
+    return mask
+
+
+def in_blocks(mask: np.ndarray[Any, np.dtype[np.bool_]], box: Box) -> BlockMask:
+    """The same mask, sparse."""
+    return BlockMask(box, ArrayMask(box, mask).read)
+
+
+@settings(deadline=None, max_examples=16)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0, 100_000, 2**26]),
+    st.sampled_from([64, 512]),
+    st.sampled_from([None, 2, 3, 1.7]),
+)
 def test_any_series_of_commits_undos_and_redos_equals_an_array(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, region_px: int
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    cell_bytes: int,
+    chunk_px: int,
+    factor: float | None,
 ) -> None:
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("series") / "a.zarr"
@@ -92,8 +117,12 @@ def test_any_series_of_commits_undos_and_redos_equals_an_array(
     truth = hrsam.ArrayLabels(shape)
     done: list[Any] = []
     undone: list[Any] = []
+    if factor:
+        sizes = [tuple(max(1, int(n / factor**k)) for n in shape) for k in range(4)]
+        make_image(folder, "0.5", [(1, *size) for size in sizes])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("napari_hrsam.storage.label_writer.REGION_PX", region_px)
+        patch.setattr("napari_hrsam.storage.label_writer.MAX_CELL_BYTES", cell_bytes)
+        patch.setattr("napari_hrsam.storage.label_ome_zarr.CHUNK_PX", chunk_px)
         labels = create_labels(folder, "cells", shape)
         for _ in range(14):
             step = rng.integers(5)
@@ -117,16 +146,16 @@ def test_any_series_of_commits_undos_and_redos_equals_an_array(
                 y0, x0 = (int(rng.integers(size)) for size in shape)
                 size = rng.integers(1, 400, 2)
                 box = Box(y0, x0, y0 + int(size[0]), x0 + int(size[1])).clip(shape)
-                mask = rng.random(box.shape_yx) < rng.choice([0.01, 0.9])
-                mask[0, 0] = True
+                mask = any_mask(rng, box)
+                given = in_blocks(mask, box) if rng.integers(2) else mask
                 label, overwrite = labels.next_label(), bool(rng.integers(2))
                 try:
                     first = truth.write(box, mask, label, overwrite=overwrite)
                 except LabelsError:
                     with pytest.raises(LabelsError, match="expected at least one free pixel"):
-                        labels.write(box, mask, label, overwrite=overwrite)
+                        labels.write(box, given, label, overwrite=overwrite)
                     continue
-                done.append((first, labels.write(box, mask, label, overwrite=overwrite)))
+                done.append((first, labels.write(box, given, label, overwrite=overwrite)))
                 assert done[-1][0].box == done[-1][1].box
                 undone.clear()
         np.testing.assert_array_equal(labels.read(Box.of_shape(shape)), truth.array)
@@ -142,28 +171,6 @@ def test_only_chunks_that_hold_labels_are_stored(labels: PyramidLabels) -> None:
     assert len(chunks()) == 1
     labels.revert(edit)
     assert chunks() == []
-
-
-def test_an_object_larger_than_a_region_is_one_commit_in_little_memory(
-    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.label_writer.REGION_PX", 512)
-    seen: list[int] = []
-
-    def watched(array: Any, where: Any) -> Any:
-        values = read_labels(array, where)
-        seen.append(values.size)
-        return values
-
-    monkeypatch.setattr("napari_hrsam.storage.label_writer.read_labels", watched)
-    edit = labels.write(Box(1, 1, 1499, 1300), disc(1498)[:, :1299], 1)
-    assert len(list(labels._journal.blocks(edit))) == 9
-    assert max(seen) <= (2 * 512 + 2) ** 2
-    np.testing.assert_array_equal(labels.read(Box(1, 1, 1499, 1300)), disc(1498)[:, :1299])
-    require_consistent_levels(labels)
-    labels.revert(edit)
-    assert not labels.read(WHOLE).any()
-    require_consistent_levels(labels)
 
 
 def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabels) -> None:

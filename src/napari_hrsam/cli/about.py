@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import napari_hrsam
+from napari_hrsam.cache import CACHE_VARIABLE, cache_folder
 from napari_hrsam.cli.options import add_command, add_json, put_json, say, table
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def collect_folders() -> dict[str, str]:
     return {
         f"{download.WEIGHTS_VARIABLE}": chosen or "not set",
         "shipped": ", ".join(map(str, shipped)) or "none",
-        f"downloads ({download.CACHE_VARIABLE})": str(download.cache_folder()),
+        f"downloads ({CACHE_VARIABLE})": str(cache_folder()),
     }
 
 

@@ -39,13 +39,16 @@ class Embedding:
     tile : Tile
         Where they were made.
     encode_s : float
-        Seconds that the encoder took.
+        Seconds that the encoder took, or reading from disk.
+    has_seams : bool
+        Whether it was made in four quarters, for lack of memory.
     """
 
     arrays: dict[str, NDArray[np.float16]]
     fingerprint: str
     tile: Tile
     encode_s: float
+    has_seams: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,6 +103,11 @@ class Predictor:
         return self.segmenter.config.name
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model: two with the same one give the same embeddings."""
+        return self.segmenter.fingerprint
+
+    @property
     def tile_px(self) -> int:
         """Side of the tiles that the model takes."""
         return self.segmenter.config.tile_px
@@ -142,17 +150,18 @@ class Predictor:
         started = time.perf_counter()
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         can_be_cut = all(side % 32 == 0 for side in pixels.shape[:2])
-        arrays = self._run(
-            lambda: self._encoded(image),
-            (lambda: self._encoded_in_quarters(image)) if can_be_cut else None,
+        arrays, has_seams = self._run(
+            lambda: (self._encoded(image), False),
+            (lambda: (self._encoded_in_quarters(image), True)) if can_be_cut else None,
         )
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._not_finite("embedding")
         return Embedding(
             arrays=arrays,
-            fingerprint=self.segmenter.fingerprint,
+            fingerprint=self.fingerprint,
             tile=tile,
             encode_s=time.perf_counter() - started,
+            has_seams=has_seams,
         )
 
     def decode(

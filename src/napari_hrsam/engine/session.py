@@ -5,22 +5,31 @@ Longer than other modules because it is one class: what its methods share is the
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.obedience import obey, settle, to_low_res
-from napari_hrsam.engine.prediction import Prediction, mask_at_level0
-from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
-from napari_hrsam.errors import LabelsError, PromptError, SessionError, ShapeError
+from napari_hrsam.engine.drawing import Drawer
+from napari_hrsam.engine.embed import (
+    EmbedReport,
+    Progress,
+    box_on,
+    embed_tiles,
+    tiles_around,
+    tiles_for,
+)
+from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.hand_edits import edits_of
+from napari_hrsam.engine.outline import refine_outline
+from napari_hrsam.engine.prediction import Prediction
+from napari_hrsam.engine.predictor import Embedding, Predictor
+from napari_hrsam.engine.tile_cache import TileCache
+from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import (
     FINEST_LEVEL,
     Box,
@@ -36,10 +45,9 @@ from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
 
 __all__ = ["Edit", "Prediction", "Session"]
-
-logger = logging.getLogger(__name__)
 
 MAX_UNDO_BYTES = 512 * 2**20
 """Memory for the blocks that undo of commits needs; beyond it the oldest commits become final."""
@@ -53,20 +61,13 @@ class _Step:
     """The current object after one prompt.
 
     ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
-    and it goes with them.
+    and it goes with them. ``first_level`` is where the object was first looked at.
     """
 
     prompts: Prompts
     prediction: Prediction
     focused: Embedding | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """A tile that was read and encoded."""
-
-    pixels: NDArray[np.uint8]
-    embedding: Embedding
+    first_level: int
 
 
 class Session:
@@ -88,7 +89,9 @@ class Session:
     obey_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
-        Tiles whose embeddings are kept in memory, 1 or more.
+        Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
+    embeddings : EmbeddingStore, optional
+        Where embeddings are kept on disk too, for later sessions. By default they are not.
 
     Attributes
     ----------
@@ -97,6 +100,9 @@ class Session:
     view_level : int or None
         Level at which a new object is looked at when a prompt names none; None for full size, or
         the enlargement at which a small image fills the model's tile.
+    outline_level : int or None
+        Level at which outlines of objects larger than a tile are drawn in the end; None for the
+        level at which the object was first looked at. 0 is full resolution.
 
     Raises
     ------
@@ -119,20 +125,22 @@ class Session:
         *,
         obey_clicks: bool = True,
         max_embeddings: int = 64,
+        embeddings: EmbeddingStore | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
             labels = ArrayLabels(labels)
         if labels is not None:
             _require_same_shape(self.image, labels)
-        if max_embeddings < 1:
-            raise SessionError(f"expected max_embeddings of 1 or more, got {max_embeddings}")
         self._labels = labels
         self.view_level: int | None = None
+        self.outline_level: int | None = None
         self._predictor = Predictor(_loaded(model))
-        self._obey_clicks = obey_clicks
-        self._max_embeddings = max_embeddings
-        self._seen: OrderedDict[Tile, _Seen] = OrderedDict()
+        self._embeddings = embeddings
+        self._tiles = TileCache(
+            self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
+        )
+        self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -157,7 +165,7 @@ class Session:
         self._steps = ()
         self._edits.clear()
         self._undone.clear()
-        self._seen.clear()
+        self._tiles.clear()
         self._is_closed = True
 
     def with_model(self, model: Segmenter | str) -> Session:
@@ -179,10 +187,12 @@ class Session:
             model,
             self.image,
             self.labels,
-            obey_clicks=self._obey_clicks,
-            max_embeddings=self._max_embeddings,
+            obey_clicks=self._drawer.obey_clicks,
+            max_embeddings=self._tiles.max_tiles,
+            embeddings=self._embeddings,
         )
         other.view_level = self.view_level
+        other.outline_level = self.outline_level
         other._edits.extend(self._edits)
         other._undone.extend(step for step in self._undone if isinstance(step, Edit))
         self.close()
@@ -270,37 +280,81 @@ class Session:
         """
         return self._draw(self.prompts.with_box(box_yxyx), level, plane)
 
-    def commit(self, mask: NDArray[Any] | None = None, *, overwrite: bool = False) -> Edit:
+    @property
+    def needs_refining(self) -> bool:
+        """Whether the current object is larger than a tile and its outline still coarse."""
+        return self.prediction is not None and self.prediction.needs_refining
+
+    def refine(self, progress: Progress | None = None) -> Prediction:
+        """Draw the outline of an object that is larger than a tile at the level where it is wanted.
+
+        The tiles that the outline crosses are looked at one by one, the coarse mask as prior.
+        `commit` does it too; there is nothing to do for an object that fits a tile.
+
+        Parameters
+        ----------
+        progress : callable of (done, total), optional
+            Called before every tile. What it raises ends the work, and the object stays as it was.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the model fails.
+        ImageReadError
+            If pixels cannot be read. The object stays as it was.
+        """
+        prediction = self._required()
+        if not prediction.needs_refining:
+            return prediction
+        step = self._steps[-1]
+        level = max(prediction.outline_level, 0)
+        field = refine_outline(
+            self._drawer, prediction.field, step.prompts.obeyed(), level, progress
+        )
+        prediction = replace(prediction, field=field)
+        self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
+        return prediction
+
+    def commit(
+        self,
+        mask: NDArray[Any] | None = None,
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Edit:
         """Write the current object to the label image under a new id, and end it.
 
         Parameters
         ----------
-        mask : (H, W) bool or integer array over ``prediction.box``, optional
-            Taken in place of the predicted mask, such as a preview that was edited by hand.
+        mask : bool or integer array, optional
+            The predicted mask as edited by hand: of the shape of ``prediction.mask``, or of
+            ``prediction.level_mask``. Where it is as predicted, the prediction counts.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
+        progress : callable of (done, total), optional
+            As in `refine`, which is done first where it is needed.
 
         Raises
         ------
         SessionError
             If there is no current object, or its mask is empty.
         ShapeError
-            If the given mask does not cover ``prediction.box``.
+            If the given mask has neither shape.
         LabelsError
             If the label image cannot take the object. It stays current.
         """
-        prediction = self.prediction
-        if prediction is None:
-            raise SessionError("expected an object to commit, got none; click on one first")
-        chosen = prediction.mask if mask is None else _checked_mask(mask, prediction.box)
-        if not chosen.any():
+        prediction = self._required()
+        edited = None if mask is None else edits_of(mask, prediction)
+        if not (prediction if edited is None else edited.any_left):
             raise SessionError(
                 "expected an object with pixels, got an empty mask; add a positive click, "
                 "or cancel the object"
             )
+        prediction = self.refine(progress)
+        region = prediction.region if edited is None else edited.on(prediction.region)
         edit = self.labels.write(
             prediction.box,
-            chosen,
+            region.read(prediction.box),
             self.labels.next_label(),
             overwrite=overwrite,
             prompts=self.prompts,
@@ -360,71 +414,152 @@ class Session:
         self._steps = undone
         return self.prediction
 
-    def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
-        """Predict from all prompts; only a success changes the session."""
+    def embed(
+        self,
+        level: int = 0,
+        box: Sequence[float] | Box | None = None,
+        plane: tuple[int, ...] = (),
+        progress: Progress | None = None,
+        *,
+        skip_blank: bool = False,
+    ) -> EmbedReport:
+        """Encode the tiles of a level ahead of time, so that clicks need not wait for that.
+
+        Tiles that are on disk are not encoded again, so work that was cut off goes on where it
+        was. Without a store on disk the tiles are kept in memory.
+
+        Parameters
+        ----------
+        level : int
+            One of `levels`.
+        box : (y0, x0, y1, x1), optional
+            Level-0 pixels; only what clicks inside this box look at.
+        plane : tuple of int
+            As in `click`.
+        progress : callable, optional
+            Called with the tiles done and the tiles in all. What it raises stops the work; the
+            tiles done so far are kept.
+        skip_blank : bool
+            Leave out tiles that show nothing but one colour and noise. They are encoded when they
+            are clicked on.
+
+        Raises
+        ------
+        PromptError
+            If there is no such plane, or the box is malformed or lies outside the image.
+        SessionError
+            If there is no such level or no room for the tiles, the session is closed, or the
+            model fails.
+        EmbeddingsError
+            If an embedding cannot be written to disk.
+        """
+        self._require_open()
+        if level not in self.levels:
+            raise SessionError(
+                f"expected a level from {self.levels.start} to {self.levels.stop - 1}, got "
+                f"{level}; the image has no others"
+            )
+        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
+        tiles = tiles_for(grid, box_on(self.image.shape_yx, box))
+        return embed_tiles(self._tiles, tiles, progress, skip_blank=skip_blank)
+
+    def read_ahead(
+        self, box0: Sequence[float] | Box, level: int, plane: tuple[int, ...] = ()
+    ) -> bool:
+        """Encode one tile that a view may need next; to be called while idle.
+
+        First the tiles that clicks in the view look at, nearest to its centre first, then those
+        one level coarser, then a few one level finer. Never more than memory has room for, and
+        the current object's tile stays.
+
+        Parameters
+        ----------
+        box0 : (y0, x0, y1, x1)
+            What is on screen, in level-0 pixels.
+        level : int
+            At which a new object would be looked at; the nearest that the image has is taken.
+        plane : tuple of int
+            As in `click`.
+
+        Returns
+        -------
+        bool
+            Whether a tile was encoded; False if nothing is left to do.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `embed`.
+        """
+        self._require_open()
+        level = min(max(level, self.levels.start), self.levels.stop - 1)
+        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
+        box = box_on(self.image.shape_yx, box0)
+        needed = () if self.prediction is None else (self.prediction.tile,)
+        return self._tiles.see_ahead(tiles_around(grid, box, self.levels.stop - 1), needed)
+
+    def _required(self) -> Prediction:
+        if self.prediction is None:
+            raise SessionError("expected an object to commit, got none; click on one first")
+        return self.prediction
+
+    def _require_open(self) -> None:
         if self._is_closed:
             raise SessionError("expected an open session, got a closed one; make a new Session")
+
+    def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
+        """Predict from all prompts; only a success changes the session."""
+        self._require_open()
         started = time.perf_counter()
         prompts = prompts.inside(self.image.shape_yx)
         obeyed = prompts.obeyed()
-        tile = self._tile_for(prompts, level, plane)
-        last = self.prediction
-        prior = last.logits if last is not None and last.tile == tile else None
-        is_new = tile not in self._seen
-        seen = self._see(tile)
-        focused, refine_s = self._focused(seen.embedding, prompts, prior)
-        answer = self._predictor.decode(focused or seen.embedding, obeyed, prior)
-        logits, low_res = self._obeyed_logits(answer, obeyed, seen)
-        box, mask = mask_at_level0(logits, tile, self.image.shape_yx)
-        if self._obey_clicks:
-            settle(mask, box, obeyed)
-        mask.flags.writeable = False
+        step = self._steps[-1] if self._steps else None
+        first_level = self._first_level(level) if step is None else step.first_level
+        tile = self._tile_for(prompts, first_level, plane)
+        prior = None
+        if step is not None and step.prediction.tile == tile:
+            prior = step.prediction.logits
+        look, looks = self._drawer.draw(
+            tile, obeyed, prior, step.focused if step is not None else None, first_level
+        )
+        clicks = zip(obeyed.points_yx, obeyed.labels, strict=True)
+        field = LogitField(
+            look.tile,
+            look.logits,
+            self.image.shape_yx,
+            list(clicks) if self._drawer.obey_clicks else [],
+        )
         prediction = Prediction(
-            mask=mask,
-            box=box,
-            level=tile.level,
-            iou=answer.iou,
-            logits=low_res,
-            tile=tile,
+            field=field,
+            iou=look.iou,
+            logits=look.low_res,
+            is_cut=self._drawer.is_cut(look, obeyed),
+            outline_level=first_level if self.outline_level is None else self.outline_level,
             seconds={
-                "encode_s": seen.embedding.encode_s if is_new else 0.0,
-                "decode_s": refine_s + answer.decode_s,
-                "refine_s": refine_s,
+                "encode_s": sum(one.encode_s for one in looks),
+                "decode_s": sum(one.decode_s for one in looks),
+                "refine_s": sum(one.refine_s for one in looks),
                 "total_s": time.perf_counter() - started,
             },
         )
-        self._steps = (*self._steps, _Step(prompts, prediction, focused))
+        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
         self._undone.clear()
         return prediction
 
-    def _focused(
-        self, embedding: Embedding, prompts: Prompts, prior: NDArray[np.float32] | None
-    ) -> tuple[Embedding | None, float]:
-        """Embedding refined for the object, None before that, and the seconds it took just now.
+    def _first_level(self, level: int | None) -> int:
+        """Return the level at which a new object is looked at."""
+        wanted = self.view_level if level is None else level
+        if wanted is None:
+            wanted = filling_level(self.image.shape_yx, self._predictor.tile_px)
+        return min(max(wanted, self.levels.start), self.levels.stop - 1)
 
-        An object is refined once, at its second prompt. One that moves to another tile starts
-        there from that tile's own embedding, and is refined at once if it has two prompts.
-        """
-        last = self._steps[-1].focused if self._steps else None
-        if last is not None and last.tile == embedding.tile:
-            return last, 0.0
-        if not self._predictor.refines or len(prompts) < 2:
-            return None, 0.0
-        started = time.perf_counter()
-        refined = self._predictor.refine(embedding, prompts.obeyed(), prior)
-        return refined, time.perf_counter() - started
-
-    def _tile_for(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Tile:
+    def _tile_for(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Tile:
         """Keep the object's tile while it holds all prompts, else take the smallest that does."""
         shape, tile_px = self.image.shape_yx, self._predictor.tile_px
         extent = prompts.extent_yx()
         last = self.prediction
         if last is None:
-            wanted = self.view_level if level is None else level
-            if wanted is None:
-                wanted = filling_level(shape, tile_px)
-            wanted = min(max(wanted, self.levels.start), self.levels.stop - 1)
-            return TileGrid(shape, tile_px, wanted, plane).smallest_holding(extent)
+            return TileGrid(shape, tile_px, first_level, plane).smallest_holding(extent)
         if plane != last.tile.plane:
             raise PromptError(
                 f"expected a prompt on the object's plane {last.tile.plane}, got {plane}; "
@@ -433,46 +568,6 @@ class Session:
         if all(last.tile.box0.contains((y, x)) for y, x in extent):
             return last.tile
         return TileGrid(shape, tile_px, last.tile.level, plane).smallest_holding(extent)
-
-    def _see(self, tile: Tile) -> _Seen:
-        """Read and encode a tile, or take it from those seen lately."""
-        if tile in self._seen:
-            self._seen.move_to_end(tile)
-            return self._seen[tile]
-        pixels = self.image.read(tile, self._predictor.fill)
-        seen = _Seen(pixels, self._predictor.encode(pixels, tile))
-        logger.debug("encoded %s in %.3f s", tile, seen.embedding.encode_s)
-        self._seen[tile] = seen
-        while len(self._seen) > self._max_embeddings:
-            self._seen.popitem(last=False)
-        return seen
-
-    def _obeyed_logits(
-        self, answer: TilePrediction, obeyed: Prompts, seen: _Seen
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Correct the logits at tile and at low resolution around contradicted clicks."""
-        if not self._obey_clicks or not obeyed.points_yx:
-            return answer.logits, answer.low_res_logits
-        points = seen.embedding.tile.to_tile(obeyed.points_yx)
-        logits = obey(answer.logits, seen.pixels, points, np.array(obeyed.labels))
-        if logits is answer.logits:
-            return answer.logits, answer.low_res_logits
-        return logits, answer.low_res_logits + to_low_res(logits - answer.logits)
-
-
-def _checked_mask(mask: NDArray[Any], box: Box) -> NDArray[np.bool_]:
-    mask = np.asarray(mask)
-    if mask.shape != box.shape_yx:
-        raise ShapeError(
-            f"expected a mask over prediction.box of shape {box.shape_yx}, got {mask.shape}; "
-            "edit a copy of prediction.mask"
-        )
-    if mask.dtype.kind not in "biu":
-        raise ShapeError(
-            f"expected a mask of bool or integers, got {mask.dtype}; "
-            "threshold it first, e.g. mask > 0.5"
-        )
-    return mask.astype(np.bool_)
 
 
 def _require_same_shape(image: PyramidImage, labels: LabelStore) -> None:

@@ -17,15 +17,13 @@ import pooch
 import requests
 
 import napari_hrsam
+from napari_hrsam.cache import CACHE_VARIABLE, cache_folder
 from napari_hrsam.errors import CheckpointError, DownloadError
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_VARIABLE = "NAPARI_HRSAM_WEIGHTS"
 """Environment variable with a folder that is searched before the shipped weights."""
-
-CACHE_VARIABLE = "NAPARI_HRSAM_CACHE"
-"""Environment variable with the folder for downloads, instead of the user's cache."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes there and the bytes in all; may raise to stop, the rest is kept."""
@@ -83,12 +81,6 @@ def shipped_folders() -> list[Path]:
     """Where shipped weights may lie: inside the package of a wheel, beside src/ in a checkout."""
     package = Path(str(importlib.resources.files("napari_hrsam")))
     return [package / "weights", package.parent.parent / "weights"]
-
-
-def cache_folder() -> Path:
-    """Where downloads go: `CACHE_VARIABLE`, or the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path(pooch.os_cache("napari-hrsam"))
 
 
 def weight_folders() -> list[Path]:

@@ -1,9 +1,10 @@
 """The journal of a label image: every commit, written down before it is carried out.
 
-A commit is one transaction of SQLite that holds its prompts, its model, its time and the labels
-before and after, as compressed blocks. It is marked as pending until all chunks of the label image
-are written. What is pending when the journal is opened is carried out again. SQLite's own
-write-ahead log makes each transaction whole or absent, whenever the process is killed.
+A commit is one transaction of SQLite that holds its prompts, its model, its time, the pixels that
+it changed and the labels that were there before, as compressed blocks. It is marked as pending
+until all chunks of the label image are on the disk. What is pending when the journal is opened is
+carried out again. SQLite's own write-ahead log makes each transaction whole or absent, whenever the
+process is killed or the power is cut.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from napari_hrsam.storage.label_store import Edit, History
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
 
-_VERSION = 1
+_VERSION = 2
+# A note that an edit is carried out may be lost in a power cut: the edit is carried out again then.
+# All other notes are forced onto the disk before anything is changed.
+_LAZY, _FORCED = "PRAGMA synchronous = NORMAL", "PRAGMA synchronous = FULL"
 _COLUMNS = "number, label, plane, y0, x0, y1, x1, prompts, model, time"
 _SCHEMA = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value);
@@ -43,7 +47,7 @@ CREATE INDEX pending_edits ON edits (number) WHERE is_pending;
 CREATE INDEX undone_edits ON edits (number) WHERE NOT is_done;
 CREATE TABLE blocks (
     edit INTEGER NOT NULL REFERENCES edits ON DELETE CASCADE,
-    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, before BLOB, after BLOB NOT NULL
+    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, changed BLOB, before BLOB
 );
 CREATE INDEX blocks_of_edit ON blocks (edit);
 PRAGMA user_version = {_VERSION};
@@ -74,13 +78,15 @@ class Block:
     ----------
     box : Box
         Where, in level-0 pixels.
-    before, after : (box.height, box.width) integer
-        The labels there; where they are equal, the edit changes nothing.
+    changed : (box.height, box.width) bool or None
+        The pixels that got the edit's label; None for all of them.
+    before : (box.height, box.width) integer or None
+        The labels there before; None where all changed pixels were background.
     """
 
     box: Box
-    before: NDArray[Any]
-    after: NDArray[Any]
+    changed: NDArray[np.bool_] | None = None
+    before: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class Journal:
         try:
             with self._explained():
                 self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute(_FORCED)
                 self._database.execute("PRAGMA foreign_keys = ON")
                 self._check_version()
                 self.identity = str(self._fact("identity"))
@@ -196,11 +202,9 @@ class Journal:
             box = Box(0, 0, 0, 0)
             for block in blocks:
                 box = box.union(block.box)
-                before = compress(np.ascontiguousarray(block.before, self._dtype), 1)
-                after = compress(np.ascontiguousarray(block.after, self._dtype), 1)
                 execute(
                     "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [number, *_numbers(block.box), before if block.before.any() else None, after],
+                    [number, *_numbers(block.box), *self._packed(block)],
                 )
             if box.area == 0:
                 execute("ROLLBACK")
@@ -232,10 +236,14 @@ class Journal:
     def settle(self, edit: JournalEdit, *, is_done: bool) -> None:
         """Write down that an edit is wholly made, or wholly taken back."""
         with self._explained():
-            self._database.execute(
-                "UPDATE edits SET is_done = ?, is_pending = 0 WHERE number = ?",
-                [is_done, edit.number],
-            )
+            self._database.execute(_LAZY)
+            try:
+                self._database.execute(
+                    "UPDATE edits SET is_done = ?, is_pending = 0 WHERE number = ?",
+                    [is_done, edit.number],
+                )
+            finally:
+                self._database.execute(_FORCED)
 
     def forget(self, edit: JournalEdit) -> None:
         """Remove an edit that was never wholly made."""
@@ -273,32 +281,49 @@ class Journal:
                 undone=tuple(self._edit(row) for row in reversed(undone)),
             )
 
-    def blocks(self, edit: JournalEdit) -> Iterator[Block]:
-        """Read the blocks of an edit one by one."""
+    def blocks(self, edit: JournalEdit) -> JournalBlocks:
+        """Return the blocks of an edit, to be read one by one."""
         with self._explained():
             rows = self._database.execute(
-                "SELECT rowid FROM blocks WHERE edit = ? ORDER BY rowid", [edit.number]
+                "SELECT rowid, y0, x0, y1, x1, changed IS NULL AND before IS NULL FROM blocks"
+                " WHERE edit = ? ORDER BY rowid",
+                [edit.number],
             ).fetchall()
-        for (row,) in rows:
-            with self._explained():
-                *numbers, before, after = self._database.execute(
-                    "SELECT y0, x0, y1, x1, before, after FROM blocks WHERE rowid = ?", [row]
-                ).fetchone()
-                box = Box(*numbers)
-                block = Block(box, self._unpacked(before, box), self._unpacked(after, box))
-            yield block
+            boxes = [Box(*row[1:5]) for row in rows]
+        return JournalBlocks(self, boxes, [None if row[5] else row[0] for row in rows])
+
+    def read_block(self, box: Box, row: int) -> Block:
+        """Read one block; see `JournalBlocks`."""
+        with self._explained():
+            changed, before = self._database.execute(
+                "SELECT changed, before FROM blocks WHERE rowid = ?", [row]
+            ).fetchone()
+            return Block(box, _mask_from(changed, box), self._labels_from(before, box))
 
     def _check_version(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version != _VERSION:
+        if version > _VERSION:
             raise LabelsError(
                 f"expected a journal of version {_VERSION} at {self.path}, got {version}; "
                 "update napari-hrsam, or use the version that made it"
             )
+        if version != _VERSION:
+            raise LabelsError(
+                f"expected a journal of version {_VERSION} at {self.path}, got {version}, which "
+                "was made before the first release; the labels themselves lie in other files. "
+                f"Move the folder {self.path.parent} away and open the labels again: they start a "
+                "new journal, without the undo of earlier commits"
+            )
 
-    def _unpacked(self, packed: bytes | None, box: Box) -> NDArray[Any]:
+    def _packed(self, block: Block) -> tuple[bytes | None, bytes | None]:
+        changed = None if block.changed is None else _zstd(np.packbits(block.changed))
+        if block.before is None:
+            return changed, None
+        return changed, _zstd(np.ascontiguousarray(block.before, self._dtype))
+
+    def _labels_from(self, packed: bytes | None, box: Box) -> NDArray[Any] | None:
         if packed is None:
-            return np.zeros(box.shape_yx, self._dtype)
+            return None
         return np.frombuffer(decompress(packed), self._dtype).reshape(box.shape_yx)
 
     def _fact(self, name: str) -> Any:
@@ -368,6 +393,47 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
+
+
+class JournalBlocks:
+    """The blocks of one edit: their boxes at hand, their pixels when asked for.
+
+    Attributes
+    ----------
+    boxes : list of Box
+        In the order in which they were recorded; together they hold every changed pixel once.
+    """
+
+    def __init__(self, journal: Journal, boxes: list[Box], rows: list[int | None]) -> None:
+        self._journal = journal
+        self._rows = rows
+        self.boxes = boxes
+
+    def read(self, index: int) -> Block:
+        """Read a block.
+
+        Raises
+        ------
+        LabelsError
+            If the journal is damaged.
+        """
+        box, row = self.boxes[index], self._rows[index]
+        return Block(box) if row is None else self._journal.read_block(box, row)
+
+
+def _zstd(values: NDArray[Any]) -> bytes:
+    # SQLite does not notice damage in what it holds; the checksum does.
+    packed: bytes = compress(values, 1, checksum=True)
+    return packed
+
+
+def _mask_from(packed: bytes | None, box: Box) -> NDArray[np.bool_] | None:
+    if packed is None:
+        return None
+    bits = np.frombuffer(decompress(packed), np.uint8)
+    if bits.size != -(-box.area // 8):
+        raise ValueError(f"{bits.size} bytes for the pixels of {box}")
+    return np.unpackbits(bits, count=box.area).view(np.bool_).reshape(box.shape_yx)
 
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:

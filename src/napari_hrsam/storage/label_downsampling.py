@@ -102,6 +102,31 @@ def majority(
     return result
 
 
+def any_set(
+    mask: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Tell which blocks hold a True pixel: the `majority` of one object and background.
+
+    Parameters
+    ----------
+    mask : (H, W) bool
+        Where the object is.
+    rows, columns : (h + 1,) and (w + 1,) int
+        As in `majority`; they start at 0.
+
+    Returns
+    -------
+    (h, w) bool
+    """
+    if not (_even(rows) and _even(columns)):
+        found = np.logical_or.reduceat(mask, rows[:-1], axis=0)
+        return np.asarray(np.logical_or.reduceat(found, columns[:-1], axis=1))
+    reduced: NDArray[np.bool_] = _reduced(
+        np.logical_or, mask, int(rows[1] - rows[0]), int(columns[1] - columns[0])
+    )
+    return reduced
+
+
 def _longest(edges: NDArray[np.int64]) -> int:
     return int(np.diff(edges).max())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.journal import Block, Journal, JournalEdit
+from napari_hrsam.storage.journal import Journal, JournalEdit
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
     create_label_levels,
@@ -29,8 +29,8 @@ from napari_hrsam.storage.label_store import (
     History,
     checked_plane,
     no_free_pixel,
+    region_of,
     require_fits,
-    require_place,
 )
 from napari_hrsam.storage.label_writer import LevelWriter
 from napari_hrsam.storage.writer_lock import WriterLock
@@ -227,7 +227,7 @@ class PyramidLabels:
     def write(
         self,
         box: Box,
-        mask: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
         overwrite: bool = False,
@@ -241,8 +241,9 @@ class PyramidLabels:
         ----------
         box : Box
             Where the mask lies, inside the image.
-        mask : (box.height, box.width) bool
-            The object.
+        mask : (box.height, box.width) bool, or RegionMask
+            The object. Of a `RegionMask`, which need not fit into memory, what lies in the box
+            is written.
         label : int
             Its id, 1 or more.
         overwrite : bool
@@ -266,17 +267,20 @@ class PyramidLabels:
             If the mask does not have the shape of the box.
         """
         require_fits(label, self.dtype)
-        require_place(box, mask, self.shape_yx)
+        region = region_of(box, mask, self.shape_yx)
         plane = checked_plane(plane, self.plane_shape)
         self._get_ready()
         try:
-            made = _Kept(self._writer.changes(box, mask, label, plane, overwrite=overwrite))
             edit = self._journal.record(
-                made, label=label, plane=plane, prompts=prompts or Prompts(), model=model
+                self._writer.changes(box, region, label, plane, overwrite=overwrite),
+                label=label,
+                plane=plane,
+                prompts=prompts or Prompts(),
+                model=model,
             )
             if edit is None:
-                raise no_free_pixel(label, mask)
-            self._carry_out(edit, made.blocks, is_done=True, is_new=True)
+                raise no_free_pixel(label, region, box)
+            self._carry_out(edit, is_done=True, is_new=True)
         finally:
             self._writer.forget()
         return edit
@@ -316,20 +320,20 @@ class PyramidLabels:
         self._change(own, is_done=True)
 
     def _change(self, edit: JournalEdit, *, is_done: bool) -> None:
-        self._journal.intend(edit, is_done=is_done)
         try:
-            self._carry_out(edit, None, is_done=is_done, is_new=False)
+            # A damaged chunk is found before anything is changed.
+            self._writer.require_readable(edit.plane, self._journal.blocks(edit))
+            self._journal.intend(edit, is_done=is_done)
+            self._carry_out(edit, is_done=is_done, is_new=False)
         finally:
             self._writer.forget()
 
-    def _carry_out(
-        self, edit: JournalEdit, blocks: list[Block] | None, *, is_done: bool, is_new: bool
-    ) -> None:
+    def _carry_out(self, edit: JournalEdit, *, is_done: bool, is_new: bool) -> None:
         """Write an edit of the journal to every level; when that fails, take it back."""
         # Until the end it counts as failed, so that an interruption is noticed too.
         self._failed = _Failed(edit, was_done=not is_done, is_new=is_new)
         try:
-            self._put(edit, blocks, is_done=is_done)
+            self._put(edit, is_done=is_done)
             self._journal.settle(edit, is_done=is_done)
         except LabelsError as error:
             try:
@@ -350,7 +354,7 @@ class PyramidLabels:
         assert self._failed is not None
         edit, was_done = self._failed.edit, self._failed.was_done
         self._writer.forget()
-        self._put(edit, None, is_done=was_done)
+        self._put(edit, is_done=was_done)
         if self._failed.is_new:
             self._journal.forget(edit)
         else:
@@ -366,14 +370,13 @@ class PyramidLabels:
                 self.folder,
                 pending.edit.label,
             )
-            self._put(pending.edit, None, is_done=pending.is_done)
+            self._put(pending.edit, is_done=pending.is_done)
             self._journal.settle(pending.edit, is_done=pending.is_done)
         self._writer.forget()
 
-    def _put(self, edit: JournalEdit, blocks: list[Block] | None, *, is_done: bool) -> None:
+    def _put(self, edit: JournalEdit, *, is_done: bool) -> None:
         """Write the labels after the edit (or before it) at every level; safe to do twice."""
-        found = self._journal.blocks(edit) if blocks is None else blocks
-        self._writer.put(edit.plane, found, is_done=is_done)
+        self._writer.put(edit.plane, edit.label, self._journal.blocks(edit), is_done=is_done)
 
     def _own(self, edit: Edit) -> JournalEdit:
         self._require_open()
@@ -400,19 +403,6 @@ class PyramidLabels:
         if self._levels.highest_label(len(self.levels) - 1) >= journal.next_label():
             journal.raise_next_label(self._levels.highest_label() + 1)
         return journal
-
-
-class _Kept:
-    """The blocks of a new edit: kept if there is one, else to be read from the journal again."""
-
-    def __init__(self, changes: Iterator[Block]) -> None:
-        self._changes = changes
-        self.blocks: list[Block] | None = []
-
-    def __iter__(self) -> Iterator[Block]:
-        for block in self._changes:
-            self.blocks = [block] if self.blocks == [] else None
-            yield block
 
 
 def _local(path: str | PathLike[str]) -> Path:

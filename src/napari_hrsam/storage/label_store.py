@@ -10,8 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.errors import LabelsError, ShapeError
+from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import BLOCK_PX, ArrayMask, RegionMask
 from napari_hrsam.prompts import Prompts
 
 MAX_DENSE_PIXELS = 2**30
@@ -108,7 +109,7 @@ class LabelStore(Protocol):
     def write(
         self,
         box: Box,
-        mask: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
         overwrite: bool = False,
@@ -185,7 +186,7 @@ class ArrayLabels:
     def write(
         self,
         box: Box,
-        mask: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
         overwrite: bool = False,
@@ -199,8 +200,8 @@ class ArrayLabels:
         ----------
         box : Box
             Where the mask lies, inside the image.
-        mask : (box.height, box.width) bool
-            The object.
+        mask : (box.height, box.width) bool, or RegionMask
+            The object; of a `RegionMask` what lies in the box.
         label : int
             Its id, 1 or more.
         overwrite : bool
@@ -223,12 +224,12 @@ class ArrayLabels:
             If the mask does not have the shape of the box.
         """
         require_fits(label, self.array.dtype)
-        require_place(box, mask, self.shape_yx)
+        region = region_of(box, mask, self.shape_yx)
         checked_plane(plane, ())
         block = self.array[box.slices]
-        changed = mask & (block != label) & (overwrite | (block == 0))
+        changed = region.read(box) & (block != label) & (overwrite | (block == 0))
         if not changed.any():
-            raise no_free_pixel(label, mask)
+            raise no_free_pixel(label, region, box)
         return self._write_changed(box, changed, label, prompts or Prompts(), model)
 
     def _write_changed(
@@ -276,18 +277,19 @@ def require_fits(label: int, dtype: np.dtype[Any]) -> None:
         )
 
 
-def require_place(box: Box, mask: NDArray[np.bool_], shape_yx: tuple[int, int]) -> None:
-    """Raise `ShapeError` or `LabelsError` unless the mask fills a box inside the labels."""
-    if mask.shape != box.shape_yx:
-        raise ShapeError(
-            f"expected a mask of the shape of its box {box.shape_yx}, got {mask.shape}; "
-            "cut the mask and the box alike"
-        )
+def region_of(
+    box: Box, mask: NDArray[np.bool_] | RegionMask, shape_yx: tuple[int, int]
+) -> RegionMask:
+    """Return a mask of either kind as one that is read part by part.
+
+    Raises `ShapeError` or `LabelsError` unless it fills a box inside the labels.
+    """
     if box.clip(shape_yx) != box:
         raise LabelsError(
             f"expected a box inside the labels of shape {shape_yx}, got {box}; "
             "clip the box and the mask to the image"
         )
+    return ArrayMask(box, mask) if isinstance(mask, np.ndarray) else mask
 
 
 def checked_plane(plane: tuple[int, ...], plane_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -308,11 +310,17 @@ def checked_plane(plane: tuple[int, ...], plane_shape: tuple[int, ...]) -> tuple
     return plane
 
 
-def no_free_pixel(label: int, mask: NDArray[np.bool_]) -> LabelsError:
+def no_free_pixel(label: int, mask: RegionMask, box: Box) -> LabelsError:
     """Return the error for an object of which no pixel may be written."""
+    count = 0
+    for y0 in range(box.y0, box.y1, BLOCK_PX):
+        for x0 in range(box.x0, box.x1, BLOCK_PX):
+            part = Box(y0, x0, y0 + BLOCK_PX, x0 + BLOCK_PX).intersection(box)
+            known = mask.fills(part)
+            count += int(np.count_nonzero(mask.read(part)) if known is None else known * part.area)
     return LabelsError(
         f"expected at least one free pixel for object {label}, got a mask of "
-        f"{int(np.count_nonzero(mask))} pixels that all belong to objects already; "
+        f"{count} pixels that all belong to objects already; "
         "allow it with overwrite=True, or draw another part of the image"
     )
 

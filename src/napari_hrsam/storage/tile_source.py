@@ -115,6 +115,16 @@ class PyramidImage:
         return 1 + math.ceil(math.log2(max(self.shape_yx)))
 
     @property
+    def stored_levels(self) -> tuple[StoredLevel, ...]:
+        """The arrays that hold the image, finest first."""
+        return self._stored
+
+    @property
+    def shown(self) -> Shown:
+        """The channel shown as red, green and blue; None where no channel is."""
+        return self._shown
+
+    @property
     def contrast_limits(self) -> tuple[tuple[float, float], ...]:
         """The values shown as black and white, one pair per shown channel."""
         return self._limits
@@ -153,6 +163,15 @@ class PyramidImage:
             height, width = values.shape[:2]
             pixels[row : row + height, column : column + width] = np.rint(values * 255.0)
         return pixels
+
+    def num_stored_px(self, tile: Tile) -> int:
+        """Count the stored pixels under a tile at the level that it would be read from.
+
+        Many, where an image that lacks coarse levels is looked at from far away.
+        """
+        factor = level_for(self._stored, tile.downsample).factor_yx
+        box = tile.box0.clip(self.shape_yx)
+        return round(box.height / factor[0]) * round(box.width / factor[1])
 
     def _checked_plane(self, plane: tuple[int, ...]) -> tuple[int, ...]:
         sizes = self.plane_shape

@@ -1,0 +1,251 @@
+"""The embeddings of tiles: in memory, else on disk, else made from the pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.engine.predictor import Embedding, Predictor
+from napari_hrsam.engine.stored_tiles import StoredTiles
+from napari_hrsam.errors import SessionError
+from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.tile_source import PyramidImage
+
+if TYPE_CHECKING:
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 512 * 2**20
+"""Memory for the tiles of one image, pixels included."""
+
+
+class SeenTile:
+    """A tile and its embedding.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        What the model made of it.
+    encode_s : float
+        Seconds that encoding took just now; 0 when the embedding was at hand.
+    pixels : TilePixels
+        What the model saw.
+    """
+
+    def __init__(self, embedding: Embedding, encode_s: float, pixels: TilePixels) -> None:
+        self.embedding = embedding
+        self.encode_s = encode_s
+        self._pixels = pixels
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """(size, size, 3) uint8; read from the image at first use if it was not read before.
+
+        Raises
+        ------
+        ImageReadError
+            If they cannot be read.
+        """
+        return self._pixels.read()
+
+
+class TilePixels:
+    """The pixels of one tile, read when they are first wanted, and kept.
+
+    Parameters
+    ----------
+    image : PyramidImage
+    tile : Tile
+    fill : (red, green, blue)
+        Colour outside the image.
+    """
+
+    def __init__(self, image: PyramidImage, tile: Tile, fill: tuple[int, int, int]) -> None:
+        self._image = image
+        self._tile = tile
+        self._fill = fill
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def read(self) -> NDArray[np.uint8]:
+        """Return (size, size, 3) uint8."""
+        if self._pixels is None:
+            self._pixels = self._image.read(self._tile, self._fill)
+        return self._pixels
+
+
+class TileCache:
+    """Embeddings of tiles of one image by one model, made when they are first wanted.
+
+    Parameters
+    ----------
+    image : PyramidImage
+        Where pixels are read.
+    predictor : Predictor
+        The model.
+    max_tiles : int
+        Tiles kept in memory, 1 or more; those not seen for the longest time go first.
+    max_bytes : int
+        Memory for them; one is kept whatever its size.
+    store : EmbeddingStore, optional
+        Where embeddings are kept on disk.
+
+    Attributes
+    ----------
+    max_tiles : int
+    stored : StoredTiles or None
+
+    Raises
+    ------
+    SessionError
+        If ``max_tiles`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        image: PyramidImage,
+        predictor: Predictor,
+        *,
+        max_tiles: int,
+        max_bytes: int = MAX_BYTES,
+        store: EmbeddingStore | None = None,
+    ) -> None:
+        if max_tiles < 1:
+            raise SessionError(f"expected max_embeddings of 1 or more, got {max_tiles}")
+        self._image = image
+        self._predictor = predictor
+        self.max_tiles = max_tiles
+        self._max_bytes = max_bytes
+        self.stored = None if store is None else StoredTiles(store, image, predictor)
+        self._seen: OrderedDict[Tile, SeenTile] = OrderedDict()
+
+    def see(self, tile: Tile) -> SeenTile:
+        """Take a tile from memory or from disk, else read and encode it.
+
+        Raises
+        ------
+        ImageReadError
+            If its pixels cannot be read.
+        SessionError
+            If the model fails.
+        """
+        if tile in self._seen:
+            self._seen.move_to_end(tile)
+            return self._seen[tile]
+        embedding = None if self.stored is None else self.stored.read(tile)
+        pixels, encode_s = self.pixels(tile), 0.0
+        if embedding is None:
+            embedding = self._predictor.encode(pixels.read(), tile)
+            encode_s = embedding.encode_s
+            logger.debug("encoded %s in %.3f s", tile, encode_s)
+            if self.stored is not None:
+                self.stored.write_later(embedding)
+        self._seen[tile] = SeenTile(embedding, 0.0, pixels)
+        while len(self._seen) > max(
+            1, min(self.max_tiles, self._max_bytes // num_bytes(embedding))
+        ):
+            self._seen.popitem(last=False)
+        return SeenTile(embedding, encode_s, pixels)
+
+    def see_ahead(self, wanted: Sequence[Tile], needed: Collection[Tile] = ()) -> bool:
+        """See the first of some tiles that is not at hand.
+
+        No other wanted tile and no needed one makes room for it: tiles at the end of ``wanted``
+        for which memory has no room are left out.
+
+        Parameters
+        ----------
+        wanted : sequence of Tile
+            The most important first.
+        needed : collection of Tile
+            Tiles in use, which stay in memory.
+
+        Returns
+        -------
+        bool
+            False if there was nothing to do.
+
+        Raises
+        ------
+        ImageReadError, SessionError
+            As in `see`.
+        """
+        others = [tile for tile in needed if tile in self._seen and tile not in wanted]
+        wanted = wanted[: max(0, self._room() - len(others))]
+        for tile in wanted:
+            if self.is_at_hand(tile):
+                continue
+            for kept in (*reversed(wanted), *others):
+                if kept in self._seen:
+                    self._seen.move_to_end(kept)
+            self.see(tile)
+            return True
+        return False
+
+    def is_at_hand(self, tile: Tile) -> bool:
+        """Whether a tile is in memory or on disk."""
+        return tile in self._seen or (self.stored is not None and self.stored.holds(tile))
+
+    def is_kept(self, tile: Tile) -> bool:
+        """Whether a tile is where `keep` puts it; this counts as a use."""
+        if self.stored is not None:
+            return self.stored.holds(tile, keep=True)
+        if tile in self._seen:
+            self._seen.move_to_end(tile)
+        return tile in self._seen
+
+    def keep(self, tile: Tile, pixels: TilePixels) -> Embedding:
+        """Encode a tile for later: onto the disk, or into memory if there is no store.
+
+        Parameters
+        ----------
+        tile : Tile
+        pixels : TilePixels
+            Of this tile.
+
+        Raises
+        ------
+        ImageReadError, SessionError
+            As in `see`.
+        EmbeddingsError
+            If the embedding cannot be written.
+        """
+        if self.stored is None:
+            return self.see(tile).embedding
+        seen = self._seen.get(tile)
+        embedding = self._predictor.encode(pixels.read(), tile) if seen is None else seen.embedding
+        self.stored.write(embedding)
+        return embedding
+
+    def pixels(self, tile: Tile) -> TilePixels:
+        """Give the pixels of a tile, which are not read yet."""
+        return TilePixels(self._image, tile, self._predictor.fill)
+
+    def max_kept(self, embedding: Embedding) -> int:
+        """Tell how many tiles like this one `keep` has room for."""
+        if self.stored is None:
+            return min(self.max_tiles, self._max_bytes // num_bytes(embedding))
+        return self.stored.store.max_bytes // sum(x.nbytes for x in embedding.arrays.values())
+
+    def clear(self) -> None:
+        """Forget the tiles in memory, and finish writing others to disk."""
+        self._seen.clear()
+        if self.stored is not None:
+            self.stored.close()
+
+    def _room(self) -> int:
+        """Tiles that memory has room for."""
+        if not self._seen:
+            return self.max_tiles
+        last = next(reversed(self._seen.values()))
+        return min(self.max_tiles, self._max_bytes // num_bytes(last.embedding))
+
+
+def num_bytes(embedding: Embedding) -> int:
+    """Memory that a tile takes, with its pixels."""
+    return sum(array.nbytes for array in embedding.arrays.values()) + 3 * embedding.tile.size_px**2

@@ -1,0 +1,442 @@
+"""Embeddings on disk: tiles that were encoded once need not be encoded again.
+
+One zarr array per image, model and level, one chunk per tile: all maps of the tile as one vector
+of float16, so that a tile is there as a whole or not at all. Every chunk ends in a checksum.
+
+Compressed with LZ4 after a shuffle of bits: on embeddings of hrsam-tiny it saves more than zstd
+alone (0.87 to 0.90 of the bytes against 0.95 to 0.96) and is read faster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ContainsArrayError
+from zarr.storage import LocalStore
+
+from napari_hrsam.cache import cache_folder
+from napari_hrsam.errors import EmbeddingsError
+from napari_hrsam.geometry import Tile, TileGrid
+from napari_hrsam.storage.capped_folder import CappedFolder
+from napari_hrsam.storage.fingerprint import ImageIdentity
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
+"""Environment variable with the folder of embeddings, instead of one in the cache folder."""
+
+DEFAULT_MAX_BYTES = 8_000_000_000
+"""What the embeddings of a folder may take until the folder is given another limit."""
+
+VERSION = 1
+"""Of the format: folders of other versions are not read, and go when room is needed."""
+
+SETTINGS = "embeddings.json"
+
+Maps = Mapping[str, NDArray[np.float16]]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingKey:
+    """What the embeddings of a folder belong to.
+
+    Attributes
+    ----------
+    image : ImageIdentity
+        The image as it is shown to the model.
+    model : str
+        Fingerprint of the model.
+    """
+
+    image: ImageIdentity
+    model: str
+
+
+class EmbeddingStore:
+    """A folder of embeddings, limited in size; tiles used longest ago go first.
+
+    Several processes may share a folder. A tile that is damaged counts as absent.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Made at the first write. By default `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache
+        folder (`NAPARI_HRSAM_CACHE`, or the user's).
+    max_bytes : int, optional
+        What the embeddings may take. The folder keeps the number at the first write, for all
+        programs that use it. By default the number that the folder was given last, or 8 GB.
+    read_only : bool
+        Whether nothing is ever written.
+
+    Attributes
+    ----------
+    folder : Path
+
+    Raises
+    ------
+    EmbeddingsError
+        If the folder is something else, or ``max_bytes`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | None = None,
+        *,
+        max_bytes: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.folder = default_folder() if folder is None else Path(folder)
+        self.is_read_only = read_only
+        if self.folder.exists() and not self.folder.is_dir():
+            raise EmbeddingsError(
+                f"expected a folder for embeddings, got the file {self.folder}; name another place"
+            )
+        if max_bytes is not None and max_bytes < 1:
+            raise EmbeddingsError(
+                f"expected room of 1 byte or more for embeddings, got {max_bytes}"
+            )
+        self._asked_max_bytes = max_bytes
+        if max_bytes is None:
+            max_bytes = _kept_max_bytes(self.folder)
+        self._files = CappedFolder(self.folder, "embeddings-v*", max_bytes)
+        self._arrays: dict[tuple[Path, bool], zarr.Array[Any]] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def max_bytes(self) -> int:
+        """What the embeddings may take."""
+        return self._files.max_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """What the embeddings take now."""
+        return self._files.num_bytes
+
+    def holds(self, key: EmbeddingKey, tile: Tile, *, keep: bool = False) -> bool:
+        """Tell whether a tile is there, without reading it.
+
+        Parameters
+        ----------
+        key : EmbeddingKey
+        tile : Tile
+            Of the level's grid; no other tile is ever there.
+        keep : bool
+            Whether this counts as a use, so that others go first when room is needed.
+        """
+        place = self._chunk(key, tile)
+        if place is None or not place.is_file():
+            return False
+        if keep:
+            self._files.used(place)
+        return True
+
+    def read(self, key: EmbeddingKey, tile: Tile) -> dict[str, NDArray[np.float16]] | None:
+        """Read the maps of a tile.
+
+        Returns
+        -------
+        dict of str to float16 array, or None
+            As they were written; None if the tile is not there, or is damaged: then a warning is
+            logged and it is removed.
+        """
+        place = self._chunk(key, tile)
+        if place is None or not place.is_file():
+            return None
+        try:
+            maps = self._read(place, _index(key, tile))
+        except _DamageError as error:
+            logger.warning("%s is damaged and will be made again (%s)", error.path, error)
+            self._drop(error.path)
+            return None
+        except OSError as error:
+            logger.warning("%s cannot be read and will be made again (%s)", place, error)
+            return None
+        if maps is not None:
+            self._files.used(place)
+        return maps
+
+    def write(self, key: EmbeddingKey, tile: Tile, maps: Maps) -> bool:
+        """Keep the maps of a tile, and make room for them.
+
+        Returns
+        -------
+        bool
+            False if the tile does not lie on the level's grid, or the store is read-only: then
+            nothing is written.
+
+        Raises
+        ------
+        EmbeddingsError
+            If the disk is full or the folder cannot be written to.
+        """
+        place = self._chunk(key, tile)
+        if place is None or self.is_read_only:
+            return False
+        flat, layout = pack(maps)
+        try:
+            self._keep_max_bytes()
+            self._write(place.parent, _index(key, tile), flat, _about(key, tile, layout))
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._files.added(place)
+        return True
+
+    def require_writable(self) -> None:
+        """Make the folder, and check that something can be written into it.
+
+        Raises
+        ------
+        EmbeddingsError
+            If not.
+        """
+        try:
+            self._keep_max_bytes()
+            probe = self.folder / f".{uuid.uuid4().hex}.partial"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def tidy(self) -> None:
+        """Remove what is over the limit and what killed processes left."""
+        if not self.is_read_only:
+            self._files.tidy()
+
+    def _chunk(self, key: EmbeddingKey, tile: Tile) -> Path | None:
+        """Return the file of a tile, None for a tile that is not on the grid."""
+        grid = _grid(key, tile)
+        rows, columns = grid.num_tiles_yx
+        row, column = tile.y0 / grid.stride_px, tile.x0 / grid.stride_px
+        planes = _plane(key, tile)
+        if not (row in range(rows) and column in range(columns)) or planes is None:
+            return None
+        folder = self.folder / f"embeddings-v{VERSION}" / key.image.digest / _name(key.model)
+        name = ".".join(map(str, ("c", *_index(key, tile), 0)))
+        return folder / f"{tile.level}_{tile.size_px}px" / name
+
+    def _read(self, place: Path, index: tuple[int, ...]) -> dict[str, NDArray[np.float16]] | None:
+        array = self._array(place.parent, writable=False)
+        if array is None:
+            return None
+        layout: Any = array.attrs["maps"]
+        try:
+            flat = np.asarray(array[index])
+            # Absent since it was looked for: chunks that are not there read as NaN.
+            return None if np.isnan(flat[:1]).any() else unpack(flat, layout)
+        except (OSError, MemoryError):
+            raise
+        # Codecs answer damaged bytes with errors of any kind.
+        except Exception as error:
+            raise _DamageError(place, error) from error
+
+    def _write(
+        self,
+        folder: Path,
+        index: tuple[int, ...],
+        flat: NDArray[np.float16],
+        about: dict[str, Any],
+    ) -> None:
+        with self._lock:
+            array = self._array_for(folder, about, flat.size)
+        array[index] = flat
+        if not (folder / "zarr.json").is_file():
+            # Another process made room and took the bare folder away: describe it again.
+            with self._lock:
+                self._forget(folder)
+                self._array_for(folder, about, flat.size)
+
+    def _array_for(self, folder: Path, about: dict[str, Any], size: int) -> zarr.Array[Any]:
+        """Open the array of a level for writing; make it where it is missing or does not fit."""
+        shape = (*about["shape"], size)
+        try:
+            array = self._array(folder, writable=True)
+        except _DamageError as error:
+            logger.warning("%s is damaged and made anew (%s)", error.path, error)
+            array = None
+        if array is not None and array.shape == shape and array.attrs.asdict() == about:
+            return array
+        if array is not None:
+            # Maps of another form under the same fingerprint are not to be trusted.
+            logger.warning("%s holds embeddings of another form; they are removed", folder)
+            for path in folder.glob("c.*"):
+                path.unlink(missing_ok=True)
+        self._forget(folder)
+        (folder / "zarr.json").unlink(missing_ok=True)
+        with suppress(ContainsArrayError):
+            _create(folder, shape, about)
+        made = self._array(folder, writable=True)
+        assert made is not None
+        return made
+
+    def _array(self, folder: Path, *, writable: bool) -> zarr.Array[Any] | None:
+        """Open the array of a level, or give the one that is open; None if there is none."""
+        with self._lock:
+            if (folder, writable) in self._arrays:
+                return self._arrays[folder, writable]
+            try:
+                store = LocalStore(folder, read_only=not writable)
+                array = zarr.open_array(store, mode="r+" if writable else "r")
+                array.attrs["maps"]
+            except FileNotFoundError:
+                return None
+            except (OSError, MemoryError):
+                raise
+            # So do damaged descriptions.
+            except Exception as error:
+                raise _DamageError(folder / "zarr.json", error) from error
+            self._arrays[folder, writable] = array
+            return array
+
+    def _forget(self, folder: Path) -> None:
+        for writable in (False, True):
+            self._arrays.pop((folder, writable), None)
+
+    def _drop(self, damaged: Path) -> None:
+        if self.is_read_only:
+            return
+        with self._lock:
+            self._forget(damaged.parent)
+        # Where it cannot be removed it is found damaged again.
+        with suppress(OSError):
+            damaged.unlink()
+
+    def _keep_max_bytes(self) -> None:
+        """Have the folder remember its limit."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        asked, self._asked_max_bytes = self._asked_max_bytes, None
+        if asked is None:
+            return
+        target = self.folder / SETTINGS
+        partial = target.with_name(f"{SETTINGS}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_text(json.dumps({"max_bytes": asked}) + "\n", encoding="utf-8")
+            partial.replace(target)
+        except OSError:
+            self._asked_max_bytes = asked
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+    def _unusable(self, error: OSError) -> EmbeddingsError:
+        return EmbeddingsError(
+            f"expected to write embeddings to {self.folder}, got {type(error).__name__}: {error}; "
+            f"check the space on the disk and the rights of the folder, or name another one with "
+            f"{EMBEDDINGS_VARIABLE}"
+        )
+
+
+class _DamageError(Exception):
+    """What was read from a file is not what was written."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.path = path
+
+
+def default_folder() -> Path:
+    """Where embeddings are kept: `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache folder."""
+    chosen = os.environ.get(EMBEDDINGS_VARIABLE)
+    return Path(chosen) if chosen else cache_folder() / "embeddings"
+
+
+def pack(maps: Maps) -> tuple[NDArray[np.float16], list[list[Any]]]:
+    """Join maps to one vector; also give names and shapes, in the order of the vector."""
+    layout = [[name, list(array.shape)] for name, array in maps.items()]
+    parts = [np.ascontiguousarray(array, np.float16).reshape(-1) for array in maps.values()]
+    return np.concatenate(parts), layout
+
+
+def unpack(flat: NDArray[np.float16], layout: list[list[Any]]) -> dict[str, NDArray[np.float16]]:
+    """Cut a vector of `pack` into its maps, which are views of it."""
+    maps, start = {}, 0
+    for name, shape in layout:
+        end = start + math.prod(shape)
+        maps[str(name)] = flat[start:end].reshape(shape)
+        start = end
+    if start != flat.size:
+        raise ValueError(f"expected {start} numbers, got {flat.size}")
+    return maps
+
+
+def _kept_max_bytes(folder: Path) -> int:
+    """Return the limit that a folder was given last."""
+    try:
+        kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["max_bytes"]
+    except FileNotFoundError:
+        return DEFAULT_MAX_BYTES
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s): the limit is 8 GB", folder / SETTINGS, error)
+        return DEFAULT_MAX_BYTES
+    return kept if isinstance(kept, int) and kept > 0 else DEFAULT_MAX_BYTES
+
+
+def _grid(key: EmbeddingKey, tile: Tile) -> TileGrid:
+    return TileGrid(key.image.shape_yx, tile.size_px, tile.level, tile.plane)
+
+
+def _plane(key: EmbeddingKey, tile: Tile) -> tuple[int, ...] | None:
+    """Name a plane fully, None if there is no such plane."""
+    sizes = key.image.plane_shape
+    if tile.plane == () and set(sizes) <= {1}:
+        return (0,) * len(sizes)
+    fits = len(tile.plane) == len(sizes) and all(
+        place in range(size) for place, size in zip(tile.plane, sizes, strict=True)
+    )
+    return tile.plane if fits else None
+
+
+def _index(key: EmbeddingKey, tile: Tile) -> tuple[int, ...]:
+    """Place of a tile of the grid in the array of its level."""
+    stride = _grid(key, tile).stride_px
+    return *(_plane(key, tile) or ()), tile.y0 // stride, tile.x0 // stride
+
+
+def _about(key: EmbeddingKey, tile: Tile, layout: list[list[Any]]) -> dict[str, Any]:
+    """Describe an array: what its numbers are, for readers and for checks."""
+    grid = _grid(key, tile)
+    return {
+        "image": key.image.digest,
+        "model": key.model,
+        "level": tile.level,
+        "tile_px": tile.size_px,
+        "stride_px": grid.stride_px,
+        "shape": [*key.image.plane_shape, *grid.num_tiles_yx],
+        "maps": layout,
+    }
+
+
+def _create(folder: Path, shape: tuple[int, ...], about: dict[str, Any]) -> None:
+    zarr.create_array(
+        LocalStore(folder),
+        shape=shape,
+        chunks=(*(1 for _ in shape[:-1]), shape[-1]),
+        dtype="float16",
+        fill_value=float("nan"),
+        compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
+        # All tiles of a level in one folder.
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes=about,
+    )
+
+
+def _name(model: str) -> str:
+    """Turn a model's fingerprint into the name of a folder."""
+    if re.fullmatch(r"[\w.+-]{1,64}", model) and not model.startswith("."):
+        return model
+    return hashlib.sha256(model.encode()).hexdigest()[:24]

@@ -1,0 +1,115 @@
+"""Files that are the old ones or the new ones, and on the disk when that is said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from napari_hrsam.storage.safe_files import FileBatch
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What the system is asked, in order: (what, name of the file)."""
+    said: list[tuple[str, str]] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(os, name)
+
+        def call(first: Any, *more: Any) -> Any:
+            at = Path(f"/proc/self/fd/{first}").readlink() if name == "fsync" else first
+            said.append((name, Path(at).name))
+            return original(first, *more)
+
+        return call
+
+    for name in ("fsync", "replace", "unlink"):
+        monkeypatch.setattr(f"os.{name}", watched(name))
+    return said
+
+
+def test_a_file_is_forced_onto_the_disk_before_it_is_renamed_and_its_folders_after(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    (tmp_path / "gone").write_bytes(b"old")
+    files = FileBatch()
+    files.write(str(tmp_path / "c" / "0" / "a"), b"first")
+    files.write(str(tmp_path / "c" / "0" / "b"), b"second")
+    files.write(str(tmp_path / "gone"), None)
+    assert not (tmp_path / "c" / "0" / "a").exists()
+    assert (tmp_path / "gone").exists()
+    files.finish()
+    assert calls[:5] == [
+        ("fsync", ".a.partial"),
+        ("fsync", ".b.partial"),
+        ("replace", ".a.partial"),
+        ("replace", ".b.partial"),
+        ("unlink", "gone"),
+    ]
+    assert sorted(calls[5:]) == [("fsync", "0"), ("fsync", "c"), ("fsync", tmp_path.name)]
+    assert (tmp_path / "c" / "0" / "a").read_bytes() == b"first"
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a", "b"}
+
+
+def test_what_waits_is_read_as_it_will_be(tmp_path: Path) -> None:
+    path = str(tmp_path / "a")
+    files = FileBatch()
+    assert files.read(path) is None
+    for data in (b"one", b"two", None, b"three"):
+        files.write(path, data)
+        assert files.read(path) == data
+    files.finish()
+    assert (tmp_path / "a").read_bytes() == b"three"
+    files.write(path, b"four")
+    files.write(path, None)
+    files.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_abandoned_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    files = FileBatch()
+    files.write(str(tmp_path / "a"), b"new")
+    files.write(str(tmp_path / "b"), b"new")
+    files.abandon()
+    files.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.safe_files.MAX_WAITING", 3)
+    files = FileBatch()
+    for number in range(7):
+        files.write(str(tmp_path / str(number)), b"x")
+        assert len(list(tmp_path.glob("*.partial"))) <= 3
+    files.finish()
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_write_that_takes_only_a_part_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:2])
+
+    monkeypatch.setattr("napari_hrsam.storage.safe_files.FileIO", Slow)
+    files = FileBatch()
+    files.write(str(tmp_path / "a"), b"seven b")
+    files.finish()
+    assert (tmp_path / "a").read_bytes() == b"seven b"
+
+
+def test_what_a_crash_left_under_the_other_name_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").write_bytes(b"longer than the new one")
+    files = FileBatch()
+    files.write(str(tmp_path / "a"), b"new")
+    files.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
