@@ -207,7 +207,7 @@ def _verify(args: argparse.Namespace) -> int:
     say(
         f"{report.num_levels} levels, {report.num_chunks} chunks, {report.num_objects} objects, "
         f"highest label {report.highest_label}: "
-        + ("sound" if report.is_sound else f"{left} problems")
+        + ("sound" if report.is_sound else f"{left} problem" + "s" * (left != 1))
         + (f", {len(report.problems) - left} repaired" if left < len(report.problems) else "")
     )
     return 0 if report.is_sound else 1

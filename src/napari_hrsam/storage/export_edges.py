@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_measures import ObjectTable
-from napari_hrsam.storage.export_outlines import Outline, Side, chained
+from napari_hrsam.storage.export_outlines import (
+    Outline,
+    Polygon,
+    Side,
+    chained,
+    signed_area,
+)
 from napari_hrsam.storage.export_regions import (
     Neighbourhood,
     Progress,
@@ -82,9 +88,13 @@ def _outlines(runs: NDArray[np.int32], table: ObjectTable) -> Iterator[tuple[int
     stops = [*starts[1:].tolist(), len(runs)]
     for index, start, stop in zip(indices.tolist(), starts.tolist(), stops, strict=False):
         polygons = chained(runs[start:stop, 1:].astype(np.int64))
-        if polygons is None:
+        if polygons is None or _area(polygons) != table.area_px[index]:
             raise changed_meanwhile()
         yield index, Outline(int(table.labels[index]), polygons)
+
+
+def _area(polygons: tuple[Polygon, ...]) -> int:
+    return sum(signed_area(ring) for polygon in polygons for ring in polygon)
 
 
 def _runs_of(seen: Neighbourhood, labels: NDArray[Any]) -> NDArray[np.int32]:

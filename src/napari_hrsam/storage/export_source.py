@@ -187,7 +187,8 @@ def new_file(out: str | PathLike[str], *, overwrite: bool) -> Iterator[Path]:
             "of the folder"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def written(path: str | PathLike[str], num_objects: int) -> Exported:

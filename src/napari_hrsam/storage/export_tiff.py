@@ -120,13 +120,14 @@ class _Tiles:
         for y0 in rows:
             for x0 in columns:
                 tile = Box(y0, x0, y0 + TILE_PX, x0 + TILE_PX).intersection(box)
-                if grid.filled.isdisjoint(grid.places(tile)):
-                    yield background
-                else:
-                    yield zlib.compress(self._padded(self._read(tile), dtype).tobytes())
+                packed = background
+                if not grid.filled.isdisjoint(grid.places(tile)):
+                    packed = zlib.compress(self._padded(self._read(tile), dtype).tobytes())
                 done += 1
+                # Before the tile is handed over: nobody asks for more after the last one.
                 if progress is not None:
                     progress(done, total)
+                yield packed
 
     def _grid(self) -> RegionGrid:
         return region_grid(self._part.labels, self._level, self._part.plane, self.box)

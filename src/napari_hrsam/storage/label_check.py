@@ -233,29 +233,38 @@ class _Check:
                     f"level {level} has {len(files.strange)} files that are no chunks, such as "
                     f"{files.strange[0]}; they do no harm"
                 )
-        tasks = [*self._tasks()]
-        for done, task in enumerate(tasks):
-            if task.level == 0:
-                self._read(0, task.plane, task.box)
-            else:
-                self._compare(task)
-            if self.progress is not None:
-                self.progress(done + 1, len(tasks))
+        tasks = [list(self._tasks(level)) for level in range(len(self.files))]
+        done = 0
+        for level in range(len(self.files)):
+            if level and self.arrays is not None:
+                # What was repaired has other chunks now.
+                self.files[level - 1] = labels.files(level - 1)
+                tasks[level] = list(self._tasks(level))
+            for task in tasks[level]:
+                if level:
+                    self._compare(task)
+                else:
+                    self._read(0, task.plane, task.box)
+                done += 1
+                if self.progress is not None:
+                    self.progress(done, sum(map(len, tasks)))
 
-    def _tasks(self) -> Iterator[_Task]:
+    def _tasks(self, level: int) -> Iterator[_Task]:
         """Choose the regions; each chunk lies in one, or under one of the next level."""
-        if len(self.labels.arrays) == 1:
-            for plane in self._planes(0):
+        if level == 0:
+            # Below another level, level 0 is looked at together with that one.
+            planes = self._planes(0) if len(self.labels.arrays) == 1 else ()
+            for plane in planes:
                 for box in self._grid(0, plane).boxes():
                     yield _Task(0, plane, box)
-        for level in range(1, len(self.labels.arrays)):
-            for plane in self._planes(level - 1, level):
-                grid, fine = self._grid(level, plane), self._grid(level - 1, plane)
-                places = set(grid.filled)
-                for box in fine.boxes():
-                    places.update(grid.places(self._above(level, box)))
-                for place in sorted(places):
-                    yield _Task(level, plane, grid.box(*place))
+            return
+        for plane in self._planes(level - 1, level):
+            grid, fine = self._grid(level, plane), self._grid(level - 1, plane)
+            places = set(grid.filled)
+            for box in fine.boxes():
+                places.update(grid.places(self._above(level, box)))
+            for place in sorted(places):
+                yield _Task(level, plane, grid.box(*place))
 
     def _planes(self, *levels: int) -> Iterator[tuple[int, ...]]:
         """Go through the planes of which something is stored in one of the levels."""
