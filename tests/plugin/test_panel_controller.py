@@ -343,7 +343,9 @@ def test_an_error_is_reported_once_and_the_session_goes_on(
 def test_the_zoom_gives_the_level(
     controller: SegmentController, viewer: ViewerModel, zoom: float, level: int
 ) -> None:
-    viewer.add_image(np.zeros((256, 256), np.uint8))
+    image = np.zeros((256, 256), np.uint8)
+    image[124:132, 124:132] = 255  # small enough to stay inside the tile
+    viewer.add_image(image)
     controller.start()
     controller.wait()
     viewer.scene.camera.zoom = zoom

@@ -1,98 +1,121 @@
-"""The mask of an object, and how it comes from the logits of a tile."""
+"""The mask of an object as a session tells it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box, Tile
+from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.errors import SessionError
+from napari_hrsam.geometry import Box, Tile, downsample
+from napari_hrsam.masks import RegionMask
 
-SAMPLE_PIXELS = 2_000_000
-"""Level-0 pixels interpolated at a time, so that a coarse mask needs little memory."""
+MAX_DENSE_PX = 2**28
+"""Level-0 pixels of the largest mask that is given as one array: 256 MiB."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
     """The mask of the current object as it stands.
 
     Attributes
     ----------
-    mask : (box.height, box.width) bool
-        The object in level-0 pixels; read-only.
-    box : Box
-        Where the mask lies: the tile's part of the image, in level-0 pixels.
-    level : int
-        Pyramid level at which the model looked.
+    field : LogitField
+        The mask at every level.
     iou : float
         The model's own estimate of the mask's IoU, about 0..1.
     logits : (tile_px / 4, tile_px / 4) float32
         Low-resolution logits over the whole tile; above 0 is object.
-    tile : Tile
-        What the model looked at.
+    is_cut : bool
+        Whether the object reaches the border of the tile, beyond which there is more image. Another
+        prompt, or a look from further away, shows more of it.
+    outline_level : int
+        Level at which the object's outline is wanted. Where it is finer than that of the outline,
+        the outline is still to be refined; see `Session.refine`.
     seconds : dict of str to float
         ``encode_s`` (0 when the embedding was at hand), ``decode_s``, its part ``refine_s`` that
         the focus refiner took (0 when it did not run), and ``total_s`` with reading and drawing.
     """
 
-    mask: NDArray[np.bool_]
-    box: Box
-    level: int
+    field: LogitField
     iou: float
     logits: NDArray[np.float32]
-    tile: Tile
+    is_cut: bool
+    outline_level: int
     seconds: dict[str, float]
 
+    @property
+    def tile(self) -> Tile:
+        """What the model looked at."""
+        return self.field.tile
 
-def mask_at_level0(
-    logits: NDArray[np.float32], tile: Tile, shape_yx: tuple[int, int]
-) -> tuple[Box, NDArray[np.bool_]]:
-    """Interpolate the logits of a tile at the centres of level-0 pixels and threshold at 0.
+    @property
+    def level(self) -> int:
+        """Pyramid level at which the model looked."""
+        return self.field.tile.level
 
-    Parameters
-    ----------
-    logits : (size, size) float32
-        At tile resolution.
-    tile : Tile
-    shape_yx : (int, int)
-        Of the image in level-0 pixels.
+    @property
+    def box(self) -> Box:
+        """Where the mask lies: the tile's part of the image, in level-0 pixels."""
+        return self.field.box
 
-    Returns
-    -------
-    box : Box
-        The tile's part of the image, in level-0 pixels.
-    mask : (box.height, box.width) bool
-    """
-    box = tile.box0.clip(shape_yx)
-    mask = np.zeros(box.shape_yx, np.bool_)
-    # Interpolated values are above 0 only within one tile pixel of a logit above 0.
-    hot = Box.around(logits > 0)
-    if hot.area == 0:
-        return box, mask
-    hot = hot.expand(1).shifted(tile.y0, tile.x0)
-    ends = [round(edge * tile.downsample) for edge in (hot.y0, hot.x0, hot.y1, hot.x1)]
-    region = Box(*ends).expand(1).intersection(box)
-    if region.area == 0:
-        return box, mask
-    columns = tile.to_tile(np.stack([np.zeros(region.width), np.arange(region.x0, region.x1)], 1))
-    step = max(1, SAMPLE_PIXELS // region.width)
-    for y0 in range(region.y0, region.y1, step):
-        y1 = min(y0 + step, region.y1)
-        rows = tile.to_tile(np.stack([np.arange(y0, y1), np.zeros(y1 - y0)], 1))
-        values = _interpolate(_interpolate(logits, rows[:, 0], 0), columns[:, 1], 1)
-        mask[y0 - box.y0 : y1 - box.y0, region.x0 - box.x0 : region.x1 - box.x0] = values > 0
-    return box, mask
+    @property
+    def region(self) -> RegionMask:
+        """The mask, to be read box by box however large the object is."""
+        return self.field
 
+    @property
+    def needs_refining(self) -> bool:
+        """Whether the outline is coarser than wanted."""
+        return self.field.level > max(self.outline_level, 0)
 
-def _interpolate(
-    values: NDArray[np.float32], places: NDArray[np.float64], axis: int
-) -> NDArray[np.float32]:
-    """Interpolate a 2-D array linearly along one axis, clamped at its ends."""
-    places = np.clip(places, 0, values.shape[axis] - 1)
-    low = np.floor(places).astype(np.intp)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    share = np.expand_dims((places - low).astype(np.float32), 1 - axis)
-    between: NDArray[np.float32] = np.take(values, low, axis) * (1 - share)
-    between += np.take(values, high, axis) * share
-    return between
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """The object in level-0 pixels: (box.height, box.width) bool, read-only.
+
+        Raises
+        ------
+        SessionError
+            If the box has more than 2**28 pixels; use `region` or `level_mask` then.
+        """
+        if self.box.area > MAX_DENSE_PX:
+            raise SessionError(
+                f"expected a mask of at most {MAX_DENSE_PX:,} pixels, got one over {self.box}; "
+                "read parts of it with prediction.region.read(box), or take "
+                "prediction.level_mask, which is coarser"
+            )
+        mask = self.field.read(self.box)
+        mask.flags.writeable = False
+        return mask
+
+    @property
+    def level_downsample(self) -> int:
+        """Level-0 pixels per pixel of `level_mask` along y and x."""
+        return int(downsample(max(self.level, 0)))
+
+    @cached_property
+    def level_mask(self) -> NDArray[np.bool_]:
+        """The object in pixels of its level, from the upper left corner of `box`, read-only.
+
+        (ceil(box.height / d), ceil(box.width / d)) bool with d = `level_downsample`; the same as
+        `mask` at levels of 0 and less.
+        """
+        if self.level <= 0:
+            return self.mask
+        height, width = (math.ceil(side / self.level_downsample) for side in self.box.shape_yx)
+        mask: NDArray[np.bool_] = self.field.logits[:height, :width] > 0
+        for y, x, label in self.field.clicked:
+            mask[
+                (y - self.box.y0) // self.level_downsample,
+                (x - self.box.x0) // self.level_downsample,
+            ] = label
+        mask.flags.writeable = False
+        return mask
+
+    def __bool__(self) -> bool:
+        """Whether any pixel is set."""
+        return bool(self.level_mask.any())

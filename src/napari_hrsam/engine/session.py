@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.drawing import Drawer
 from napari_hrsam.engine.embed import (
     EmbedReport,
     Progress,
@@ -23,11 +23,13 @@ from napari_hrsam.engine.embed import (
     tiles_around,
     tiles_for,
 )
-from napari_hrsam.engine.obedience import obey, settle, to_low_res
-from napari_hrsam.engine.prediction import Prediction, mask_at_level0
-from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
-from napari_hrsam.engine.tile_cache import SeenTile, TileCache
-from napari_hrsam.errors import LabelsError, PromptError, SessionError, ShapeError
+from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.hand_edits import edits_of
+from napari_hrsam.engine.outline import refine_outline
+from napari_hrsam.engine.prediction import Prediction
+from napari_hrsam.engine.predictor import Embedding, Predictor
+from napari_hrsam.engine.tile_cache import TileCache
+from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import (
     FINEST_LEVEL,
     Box,
@@ -59,12 +61,13 @@ class _Step:
     """The current object after one prompt.
 
     ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
-    and it goes with them.
+    and it goes with them. ``first_level`` is where the object was first looked at.
     """
 
     prompts: Prompts
     prediction: Prediction
     focused: Embedding | None
+    first_level: int
 
 
 class Session:
@@ -97,6 +100,9 @@ class Session:
     view_level : int or None
         Level at which a new object is looked at when a prompt names none; None for full size, or
         the enlargement at which a small image fills the model's tile.
+    outline_level : int or None
+        Level at which outlines of objects larger than a tile are drawn in the end; None for the
+        level at which the object was first looked at. 0 is full resolution.
 
     Raises
     ------
@@ -128,12 +134,13 @@ class Session:
             _require_same_shape(self.image, labels)
         self._labels = labels
         self.view_level: int | None = None
+        self.outline_level: int | None = None
         self._predictor = Predictor(_loaded(model))
-        self._obey_clicks = obey_clicks
         self._embeddings = embeddings
         self._tiles = TileCache(
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
+        self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -180,11 +187,12 @@ class Session:
             model,
             self.image,
             self.labels,
-            obey_clicks=self._obey_clicks,
+            obey_clicks=self._drawer.obey_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
         )
         other.view_level = self.view_level
+        other.outline_level = self.outline_level
         other._edits.extend(self._edits)
         other._undone.extend(step for step in self._undone if isinstance(step, Edit))
         self.close()
@@ -272,37 +280,81 @@ class Session:
         """
         return self._draw(self.prompts.with_box(box_yxyx), level, plane)
 
-    def commit(self, mask: NDArray[Any] | None = None, *, overwrite: bool = False) -> Edit:
+    @property
+    def needs_refining(self) -> bool:
+        """Whether the current object is larger than a tile and its outline still coarse."""
+        return self.prediction is not None and self.prediction.needs_refining
+
+    def refine(self, progress: Progress | None = None) -> Prediction:
+        """Draw the outline of an object that is larger than a tile at the level where it is wanted.
+
+        The tiles that the outline crosses are looked at one by one, the coarse mask as prior.
+        `commit` does it too; there is nothing to do for an object that fits a tile.
+
+        Parameters
+        ----------
+        progress : callable of (done, total), optional
+            Called before every tile. What it raises ends the work, and the object stays as it was.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the model fails.
+        ImageReadError
+            If pixels cannot be read. The object stays as it was.
+        """
+        prediction = self._required()
+        if not prediction.needs_refining:
+            return prediction
+        step = self._steps[-1]
+        level = max(prediction.outline_level, 0)
+        field = refine_outline(
+            self._drawer, prediction.field, step.prompts.obeyed(), level, progress
+        )
+        prediction = replace(prediction, field=field)
+        self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
+        return prediction
+
+    def commit(
+        self,
+        mask: NDArray[Any] | None = None,
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Edit:
         """Write the current object to the label image under a new id, and end it.
 
         Parameters
         ----------
-        mask : (H, W) bool or integer array over ``prediction.box``, optional
-            Taken in place of the predicted mask, such as a preview that was edited by hand.
+        mask : bool or integer array, optional
+            The predicted mask as edited by hand: of the shape of ``prediction.mask``, or of
+            ``prediction.level_mask``. Where it is as predicted, the prediction counts.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
+        progress : callable of (done, total), optional
+            As in `refine`, which is done first where it is needed.
 
         Raises
         ------
         SessionError
             If there is no current object, or its mask is empty.
         ShapeError
-            If the given mask does not cover ``prediction.box``.
+            If the given mask has neither shape.
         LabelsError
             If the label image cannot take the object. It stays current.
         """
-        prediction = self.prediction
-        if prediction is None:
-            raise SessionError("expected an object to commit, got none; click on one first")
-        chosen = prediction.mask if mask is None else _checked_mask(mask, prediction.box)
-        if not chosen.any():
+        prediction = self._required()
+        edited = None if mask is None else edits_of(mask, prediction)
+        if not (prediction if edited is None else edited.any_left):
             raise SessionError(
                 "expected an object with pixels, got an empty mask; add a positive click, "
                 "or cancel the object"
             )
+        prediction = self.refine(progress)
+        region = prediction.region if edited is None else edited.on(prediction.region)
         edit = self.labels.write(
             prediction.box,
-            chosen,
+            region.read(prediction.box),
             self.labels.next_label(),
             overwrite=overwrite,
             prompts=self.prompts,
@@ -446,6 +498,11 @@ class Session:
         needed = () if self.prediction is None else (self.prediction.tile,)
         return self._tiles.see_ahead(tiles_around(grid, box, self.levels.stop - 1), needed)
 
+    def _required(self) -> Prediction:
+        if self.prediction is None:
+            raise SessionError("expected an object to commit, got none; click on one first")
+        return self.prediction
+
     def _require_open(self) -> None:
         if self._is_closed:
             raise SessionError("expected an open session, got a closed one; make a new Session")
@@ -456,63 +513,53 @@ class Session:
         started = time.perf_counter()
         prompts = prompts.inside(self.image.shape_yx)
         obeyed = prompts.obeyed()
-        tile = self._tile_for(prompts, level, plane)
-        last = self.prediction
-        prior = last.logits if last is not None and last.tile == tile else None
-        seen = self._tiles.see(tile)
-        focused, refine_s = self._focused(seen.embedding, prompts, prior)
-        answer = self._predictor.decode(focused or seen.embedding, obeyed, prior)
-        logits, low_res = self._obeyed_logits(answer, obeyed, seen)
-        box, mask = mask_at_level0(logits, tile, self.image.shape_yx)
-        if self._obey_clicks:
-            settle(mask, box, obeyed)
-        mask.flags.writeable = False
+        step = self._steps[-1] if self._steps else None
+        first_level = self._first_level(level) if step is None else step.first_level
+        tile = self._tile_for(prompts, first_level, plane)
+        prior = None
+        if step is not None and step.prediction.tile == tile:
+            prior = step.prediction.logits
+        look, looks = self._drawer.draw(
+            tile, obeyed, prior, step.focused if step is not None else None, first_level
+        )
+        clicks = zip(obeyed.points_yx, obeyed.labels, strict=True)
+        field = LogitField(
+            look.tile,
+            look.logits,
+            self.image.shape_yx,
+            list(clicks) if self._drawer.obey_clicks else [],
+        )
         prediction = Prediction(
-            mask=mask,
-            box=box,
-            level=tile.level,
-            iou=answer.iou,
-            logits=low_res,
-            tile=tile,
+            field=field,
+            iou=look.iou,
+            logits=look.low_res,
+            is_cut=self._drawer.is_cut(look, obeyed),
+            outline_level=first_level if self.outline_level is None else self.outline_level,
             seconds={
-                "encode_s": seen.encode_s,
-                "decode_s": refine_s + answer.decode_s,
-                "refine_s": refine_s,
+                "encode_s": sum(one.encode_s for one in looks),
+                "decode_s": sum(one.decode_s for one in looks),
+                "refine_s": sum(one.refine_s for one in looks),
                 "total_s": time.perf_counter() - started,
             },
         )
-        self._steps = (*self._steps, _Step(prompts, prediction, focused))
+        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
         self._undone.clear()
         return prediction
 
-    def _focused(
-        self, embedding: Embedding, prompts: Prompts, prior: NDArray[np.float32] | None
-    ) -> tuple[Embedding | None, float]:
-        """Embedding refined for the object, None before that, and the seconds it took just now.
+    def _first_level(self, level: int | None) -> int:
+        """Return the level at which a new object is looked at."""
+        wanted = self.view_level if level is None else level
+        if wanted is None:
+            wanted = filling_level(self.image.shape_yx, self._predictor.tile_px)
+        return min(max(wanted, self.levels.start), self.levels.stop - 1)
 
-        An object is refined once, at its second prompt. One that moves to another tile starts
-        there from that tile's own embedding, and is refined at once if it has two prompts.
-        """
-        last = self._steps[-1].focused if self._steps else None
-        if last is not None and last.tile == embedding.tile:
-            return last, 0.0
-        if not self._predictor.refines or len(prompts) < 2:
-            return None, 0.0
-        started = time.perf_counter()
-        refined = self._predictor.refine(embedding, prompts.obeyed(), prior)
-        return refined, time.perf_counter() - started
-
-    def _tile_for(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Tile:
+    def _tile_for(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Tile:
         """Keep the object's tile while it holds all prompts, else take the smallest that does."""
         shape, tile_px = self.image.shape_yx, self._predictor.tile_px
         extent = prompts.extent_yx()
         last = self.prediction
         if last is None:
-            wanted = self.view_level if level is None else level
-            if wanted is None:
-                wanted = filling_level(shape, tile_px)
-            wanted = min(max(wanted, self.levels.start), self.levels.stop - 1)
-            return TileGrid(shape, tile_px, wanted, plane).smallest_holding(extent)
+            return TileGrid(shape, tile_px, first_level, plane).smallest_holding(extent)
         if plane != last.tile.plane:
             raise PromptError(
                 f"expected a prompt on the object's plane {last.tile.plane}, got {plane}; "
@@ -521,33 +568,6 @@ class Session:
         if all(last.tile.box0.contains((y, x)) for y, x in extent):
             return last.tile
         return TileGrid(shape, tile_px, last.tile.level, plane).smallest_holding(extent)
-
-    def _obeyed_logits(
-        self, answer: TilePrediction, obeyed: Prompts, seen: SeenTile
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Correct the logits at tile and at low resolution around contradicted clicks."""
-        if not self._obey_clicks or not obeyed.points_yx:
-            return answer.logits, answer.low_res_logits
-        points = seen.embedding.tile.to_tile(obeyed.points_yx)
-        logits = obey(answer.logits, seen.pixels, points, np.array(obeyed.labels))
-        if logits is answer.logits:
-            return answer.logits, answer.low_res_logits
-        return logits, answer.low_res_logits + to_low_res(logits - answer.logits)
-
-
-def _checked_mask(mask: NDArray[Any], box: Box) -> NDArray[np.bool_]:
-    mask = np.asarray(mask)
-    if mask.shape != box.shape_yx:
-        raise ShapeError(
-            f"expected a mask over prediction.box of shape {box.shape_yx}, got {mask.shape}; "
-            "edit a copy of prediction.mask"
-        )
-    if mask.dtype.kind not in "biu":
-        raise ShapeError(
-            f"expected a mask of bool or integers, got {mask.dtype}; "
-            "threshold it first, e.g. mask > 0.5"
-        )
-    return mask.astype(np.bool_)
 
 
 def _require_same_shape(image: PyramidImage, labels: LabelStore) -> None:

@@ -164,6 +164,15 @@ class PyramidImage:
             pixels[row : row + height, column : column + width] = np.rint(values * 255.0)
         return pixels
 
+    def num_stored_px(self, tile: Tile) -> int:
+        """Count the stored pixels under a tile at the level that it would be read from.
+
+        Many, where an image that lacks coarse levels is looked at from far away.
+        """
+        factor = level_for(self._stored, tile.downsample).factor_yx
+        box = tile.box0.clip(self.shape_yx)
+        return round(box.height / factor[0]) * round(box.width / factor[1])
+
     def _checked_plane(self, plane: tuple[int, ...]) -> tuple[int, ...]:
         sizes = self.plane_shape
         if plane == () and set(sizes) <= {1}:

@@ -1,0 +1,231 @@
+"""Logits of one object over the image: coarse ones of a tile, and finer ones where it matters.
+
+Legend: *layer* 0 is the tile that found the object; every further layer is finer and holds square
+cells of logits along the object's outline. Where a layer has no cell, the layer before speaks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.geometry import Box, Tile, downsample, pixel_of
+
+QUANTUM = 1 / 16
+"""Step of the logits kept in cells, which are bytes: 8 either way, far beyond any doubt."""
+
+SAMPLE_PIXELS = 2_000_000
+"""Level-0 pixels interpolated at a time, so that a large box needs little memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellLayer:
+    """Logits along the outline at one level.
+
+    Attributes
+    ----------
+    level : int
+        Pyramid level, finer than that of the layer before.
+    cell_px : int
+        Side of a cell in pixels of the level; cells lie on a grid from pixel (0, 0).
+    cells : mapping of (row, column) to (cell_px, cell_px) int8
+        Logits in steps of `QUANTUM`.
+    """
+
+    level: int
+    cell_px: int
+    cells: Mapping[tuple[int, int], NDArray[np.int8]]
+
+    def under(self, box: Box) -> Iterator[tuple[Box, NDArray[np.int8]]]:
+        """Go through the cells that a box (in pixels of the level) touches, with their places."""
+        for row, column in itertools.product(
+            range(box.y0 // self.cell_px, -(-box.y1 // self.cell_px)),
+            range(box.x0 // self.cell_px, -(-box.x1 // self.cell_px)),
+        ):
+            cell = self.cells.get((row, column))
+            if cell is not None:
+                y0, x0 = row * self.cell_px, column * self.cell_px
+                yield Box(y0, x0, y0 + self.cell_px, x0 + self.cell_px), cell
+
+
+def to_cell(logits: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Round logits to the bytes of a `CellLayer`; the sign of every one is kept."""
+    steps = np.clip(np.abs(logits) / QUANTUM, 0, 127)
+    # Above 0 is object, 0 is not: rounding must not move a small positive logit to 0.
+    return np.where(logits > 0, np.ceil(steps), -np.floor(steps)).astype(np.int8)
+
+
+class LogitField:
+    """The mask of an object as logits, read at any level; a `RegionMask`.
+
+    Parameters
+    ----------
+    tile : Tile
+        Where the object was found.
+    logits : (tile.size_px, tile.size_px) float32
+        At tile resolution; above 0 is object. Not changed.
+    shape_yx : (int, int)
+        Of the image in level-0 pixels.
+    clicks : sequence of ((y, x), bool), optional
+        Level-0 pixels whose value is known: interpolation may miss a clicked pixel.
+    layers : sequence of CellLayer, optional
+        Finer logits, coarsest first.
+    """
+
+    def __init__(
+        self,
+        tile: Tile,
+        logits: NDArray[np.float32],
+        shape_yx: tuple[int, int],
+        clicks: Sequence[tuple[tuple[float, float], bool]] = (),
+        layers: Sequence[CellLayer] = (),
+    ) -> None:
+        self.tile = tile
+        self.logits = logits
+        self.layers = tuple(layers)
+        self._shape_yx = shape_yx
+        self._clicks = {pixel_of(point): label for point, label in clicks}
+        self._box = tile.box0.clip(shape_yx)
+
+    @property
+    def box(self) -> Box:
+        """Where pixels may be set: the tile's part of the image, in level-0 pixels."""
+        return self._box
+
+    @property
+    def level(self) -> int:
+        """The finest level at which the outline is known."""
+        return self.layers[-1].level if self.layers else self.tile.level
+
+    @property
+    def clicked(self) -> list[tuple[int, int, bool]]:
+        """The pixels whose value is known: (y, x, label) in level-0 pixels."""
+        return [(y, x, label) for (y, x), label in self._clicks.items()]
+
+    def with_layer(self, layer: CellLayer) -> LogitField:
+        """Return the field with one more, finer, layer."""
+        clicks = list(self._clicks.items())
+        return LogitField(self.tile, self.logits, self._shape_yx, clicks, (*self.layers, layer))
+
+    def read(self, box: Box) -> NDArray[np.bool_]:
+        """Return the mask over a box of level-0 pixels; False outside its own box."""
+        mask = np.zeros(box.shape_yx, np.bool_)
+        common = box.intersection(self._box)
+        if common.area and self.fills(common) is not False:
+            step = max(1, SAMPLE_PIXELS // common.width)
+            for y0 in range(common.y0, common.y1, step):
+                part = Box(y0, common.x0, min(y0 + step, common.y1), common.x1)
+                mask[part.shifted(-box.y0, -box.x0).slices] = self.sample(0, part) > 0
+        for (y, x), label in self._clicks.items():
+            if common.contains((y, x)):
+                mask[y - box.y0, x - box.x0] = label
+        return mask
+
+    def fills(self, box: Box) -> bool | None:
+        """Tell whether every pixel of a level-0 box is set or none, where logits tell it at once.
+
+        Interpolated logits lie between the smallest and the largest of those around.
+        """
+        common = box.intersection(self._box)
+        if common.area == 0:
+            return False
+        signs = {bool(label) for pixel, label in self._clicks.items() if common.contains(pixel)}
+        around = self.logits[_around(common, self.tile).slices]
+        signs |= {bool(around.max() > 0), bool(around.min() > 0)}
+        for layer in self.layers:
+            for _, cell in layer.under(_at_level(common, layer.level).expand(1)):
+                signs |= {bool(cell.max() > 0), bool(cell.min() > 0)}
+        if len(signs) > 1:
+            return None
+        (sign,) = signs
+        return sign if common == box or not sign else None
+
+    def sample(self, level: int, box: Box) -> NDArray[np.float32]:
+        """Interpolate the logits bilinearly at the pixel centres of a level.
+
+        Parameters
+        ----------
+        level : int
+            Any; meant for levels not coarser than the finest layer.
+        box : Box
+            In pixels of that level; logits outside the tile are those at its border.
+
+        Returns
+        -------
+        (box.height, box.width) float32
+        """
+        return self._sample(len(self.layers), level, box)
+
+    def _sample(self, num_layers: int, level: int, box: Box) -> NDArray[np.float32]:
+        """Interpolate what the first layers say; ``num_layers`` 0 is the tile alone."""
+        if num_layers == 0:
+            tile, values = self.tile, self.logits
+            ratio, origin = downsample(level) / tile.downsample, (tile.y0, tile.x0)
+            whole = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
+            if ratio == 1 and box.intersection(whole) == box:
+                return values[box.shifted(-tile.y0, -tile.x0).slices]
+        else:
+            layer = self.layers[num_layers - 1]
+            ratio = downsample(level - layer.level)
+            read = Box(
+                *(int(np.floor((edge + 0.5) * ratio - 0.5)) for edge in (box.y0, box.x0)),
+                *(int(np.ceil((edge - 0.5) * ratio - 0.5)) + 1 for edge in (box.y1, box.x1)),
+            )
+            values, origin = self._composed(num_layers, read), (read.y0, read.x0)
+            if ratio == 1:
+                return values
+        rows = (np.arange(box.y0, box.y1) + 0.5) * ratio - 0.5 - origin[0]
+        columns = (np.arange(box.x0, box.x1) + 0.5) * ratio - 0.5 - origin[1]
+        return _interpolate(_interpolate(values, rows, 0), columns, 1)
+
+    def _composed(self, num_layers: int, box: Box) -> NDArray[np.float32]:
+        """Read a box at the level of a layer: its cells, and what the layers before say."""
+        layer = self.layers[num_layers - 1]
+        cells = list(layer.under(box))
+        covered = sum(place.intersection(box).area for place, _ in cells)
+        if covered == box.area:
+            values = np.empty(box.shape_yx, np.float32)
+        else:
+            values = self._sample(num_layers - 1, layer.level, box).copy()
+        for place, cell in cells:
+            common = place.intersection(box)
+            inside = cell[common.shifted(-place.y0, -place.x0).slices]
+            values[common.shifted(-box.y0, -box.x0).slices] = inside * np.float32(QUANTUM)
+        return values
+
+
+def _around(box0: Box, tile: Tile) -> Box:
+    """Return the tile pixels that pixels of a level-0 box are interpolated from."""
+    first = tile.to_tile((box0.y0, box0.x0))
+    last = tile.to_tile((box0.y1 - 1, box0.x1 - 1))
+    low = np.clip(np.floor(first).astype(int), 0, tile.size_px - 1)
+    high = np.clip(np.floor(last).astype(int) + 1, 0, tile.size_px - 1)
+    return Box(low[0], low[1], high[0] + 1, high[1] + 1)
+
+
+def _at_level(box0: Box, level: int) -> Box:
+    scale = downsample(level)
+    return Box(
+        int(box0.y0 // scale),
+        int(box0.x0 // scale),
+        int(-(-box0.y1 // scale)),
+        int(-(-box0.x1 // scale)),
+    )
+
+
+def _interpolate(
+    values: NDArray[np.float32], places: NDArray[np.floating[Any]], axis: int
+) -> NDArray[np.float32]:
+    """Interpolate a 2-D array linearly along one axis, clamped at its ends."""
+    places = np.clip(places, 0, values.shape[axis] - 1)
+    low = np.floor(places).astype(np.intp)
+    high = np.minimum(low + 1, values.shape[axis] - 1)
+    share = np.expand_dims((places - low).astype(np.float32), 1 - axis)
+    between: NDArray[np.float32] = np.take(values, low, axis) * (1 - share)
+    between += np.take(values, high, axis) * share
+    return between
