@@ -91,6 +91,21 @@ def test_an_answer_that_is_final_is_not_asked_for_again(server: Server) -> None:
     assert server.asked[CHUNK] == 1
 
 
+def test_forbidden_is_missing_where_the_user_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults[CHUNK] = [403] * 100
+    with pytest.raises(ImageReadError, match="set the environment variable NAPARI_HRSAM_403_IS_M"):
+        open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+    monkeypatch.setenv("NAPARI_HRSAM_403_IS_MISSING", "1")
+    pixels = open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+    assert (pixels[:64, 64:] == 0).all()
+    assert (pixels[:64, :64, 0] == GREY[64:, 64:128]).all()
+    monkeypatch.setenv("NAPARI_HRSAM_403_IS_MISSING", "0")
+    with pytest.raises(ImageReadError, match="HTTP status 403"):
+        open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+
+
 def test_no_more_tries_are_made_after_the_whole_time(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
