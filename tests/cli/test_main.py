@@ -16,6 +16,7 @@ COMMANDS = (
     "demo",
     "segment",
     "embed",
+    "labels",
     "sample",
     "evaluate",
     "train",

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import WrapperStore
 
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.storage.decoded_size import exceeds
@@ -51,11 +50,6 @@ class CheckedStore(WrapperStore[Store]):
         super().__init__(store)
         self._path = path
         self._watched: dict[str, _Watched] = {}
-
-    @property
-    def local_root(self) -> Path | None:
-        """Folder on this machine in which the chunks are files, None if there is no such folder."""
-        return self._store.root if isinstance(self._store, LocalStore) else None
 
     def _with_store(self, store: Store) -> CheckedStore:
         other = CheckedStore(store, self._path)
