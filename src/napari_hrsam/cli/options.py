@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_hrsam.storage.tile_source import PyramidImage
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  no public name
 
 STDOUT = Path("-")
@@ -61,6 +63,88 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = "hrsam-t
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)"
     )
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Add what a model is shown: ``--plane``, ``--channel-axis``, ``--channels``, ``--limits``."""
+    parser.add_argument(
+        "--plane",
+        type=_plane,
+        default=(),
+        metavar="T[,Z]",
+        help="which plane of a stack: one number per axis besides rows, columns and channels",
+    )
+    parser.add_argument(
+        "--channel-axis", type=int, metavar="AXIS", help="axis that holds separate channels"
+    )
+    parser.add_argument(
+        "--channels",
+        type=_channels,
+        metavar="R[,G[,B]]",
+        help="which channels to show as red, green, blue; one channel is shown grey",
+    )
+    parser.add_argument(
+        "--limits",
+        type=_limits,
+        metavar="LOW,HIGH",
+        help="values shown as black and white, such as the contrast limits in napari (default: "
+        "those of the file, else found from the whole image)",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser, use: str) -> None:
+    """Add ``--cache DIR``: a folder of embeddings."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help=f"{use} (default: NAPARI_HRSAM_EMBEDDINGS, or embeddings in the cache folder that "
+        "`napari-hrsam info` names)",
+    )
+
+
+def numbers(text: str, kind: type, form: str) -> list[Any]:
+    """Read numbers between commas; ``form`` says how they should look."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}") from error
+
+
+def box_option(text: str) -> tuple[float, ...]:
+    """Read a box Y0,X0,Y1,X1."""
+    given = numbers(text, float, "Y0,X0,Y1,X1")
+    if len(given) != 4:
+        raise argparse.ArgumentTypeError(f"expected four numbers Y0,X0,Y1,X1, got {text!r}")
+    return tuple(given)
+
+
+def _channels(text: str) -> list[int]:
+    given: list[int] = numbers(text, int, "up to three channel numbers")
+    return given
+
+
+def _limits(text: str) -> tuple[float, float]:
+    given = numbers(text, float, "LOW,HIGH")
+    if len(given) != 2 or not given[0] < given[1]:
+        raise argparse.ArgumentTypeError(f"expected LOW,HIGH with LOW below HIGH, got {text!r}")
+    return given[0], given[1]
+
+
+def open_shown(path: str, args: argparse.Namespace) -> PyramidImage:
+    """Open an image as the options of `add_image` say."""
+    from napari_hrsam.storage.opening import open_image
+
+    return open_image(
+        path,
+        channel_axis=args.channel_axis,
+        channels=args.channels,
+        contrast_limits=args.limits,
+    )
+
+
+def _plane(text: str) -> tuple[int, ...]:
+    return tuple(numbers(text, int, "whole numbers T or T,Z"))
 
 
 def _json_target(text: str) -> Path:

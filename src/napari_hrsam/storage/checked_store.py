@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from pathlib import Path
 from typing import Any
 
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import WrapperStore
 
 from napari_hrsam.errors import ImageReadError
 
@@ -35,11 +34,6 @@ class CheckedStore(WrapperStore[Store]):
         super().__init__(store)
         self._path = path
         self._blosc: set[str] = set()
-
-    @property
-    def local_root(self) -> Path | None:
-        """Folder on this machine in which the chunks are files, None if there is no such folder."""
-        return self._store.root if isinstance(self._store, LocalStore) else None
 
     def _with_store(self, store: Store) -> CheckedStore:
         other = CheckedStore(store, self._path)
