@@ -340,9 +340,7 @@ def test_commit_without_an_object_says_what_to_do(model: Any, scene: Scene) -> N
 def test_commit_refuses_a_mask_of_another_shape_or_kind(model: Any, scene: Scene) -> None:
     session = Session(model, scene[0])
     prediction = session.click(ON)
-    with pytest.raises(
-        ShapeError, match=r"of shape \(64, 64\), or .*got \(5, 5\)"
-    ):
+    with pytest.raises(ShapeError, match=r"of shape \(64, 64\), or .*got \(5, 5\)"):
         session.commit(np.ones((5, 5), bool))
     with pytest.raises(ShapeError, match="got float64; threshold it first"):
         session.commit(np.ones((64, 64)))

@@ -25,7 +25,8 @@ from napari_hrsam.engine.embed import (
 )
 from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.hand_edits import edits_of
-from napari_hrsam.engine.outline import refine_outline
+from napari_hrsam.engine.outline import Refiner, refine_outline
+from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.tile_cache import TileCache
@@ -92,6 +93,9 @@ class Session:
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
     embeddings : EmbeddingStore, optional
         Where embeddings are kept on disk too, for later sessions. By default they are not.
+    outliner : Refiner, optional
+        What draws the outlines of objects larger than a tile at finer levels; by default the
+        shipped network.
 
     Attributes
     ----------
@@ -126,6 +130,7 @@ class Session:
         obey_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
+        outliner: Refiner | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
@@ -141,6 +146,7 @@ class Session:
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
         self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
+        self._outliner = outliner or OutlineNetwork(self._predictor.segmenter.device)
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -190,6 +196,7 @@ class Session:
             obey_clicks=self._drawer.obey_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
+            outliner=self._outliner,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
@@ -309,7 +316,12 @@ class Session:
         step = self._steps[-1]
         level = max(prediction.outline_level, 0)
         field = refine_outline(
-            self._drawer, prediction.field, step.prompts.obeyed(), level, progress
+            self.image,
+            self._outliner,
+            prediction.field,
+            step.prompts.obeyed() if self._drawer.obey_clicks else Prompts(),
+            level,
+            progress,
         )
         prediction = replace(prediction, field=field)
         self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
