@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.nn.functional import avg_pool2d
 
 from napari_hrsam.modeling.segmenter import ImageFeatures
 from napari_hrsam.plugin.controller import SegmentController
+from napari_hrsam.storage.label_places import LABELS_VARIABLE
 
 TILE_PX = 64
 SQUARE = (slice(24, 40), slice(20, 44))
@@ -137,3 +140,50 @@ def square() -> NDArray[np.bool_]:
     mask = np.zeros((64, 64), bool)
     mask[SQUARE] = True
     return mask
+
+
+class Discs:
+    """One level of a picture of red discs on green, made where it is looked at.
+
+    It counts the pixels that were read, so that a test can tell a look from a copy.
+    """
+
+    discs = ((4992, 6016, 20), (20_480, 9216, 600), (16_384, 24_576, 5000))
+
+    def __init__(self, level: int, side_px: int = 32_768) -> None:
+        self.step = 2**level
+        self.shape = (side_px // self.step, side_px // self.step, 3)
+        self.dtype = np.dtype(np.uint8)
+        self.ndim, self.size = 3, side_px * side_px * 3 // self.step**2
+        self.chunks = (512, 512, 3)
+        self.num_read = 0
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        index = index if isinstance(index, tuple) else (index,)
+        rows, columns = (np.arange(n)[i] for n, i in zip(self.shape[:2], index[:2], strict=True))
+        y, x = ((places + 0.5) * self.step for places in (rows, columns))
+        pixels = np.zeros((y.size, x.size, 3), np.uint8)
+        pixels[..., 1] = 120
+        for centre_y, centre_x, radius in self.discs:
+            inside = (y[:, None] - centre_y) ** 2 + (x[None] - centre_x) ** 2 < radius**2
+            pixels[inside] = (230, 10, 10)
+        self.num_read += pixels.size
+        return pixels
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[np.uint8]:
+        assert self.size < 2**24, "an image of this size must not be copied"
+        return np.asarray(self[:, :], dtype)
+
+
+@pytest.fixture
+def discs() -> list[Discs]:
+    """A picture of 32,768 x 32,768 pixels in seven levels."""
+    return [Discs(level) for level in range(7)]
+
+
+@pytest.fixture(autouse=True)
+def labels_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where objects without a folder of their own go in tests."""
+    folder = tmp_path / "my labels"
+    monkeypatch.setenv(LABELS_VARIABLE, str(folder))
+    return folder

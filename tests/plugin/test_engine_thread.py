@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from napari_hrsam.plugin.engine_thread import THREAD_NAME, EngineThread
+from napari_hrsam.errors import ImageReadError
+from napari_hrsam.plugin.engine_thread import REST_S, THREAD_NAME, EngineThread
 
 
 @pytest.fixture
@@ -58,23 +60,79 @@ def test_wait_gives_up_in_time(engine: EngineThread) -> None:
     assert engine.wait(10)
 
 
-def test_closing_drops_waiting_jobs_and_tells_nothing() -> None:
+def test_closing_does_what_was_asked_for_and_tells_nothing() -> None:
     engine = EngineThread()
-    begun, release, ran = threading.Event(), threading.Event(), []
+    begun, release, ran, told = threading.Event(), threading.Event(), [], []
 
     def slow() -> None:
         begun.set()
         release.wait(20)
 
-    engine.submit(slow, ran.append)
-    engine.submit(lambda: ran.append("second"), ran.append)
+    engine.submit(slow, told.append)
+    engine.submit(lambda: ran.append("second"), told.append)
     assert begun.wait(10)
-    engine.close()
-    engine.submit(lambda: ran.append("third"), ran.append)
+    engine.close(lambda: ran.append("last"))
+    engine.submit(lambda: ran.append("too late"), told.append)
+    assert not engine.join(0.01)
     release.set()
-    threads = [t for t in threading.enumerate() if t.name.startswith(THREAD_NAME)]
-    for thread in threads:
-        thread.join(10)
+    assert engine.join(10)
     engine.deliver()
-    assert ran == []
-    assert not any(thread.is_alive() for thread in threads)
+    assert ran == ["second", "last"]
+    assert told == []
+
+
+def test_spare_time_is_used_after_a_rest_and_until_there_is_nothing_to_do(
+    engine: EngineThread,
+) -> None:
+    done, finished = [], threading.Event()
+
+    def work() -> bool:
+        done.append(time.monotonic())
+        if len(done) == 3:
+            finished.set()
+        return len(done) < 3
+
+    begin = time.monotonic()
+    engine.use_spare_time(work)
+    assert finished.wait(10)
+    assert done[0] - begin >= REST_S * 0.9
+    assert done[2] - done[0] < REST_S, "no rest between pieces"
+    time.sleep(2 * REST_S)
+    assert len(done) == 3
+    assert engine.num_pending == 0
+
+
+def test_spare_work_gives_way_to_a_job_after_the_piece_under_way(engine: EngineThread) -> None:
+    begun, release, order = threading.Event(), threading.Event(), []
+
+    def work() -> bool:
+        begun.set()
+        release.wait(20)
+        order.append("spare")
+        return True
+
+    engine.use_spare_time(work)
+    assert begun.wait(10)
+    engine.submit(lambda: order.append("job"), lambda _: None)
+    engine.use_spare_time(None)
+    release.set()
+    assert engine.wait(10)
+    assert order == ["spare", "job"]
+
+
+def test_spare_work_that_fails_stops_and_disturbs_nobody(
+    engine: EngineThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = threading.Event()
+
+    def work() -> bool:
+        failed.set()
+        raise ImageReadError("expected a chunk, got none")
+
+    engine.use_spare_time(work)
+    assert failed.wait(10)
+    answers: list[Any] = []
+    engine.submit(lambda: 1, lambda future: answers.append(future.result()))
+    assert engine.wait(10)
+    assert answers == [1]
+    assert "spare work failed" in caplog.text

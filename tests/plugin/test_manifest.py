@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from npe2 import PluginManifest
 
 import napari_hrsam
+from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.plugin import sample_data
 
 PACKAGED = Path(napari_hrsam.__file__).with_name("napari.yaml")
@@ -47,6 +49,51 @@ def test_samples_are_real_images_without_download(
     assert pixels.dtype == np.uint8
     assert min(pixels.shape[:2]) >= 300
     assert pixels.std() > 20
+
+
+@pytest.fixture
+def small_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The generated slide in a small size and another cache; tells the cache."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(sample_data, "SLIDE_PX", 5000)
+    return tmp_path
+
+
+def test_the_generated_slide_is_made_once(small_slide: Path) -> None:
+    [(levels, options, kind)] = sample_data.slide()
+    assert kind == "image"
+    assert options["rgb"]
+    assert options["multiscale"]
+    assert [level.shape for level in levels] == [
+        (5000, 5000, 3),
+        (2500, 2500, 3),
+        (1250, 1250, 3),
+        (625, 625, 3),
+    ]
+    [made] = (small_slide / "samples").iterdir()
+    assert options["metadata"]["path"] == str(made)
+    before = made.stat().st_mtime_ns
+    sample_data.slide()
+    assert list((small_slide / "samples").iterdir()) == [made]
+    assert made.stat().st_mtime_ns == before
+
+
+def test_napari_draws_the_generated_slide(small_slide: Path, viewer: ViewerModel) -> None:
+    assert small_slide.is_dir()
+    [(levels, options, _)] = sample_data.slide()
+    layer = viewer.add_image(levels, **options)
+    assert layer.multiscale
+    assert layer.rgb
+    assert str(layer.units[0]) == "micrometer"
+    assert tuple(layer.scale) == (0.25, 0.25)
+    # The thumbnail comes from the coarsest level, and is no plain colour.
+    assert layer.thumbnail[..., :3].std() > 10
+    layer.corner_pixels = np.array([[1000, 1000], [1300, 1400]])
+    layer.data_level = 0
+    layer.refresh()
+    np.testing.assert_array_equal(
+        np.asarray(layer._slice.image.raw)[:300, :400], levels[0][1000:1300, 1000:1400]
+    )
 
 
 def test_the_panel_is_imported_without_torch() -> None:

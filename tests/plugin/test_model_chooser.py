@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from napari_hrsam.modeling.checkpoints import list_models
 from napari_hrsam.modeling.download import load_registry
 from napari_hrsam.modeling.models import MODELS
-from napari_hrsam.plugin.loading import Loading, LoadingCancelled, ModelRequest, model_label
+from napari_hrsam.plugin.loading import ModelRequest, model_label
 from napari_hrsam.plugin.model_chooser import (
     CHOOSE_FILE,
     KnownModel,
@@ -22,6 +22,7 @@ from napari_hrsam.plugin.model_chooser import (
     Picked,
     find_known_models,
 )
+from napari_hrsam.plugin.progress import Cancelled, Progress
 
 TINY = KnownModel(name="hrsam-tiny", description="small", licence="BSD", is_here=True)
 MOBILE = KnownModel(
@@ -182,7 +183,7 @@ def test_models_are_found_without_torch() -> None:
 
 def test_progress_is_thinned_out_but_the_end_is_told() -> None:
     told: list[tuple[int, int]] = []
-    loading = Loading(lambda *numbers: told.append(numbers))
+    loading = Progress(lambda *numbers: told.append(numbers))
     for done in range(1001):
         loading(done, 1000)
     assert told[0] == (0, 1000)
@@ -191,15 +192,15 @@ def test_progress_is_thinned_out_but_the_end_is_told() -> None:
 
 
 def test_a_cancelled_loading_ends_at_its_next_block_and_is_not_finished() -> None:
-    loading = Loading()
+    loading = Progress()
     assert loading.cancel()
-    with pytest.raises(LoadingCancelled):
+    with pytest.raises(Cancelled):
         loading(1, 2)
     assert not loading.finish()
 
 
 def test_a_finished_loading_cannot_be_cancelled() -> None:
-    loading = Loading()
+    loading = Progress()
     assert loading.finish()
     assert not loading.cancel()
     assert not loading.is_cancelled

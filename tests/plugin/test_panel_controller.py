@@ -134,9 +134,9 @@ def test_no_quick_click_is_dropped_and_only_the_newest_answer_is_shown(
     drawn: list[int] = []
     show = PreviewLayer.show
 
-    def count(self: PreviewLayer, mask: Any, box: Any) -> None:
+    def count(self: PreviewLayer, mask: Any, *place: Any) -> None:
         drawn.append(int(mask.sum()))
-        show(self, mask, box)
+        show(self, mask, *place)
 
     monkeypatch.setattr(PreviewLayer, "show", count)
     model.gate.clear()

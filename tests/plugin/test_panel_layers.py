@@ -17,8 +17,8 @@ from napari_hrsam.errors import ImageError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.coordinates import layer_position, place, placement
-from napari_hrsam.plugin.preview_layer import apply_edits
 from napari_hrsam.plugin.state import Phase
+from napari_hrsam.plugin.strokes import Strokes, apply_strokes
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 AFFINE = [[1.0, 0.3, 5.0], [0.1, 0.8, -7.0], [0.0, 0.0, 1.0]]
@@ -218,16 +218,16 @@ def test_strokes_survive_further_clicks_but_not_the_object(
     assert layers is not None
     assert agree(layers.target.data == 1, square)
     assert layers.target.data[50, 50] == 1
-    assert layers.preview.hand_edits() is None
+    assert layers.preview.strokes() is None
 
 
 def test_an_untouched_preview_commits_the_prediction(started: SegmentController) -> None:
     started.click(INSIDE)
     started.wait()
     assert started.layers is not None
-    assert started.layers.preview.hand_edits() is None
+    assert started.layers.preview.strokes() is None
     paint(started, 1, (30, 31))
-    assert started.layers.preview.hand_edits() is None, "painting over the object changes nothing"
+    assert started.layers.preview.strokes() is None, "painting over the object changes nothing"
 
 
 def test_undo_takes_strokes_first(started: SegmentController, square: NDArray[np.bool_]) -> None:
@@ -237,7 +237,7 @@ def test_undo_takes_strokes_first(started: SegmentController, square: NDArray[np
     assert layers is not None
     paint(started, 1, (50, 50))
     started.undo()
-    assert layers.preview.hand_edits() is None
+    assert layers.preview.strokes() is None
     assert agree(layers.preview.layer.data != 0, square)
     started.redo()
     assert layers.preview.layer.data[50, 50] == 1
@@ -282,11 +282,11 @@ def test_edits_that_could_not_be_committed_come_back(started: SegmentController)
 
 
 def test_edits_outside_the_box_are_left_out() -> None:
-    edits = (Box(0, 0, 2, 2), np.array([[1, 2], [2, 0]], np.uint8))
+    edits = Strokes(Box(0, 0, 2, 2), np.array([[1, 2], [2, 0]], np.uint8))
     mask = np.array([[True, True], [False, True]])
-    shifted = apply_edits(mask, Box(1, 1, 3, 3), edits)
+    shifted = apply_strokes(mask, Box(1, 1, 3, 3), edits)
     np.testing.assert_array_equal(shifted, [[False, True], [False, True]])
-    np.testing.assert_array_equal(apply_edits(mask, Box(5, 5, 7, 7), edits), mask)
+    np.testing.assert_array_equal(apply_strokes(mask, Box(5, 5, 7, 7), edits), mask)
 
 
 # ------------------------------------------------------------------ targets
@@ -412,30 +412,10 @@ def test_without_an_image_layer_it_says_what_to_do(controller: SegmentController
         controller.start()
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [((4, 64, 64), "channels"), ((30, 64, 64), "one plane"), ((64, 64, 5), "channels")],
-)
-def test_axes_that_it_cannot_take_are_told(
-    shape: tuple[int, ...], message: str, controller: SegmentController, viewer: ViewerModel
-) -> None:
-    viewer.add_image(np.zeros(shape, np.uint8), rgb=False, name="stack")
-    with pytest.raises(ImageError, match=message) as caught:
-        controller.start()
-    assert "'stack'" in str(caught.value)
-
-
 def test_a_labels_layer_is_no_image(controller: SegmentController, viewer: ViewerModel) -> None:
     labels = viewer.add_labels(np.zeros((64, 64), np.uint8))
     with pytest.raises(ImageError, match="Labels layer"):
         controller.start(labels)
-
-
-def test_too_large_an_image_is_told(controller: SegmentController, viewer: ViewerModel) -> None:
-    wide = np.broadcast_to(np.uint8(0), (2, 20000))
-    viewer.add_image(wide, contrast_limits=(0, 1))
-    with pytest.raises(ImageError, match="later version"):
-        controller.start()
 
 
 def test_level_0_of_a_pyramid_is_taken(

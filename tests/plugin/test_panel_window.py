@@ -186,7 +186,8 @@ def test_layer_boxes_follow_the_viewer(open_window: Any, pixels: NDArray[np.uint
     assert [panel.target_box.itemText(i) for i in range(2)] == ["new layer", "mine"]
     window.viewer.layers.remove(labels)
     window.viewer.layers.remove(other)
-    assert panel.target_box.count() == 1
+    texts = [panel.target_box.itemText(i) for i in range(panel.target_box.count())]
+    assert texts == ["new layer", "on disk, in the user folder", "a folder ..."]
     assert panel.image_box.currentText() == "slide"
 
 

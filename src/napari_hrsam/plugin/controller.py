@@ -10,21 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from napari_hrsam.errors import PromptError, SessionError
-from napari_hrsam.geometry import Box
+from napari_hrsam.errors import HRSAMError, PromptError, SessionError
 from napari_hrsam.plugin.canvas_tools import CanvasTools
-from napari_hrsam.plugin.coordinates import (
-    box_between,
-    layer_position,
-    pixels_per_screen_pixel,
-    view_level,
-)
+from napari_hrsam.plugin.coordinates import box_between
 from napari_hrsam.plugin.image_input import (
+    ChannelLayers,
     ImageInput,
-    check_target_layer,
     default_image_layer,
-    read_image_layer,
-    target_array,
+    read_image_layers,
 )
 from napari_hrsam.plugin.loading import (
     AUTO_DEVICE,
@@ -35,7 +28,9 @@ from napari_hrsam.plugin.loading import (
 from napari_hrsam.plugin.model_chooser import DEFAULT_MODEL
 from napari_hrsam.plugin.model_port import ModelPort
 from napari_hrsam.plugin.mouse import ClickTool
-from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers, new_target_array
+from napari_hrsam.plugin.objects_layer import MemoryObjects, ObjectsLayer, StoredObjects
+from napari_hrsam.plugin.session_display import SessionDisplay
+from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers
 from napari_hrsam.plugin.session_link import SessionLink
 from napari_hrsam.plugin.state import (
     HINT_3D,
@@ -43,16 +38,19 @@ from napari_hrsam.plugin.state import (
     HINT_START,
     ControllerState,
     Phase,
+    describe_outline,
     describe_step,
 )
+from napari_hrsam.plugin.targets import MemoryTarget, Target, default_target, resolve_target
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
     import napari.components
-    import numpy as np
-    from napari.layers import Image, Labels
+    from napari.layers import Image
 
-    from napari_hrsam.plugin.session_jobs import Answer, HandEdits, Opened
+    from napari_hrsam.plugin.session_jobs import Answer, Opened
+    from napari_hrsam.plugin.strokes import Strokes
+    from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 
 
 class SegmentController(ModelPort):
@@ -84,12 +82,10 @@ class SegmentController(ModelPort):
     ) -> None:
         super().__init__(SessionLink(load_model, self))
         self._viewer = viewer
-        self._image: Image | None = None
         self._input: ImageInput | None = None
-        self._target: tuple[Labels | None, np.ndarray] | None = None
-        self._layers: SessionLayers | None = None
-        self._tile_px = 0
-        self._prompts = Prompts()
+        self._target: MemoryTarget | LabelFile | OwnPlace | None = None
+        self._display: SessionDisplay | None = None
+        self._pinned_level: int | None = None
         self._watch = LossWatch(viewer, self._on_loss)
         tool = ClickTool(
             viewer,
@@ -108,18 +104,29 @@ class SegmentController(ModelPort):
         }
         self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
         viewer.scene.camera.events.zoom.connect(self._on_zoom)
+        viewer.scene.camera.events.center.connect(self._look_ahead)
+        viewer.dims.events.point.connect(self._look_ahead)
 
     # ------------------------------------------------------------------ what there is
 
     @property
     def image_layer(self) -> Image | None:
         """The layer being annotated, or None while there is no session."""
-        return self._image
+        return None if self._input is None else self._input.layer
 
     @property
     def layers(self) -> SessionLayers | None:
-        """Target, preview, clicks and box of the running session, or None."""
-        return self._layers
+        """Objects, preview, clicks and box of the running session, or None."""
+        return None if self._display is None else self._display.layers
+
+    @property
+    def target_in_use(self) -> Target | None:
+        """Where the objects of the running session go, or None."""
+        if self._display is None:
+            return None
+        if isinstance(self._target, MemoryTarget):
+            return self._display.layers.target
+        return self._target
 
     # ------------------------------------------------------------------ begin and end
 
@@ -128,7 +135,8 @@ class SegmentController(ModelPort):
         image_layer: Image | None = None,
         model: str = DEFAULT_MODEL,
         *,
-        target: Labels | None = None,
+        channels: ChannelLayers | None = None,
+        target: Target | None = None,
         device: str = AUTO_DEVICE,
     ) -> None:
         """Open a session; the model is loaded in the background.
@@ -136,11 +144,19 @@ class SegmentController(ModelPort):
         Parameters
         ----------
         image_layer
-            What to annotate; by default the active image layer, else the first visible one.
+            What to annotate, of any size, flat or a stack; by default the active image layer, else
+            the first visible one. What it holds, and its contrast limits, are taken as they are
+            now.
         model
             A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        channels
+            Layers on the same pixel grid that the model sees as colours, such as
+            ``{"red": layer, "green": other}``; by default `image_layer` alone.
         target
-            Labels layer to commit to; by default a new one.
+            Where objects go: a Labels layer in memory; `NewLayer`, for a new one; or a label image
+            on disk, a `LabelFile` (gone on with, or made) or an `OwnPlace`. By default a new layer
+            for a small flat image in memory, else the label image "objects" beside an OME-Zarr
+            image, else one in the user's data folder.
         device
             "auto", "cpu" or "cuda".
 
@@ -155,18 +171,16 @@ class SegmentController(ModelPort):
         if image_layer is None:
             active = self._viewer.layers.selection.active
             image_layer = default_image_layer(self._viewer.layers, active)
-        image_input = read_image_layer(image_layer)
-        assert image_layer is not None
+        image = read_image_layers(image_layer, channels)
         if target is None:
-            labels = new_target_array(image_input.shape_yx)
-        else:
-            check_target_layer(target, image_layer, image_input.shape_yx)
-            labels = target_array(target)
-        self._image, self._input, self._target = image_layer, image_input, (target, labels)
-        self._watch.start(image_layer)
+            target = default_target(image.layer, image.image)
+        resolved = resolve_target(target, image.layer, image.image)
+        self._input, self._target = image, resolved
+        self._watch.start(image.layers)
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
-        self._link.open(image_input, labels, request)
+        place = resolved.array if isinstance(resolved, MemoryTarget) else resolved
+        self._link.open(image.image, place, request)
 
     def stop(self, message: str = HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
@@ -179,14 +193,13 @@ class SegmentController(ModelPort):
         self,
         message: str,
         *,
-        next_target: Labels | None = None,
+        next_target: Target | None = None,
         error: BaseException | None = None,
     ) -> None:
         self._tools.stop()
         self._link.cancel_loading()
-        image, layers = self._image, self._layers
-        self._image, self._input, self._target, self._layers = None, None, None, None
-        self._prompts = Prompts()
+        image, layers = self._input, self.layers
+        self._input, self._target, self._display = None, None, None
         self._watch.stop()
         if image is not None:
             if layers is not None:
@@ -194,7 +207,12 @@ class SegmentController(ModelPort):
             keeps_target = layers is not None and next_target == layers.target
             self._link.end(partial(self._finish_end, layers, keeps_target, error))
         self.state = ControllerState(
-            model=self.state.model, device=self.state.device, message=message
+            model=self.state.model,
+            device=self.state.device,
+            is_level_pinned=self.state.is_level_pinned,
+            outlines_fully=self.state.outlines_fully,
+            reads_ahead=self.state.reads_ahead,
+            message=message,
         )
         self.changed.emit()
         self._update()
@@ -202,16 +220,34 @@ class SegmentController(ModelPort):
     def close(self) -> None:
         """Let go of the viewer and end the inference thread; for the end of panel or viewer.
 
-        Returns at once; the thread ends after what it is doing. Layers are left as they are.
+        Returns at once; the thread ends after the commits that were asked for, and lets others
+        write the labels. Layers are left as they are.
         """
         if self._link.engine.is_closed:
             return
         self._link.close()
         self._tools.close()
-        if self._layers is not None:
-            self._layers.disconnect()
+        if self.layers is not None:
+            self.layers.disconnect()
         self._watch.close()
         self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
+        self._viewer.scene.camera.events.center.disconnect(self._look_ahead)
+        self._viewer.dims.events.point.disconnect(self._look_ahead)
+
+    def join(self, timeout_s: float = 60.0) -> bool:
+        """Wait after `close` until the commits that were asked for are made.
+
+        Parameters
+        ----------
+        timeout_s
+            Seconds to wait at most.
+
+        Returns
+        -------
+        bool
+            Whether the inference thread has ended.
+        """
+        return self._link.engine.join(timeout_s)
 
     def set_paused(self, is_paused: bool) -> None:
         """Give mouse and keys back to napari for a while, e.g. while the panel is hidden."""
@@ -220,7 +256,7 @@ class SegmentController(ModelPort):
     # ------------------------------------------------------------------ prompts and steps
 
     def click(self, point_yx: Sequence[float], positive: bool = True) -> None:
-        """Add a click to the current object.
+        """Add a click to the current object, on the plane that is shown.
 
         Parameters
         ----------
@@ -232,31 +268,30 @@ class SegmentController(ModelPort):
         Raises
         ------
         PromptError
-            If the point lies outside the image.
+            If the point lies outside the image, or the object is on another plane.
         SessionError
             If no session is ready.
         """
-        image_input, _ = self._ready()
-        prompts = self._prompts.with_click(point_yx, positive).inside(image_input.shape_yx)
-        level = self.view_level()
-        self._prompts = prompts
-        self._show_prompts()
-        self._link.click(prompts.points_yx[-1], positive, level)
+        display = self._ready()
+        plane = self._plane_for_prompt(display)
+        prompts = display.prompts.with_click(point_yx, positive).inside(display.image.shape_yx)
+        level = display.next_level(self._pinned_level)
+        display.ask(prompts, plane)
+        self._link.click(prompts.points_yx[-1], positive, level, plane)
 
     def click_world(self, world: Sequence[float], positive: bool = True) -> None:
         """Add a click at a world position of the viewer; see `click`."""
-        image_input, _ = self._ready()
-        point = self._to_image(world)
-        if not Box.of_shape(image_input.shape_yx).contains((point[0], point[1])):
-            assert self._image is not None
+        display = self._ready()
+        position = display.view.position(world)
+        if not display.view.holds(position.point_yx):
             raise PromptError(
-                f"this place is outside the image '{self._image.name}': click inside it, or choose "
-                "another image in the panel"
+                f"this place is outside the image '{display.image.layer.name}': click inside it, "
+                "or choose another image in the panel"
             )
-        self.click(point, positive)
+        self.click(position.point_yx, positive)
 
     def box(self, box_yxyx: Sequence[float]) -> None:
-        """Set the box of the current object.
+        """Set the box of the current object, on the plane that is shown.
 
         Parameters
         ----------
@@ -266,56 +301,65 @@ class SegmentController(ModelPort):
         Raises
         ------
         PromptError
-            If the box is empty or lies outside the image.
+            If the box is empty or lies outside the image, or the object is on another plane.
         SessionError
             If no session is ready.
         """
-        image_input, _ = self._ready()
-        prompts = self._prompts.with_box(box_yxyx).inside(image_input.shape_yx)
+        display = self._ready()
+        plane = self._plane_for_prompt(display)
+        prompts = display.prompts.with_box(box_yxyx).inside(display.image.shape_yx)
         assert prompts.box is not None
-        level = self.view_level()
-        self._prompts = prompts
-        self._show_prompts()
-        self._link.box(prompts.box, level)
+        level = display.next_level(self._pinned_level)
+        display.ask(prompts, plane)
+        self._link.box(prompts.box, level, plane)
 
     def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
         """Show a box between two world positions while it is drawn, and set it when done."""
-        _, layers = self._ready()
-        drawn = box_between(self._to_image(first), self._to_image(second))
+        display = self._ready()
+        start, end = display.view.position(first), display.view.position(second)
+        drawn = box_between(start.point_yx, end.point_yx)
         if is_done:
-            self._show_prompts()
+            display.show_prompts()
             self.box(drawn)
         else:
-            layers.box.show(drawn, self._pixels_per_screen_pixel())
+            display.show_drag(drawn, end.plane)
 
     def commit(self) -> None:
-        """Write the current object, as painted over by hand, to the target layer."""
-        _, layers = self._ready()
-        if not len(self._prompts):
+        """Write the current object, as painted over by hand, to the target.
+
+        The outline of an object larger than a tile is refined first, which takes a while; `cancel`
+        gives it up meanwhile.
+        """
+        display = self._ready()
+        if not len(display.prompts):
             self._update(message=f"There is nothing to commit. {HINT_CLICK}", is_error=False)
             return
-        self._prompts = Prompts()
-        self._show_prompts()
-        self._link.commit(layers.preview.take_hand_edits())
+        display.forget_object()
+        self._link.commit(display.layers.preview.take_strokes())
 
     def cancel(self) -> None:
-        """Give up the current object, or the loading of a model. Earlier commits stay."""
+        """Give up the current object, or the commit under way, or the loading of a model.
+
+        Earlier commits stay. A commit that is given up leaves its object as the current one.
+        """
         if self.state.phase is Phase.LOADING:
             # A session that is not there yet has no model to go on with.
-            if self._image is not None and self._layers is None:
+            if self._input is not None and self._display is None:
                 self.stop(f"Loading was cancelled. {HINT_START}")
             else:
                 self._cancel_loading()
             return
-        _, layers = self._ready()
-        self._prompts = Prompts()
-        self._show_prompts()
-        layers.preview.clear()
+        display = self._ready()
+        if not len(display.prompts) and self.state.progress and self._link.cancel_commit():
+            self._update(message="Giving up the commit ...", is_error=False)
+            return
+        display.forget_object()
+        display.layers.preview.clear()
         self._link.cancel()
 
     def undo(self) -> None:
         """Take back the last brush stroke, else the last prompt, else the last commit."""
-        _, layers = self._ready()
+        layers = self._ready().layers
         if self._is_painting_target(layers):
             layers.target.undo()
         elif not layers.preview.undo_stroke():
@@ -323,7 +367,7 @@ class SegmentController(ModelPort):
 
     def redo(self) -> None:
         """Repeat what was taken back last."""
-        _, layers = self._ready()
+        layers = self._ready().layers
         if self._is_painting_target(layers):
             layers.target.redo()
         elif not layers.preview.redo_stroke():
@@ -338,67 +382,117 @@ class SegmentController(ModelPort):
         self._update(draws_boxes=draws_boxes)
 
     def view_level(self) -> int:
-        """Choose the level for the present view; a new object is looked at there."""
-        image_input, _ = self._ready()
-        assert self._image is not None
-        return view_level(self._viewer, self._image, image_input.shape_yx, self._tile_px)
+        """Choose the level for the present zoom."""
+        display = self._ready()
+        return display.view.level(display.tile_px)
+
+    def pin_level(self, level: int | None) -> None:
+        """Look at new objects at one level at every zoom, or let the zoom tell (None).
+
+        Parameters
+        ----------
+        level
+            -2 (full size enlarged four times) to the coarsest level of the image; the nearest that
+            there is will be taken. The current object keeps its own.
+        """
+        self._pinned_level = level
+        self._update(is_level_pinned=level is not None)
+        self._show_level()
+
+    def set_outlines_fully(self, is_full: bool) -> None:
+        """Refine outlines of objects larger than a tile at full resolution when they are committed.
+
+        Otherwise they are refined at the level of the object's first prompt, as it was seen.
+        """
+        self._update(outlines_fully=is_full)
+        self._link.set_outline(0 if is_full else None)
+
+    def set_reads_ahead(self, reads_ahead: bool) -> None:
+        """Encode tiles of the view while nothing else is asked for, or do not."""
+        self._update(reads_ahead=reads_ahead)
+        if reads_ahead:
+            self._look_ahead()
+        else:
+            self._link.rest()
 
     # ------------------------------------------------------------------ answers
 
     def opened(self, opened: Opened) -> None:
         """Show that the session is ready."""
-        assert self._image is not None
-        assert self._target is not None
-        self._tile_px = opened.tile_px
-        self._layers = SessionLayers(self._viewer, self._image, *self._target)
-        self._watch.add(self._layers.all)
-        self._tools.start(self._layers.all)
+        assert self._input is not None
+        try:
+            objects = self._objects_layer(opened)
+        except HRSAMError as error:
+            self.open_failed(error)
+            return
+        folder = "" if opened.labels is None else str(opened.labels.file.folder)
+        self._display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
+        self._watch.add(self._display.layers.all)
+        self._tools.start(self._display.layers.all)
+        where = f"Objects are kept in {folder}. " if folder else ""
         self._update(
             phase=Phase.READY,
             model=opened.model,
             device=opened.device,
-            level=self.view_level(),
-            message=self._hint(),
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            levels=self._display.levels,
+            labels_folder=folder,
+            message=f"{where}{self._hint()}",
         )
+        self._show_level()
+
+    def _objects_layer(self, opened: Opened) -> ObjectsLayer:
+        assert self._input is not None
+        if opened.labels is None:
+            assert isinstance(self._target, MemoryTarget)
+            return MemoryObjects(self._viewer, self._input.layer, self._target)
+
+        def report(error: HRSAMError) -> None:
+            # It was found on whatever thread draws.
+            self._link.engine.tell(partial(self.report, error))
+
+        return StoredObjects(self._viewer, self._input.layer, opened.labels, report)
 
     def open_failed(self, error: BaseException) -> None:
         """Show why there is no session."""
         self.stop()
         self.report(error)
 
+    def outlined(self, done: int, total: int) -> None:
+        """Show how far the outline of an object being committed is."""
+        if self._display is not None and done < total:
+            message = describe_outline(done, total)
+            self._update(progress=(done, total), message=message, is_error=False)
+
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Show an answer."""
-        layers = self._layers
-        if layers is None:
+        display = self._display
+        if display is None:
             return
+        self._update(progress=None)
         if answer.edit is not None:
-            layers.refresh_target()
+            display.layers.objects.edited(answer.edit)
         if not is_newest:
             return
-        self._prompts = answer.prompts
-        prediction = answer.prediction
-        if prediction is None:
-            layers.preview.clear()
-        else:
-            layers.preview.show(prediction.mask, prediction.box)
-            self._update(
-                encode_ms=1000 * prediction.seconds["encode_s"],
-                decode_ms=1000 * prediction.seconds["decode_s"],
-            )
-        self._show_prompts()
+        display.show_answer(answer)
+        if answer.prediction is not None:
+            seconds = answer.prediction.seconds
+            self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
         if not follows_error:
             self._update(message=describe_step(answer), is_error=False)
         self._update(
             can_undo=answer.can_undo,
             can_redo=answer.can_redo,
             num_committed=answer.num_committed,
-            level=self.view_level() if prediction is None else prediction.level,
         )
+        self._show_level()
 
-    def step_failed(self, error: BaseException, hand_edits: HandEdits | None) -> None:
+    def step_failed(self, error: BaseException, strokes: Strokes | None) -> None:
         """Show what went wrong, and keep strokes that could not be committed."""
-        if self._layers is not None:
-            self._layers.preview.put_hand_edits(hand_edits)
+        if self._display is not None:
+            self._display.layers.preview.put_strokes(strokes)
+        self._update(progress=None)
         self.report(error)
 
     def submitted(self) -> None:
@@ -407,66 +501,83 @@ class SegmentController(ModelPort):
 
     # ------------------------------------------------------------------ inside
 
-    def _ready(self) -> tuple[ImageInput, SessionLayers]:
-        if self._input is None or self._layers is None:
+    def _ready(self) -> SessionDisplay:
+        if self._display is None:
             raise SessionError(
                 f"expected a started session, but it is {self.state.phase}; press Start and wait "
                 "for the model"
             )
-        return self._input, self._layers
+        return self._display
+
+    def _plane_for_prompt(self, display: SessionDisplay) -> tuple[int, ...]:
+        plane = display.view.plane()
+        if len(display.prompts) and plane != display.plane:
+            raise PromptError(
+                f"expected a prompt on the object's plane {display.plane}, got {plane}; commit or "
+                "cancel the object before you go to another plane"
+            )
+        return plane
 
     def _hold(self) -> None:
-        if len(self._prompts):
+        if self._display is not None and len(self._display.prompts):
             raise SessionError(
                 "expected no object being drawn; commit or cancel it before you change the model"
             )
         self._tools.stop()
 
     def _go_on(self, message: str, tile_px: int | None = None) -> None:
-        if tile_px is not None:
-            self._tile_px = tile_px
-        changes: dict[str, Any] = {"phase": Phase.STOPPED}
-        if self._layers is not None:
-            self._tools.start(self._layers.all)
-            changes = {"phase": Phase.READY, "level": self.view_level()}
+        display, phase = self._display, Phase.STOPPED
+        if display is not None:
+            display.tile_px = display.tile_px if tile_px is None else tile_px
+            self._tools.start(display.layers.all)
+            phase = Phase.READY
+            self._update(levels=display.levels)
         message = f"{message} {self._hint()}".strip()
-        self._update(message=message, is_error=False, progress=None, **changes)
+        self._update(message=message, is_error=False, progress=None, phase=phase)
+        self._show_level()
 
     def _hint(self) -> str:
-        if self._layers is None:
+        if self._display is None:
             return HINT_START
         return HINT_3D if self._tools.is_3d else HINT_CLICK
 
-    def _to_image(self, world: Sequence[float]) -> Any:
-        assert self._image is not None
-        return layer_position(self._viewer, self._image, world)
-
-    def _pixels_per_screen_pixel(self) -> float:
-        assert self._image is not None
-        return pixels_per_screen_pixel(self._viewer, self._image)
-
     def _is_painting_target(self, layers: SessionLayers) -> bool:
         is_active = bool(self._viewer.layers.selection.active == layers.target)
-        return is_active and str(layers.target.mode) != "pan_zoom"
-
-    def _show_prompts(self) -> None:
-        if self._layers is not None:
-            screen_px = self._pixels_per_screen_pixel()
-            self._layers.points.show(self._prompts.points_yx, self._prompts.labels, screen_px)
-            self._layers.box.show(self._prompts.box, screen_px)
+        is_painting = is_active and str(layers.target.mode) != "pan_zoom"
+        return is_painting and layers.objects.is_paintable
 
     def _update(self, **changes: Any) -> None:
-        self.update(num_prompts=len(self._prompts), is_busy=self._link.is_busy, **changes)
+        prompts = Prompts() if self._display is None else self._display.prompts
+        self.update(num_prompts=len(prompts), is_busy=self._link.is_busy, **changes)
+
+    def _show_level(self) -> None:
+        if self._display is not None:
+            self._update(level=self._display.level(self._pinned_level))
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Have the tiles of the view encoded in spare time."""
+        display, level = self._display, self.state.level
+        if display is None or level is None or not self.state.reads_ahead or self._tools.is_3d:
+            return
+        try:
+            plane = display.view.plane()
+        except PromptError:
+            self._link.rest()
+            return
+        self._link.read_ahead(display.seen(), level, plane)
+
+    def _delivered(self) -> None:
+        if self._display is not None:
+            self._display.layers.objects.refresh()
 
     def _on_zoom(self) -> None:
-        if self._layers is None:
-            return
-        self._layers.rescale(self._pixels_per_screen_pixel())
-        if not len(self._prompts):
-            self._update(level=self.view_level())
+        if self._display is not None:
+            self._display.layers.rescale(self._display.view.screen_px())
+            self._show_level()
 
     def _on_ndisplay(self) -> None:
-        if self._layers is not None:
+        if self._display is not None:
             self._update(message=self._hint(), is_error=False)
 
     def _on_loss(self, what: str) -> None:
@@ -477,7 +588,7 @@ class SegmentController(ModelPort):
         self, layers: SessionLayers | None, keeps_target: bool, error: BaseException | None
     ) -> None:
         if layers is not None:
-            layers.refresh_target()
+            layers.objects.refresh()
             layers.remove(keeps_target=keeps_target)
         # A window that closes removes its layers too, and hides the panel: that is no error.
         if error is not None and not self._tools.is_paused:

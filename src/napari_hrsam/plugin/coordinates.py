@@ -98,7 +98,13 @@ def view_level(
     return int(np.clip(level, FINEST_LEVEL, coarsest_level(shape_yx, tile_px)))
 
 
-def placement(layer: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> dict[str, Any]:
+def placement(
+    layer: Layer,
+    offset_yx: Sequence[float] = (0.0, 0.0),
+    *,
+    step: int = 1,
+    plane: Sequence[int] = (),
+) -> dict[str, Any]:
     """Layer attributes that put an array on the pixel grid of `layer`.
 
     Parameters
@@ -106,7 +112,12 @@ def placement(layer: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> dict[str
     layer
         The layer whose scale, translate, rotate, shear, affine, units and axis labels are copied.
     offset_yx : (y, x) float
-        Position in `layer`, in its pixels, of the array's pixel (0, 0).
+        Upper left corner of the array: the position in `layer`, in its pixels, of the level-0
+        pixel on which the array's pixel (0, 0) begins.
+    step : int
+        Level-0 pixels per pixel of the array along y and x.
+    plane : sequence of int
+        Place of the array along the axes before y and x; by default 0.
 
     Returns
     -------
@@ -114,9 +125,16 @@ def placement(layer: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> dict[str
         Keyword arguments of every ``viewer.add_*`` method.
     """
     linear = Affine(scale=layer.scale, rotate=layer.rotate, shear=layer.shear).linear_matrix
+    place = np.zeros(layer.ndim)
+    if len(plane):
+        place[:-2] = plane
+    # The centre of a coarse pixel lies between the centres of its fine ones.
+    place[-2:] = np.asarray(offset_yx, dtype=float) + (step - 1) / 2
+    steps = np.ones(layer.ndim)
+    steps[-2:] = step
     return {
-        "scale": np.array(layer.scale),
-        "translate": np.asarray(layer.translate) + linear @ np.asarray(offset_yx, dtype=float),
+        "scale": np.asarray(layer.scale) * steps,
+        "translate": np.asarray(layer.translate) + linear @ place,
         "rotate": np.array(layer.rotate),
         "shear": np.array(layer.shear),
         "affine": np.array(layer.affine.affine_matrix),
@@ -125,9 +143,16 @@ def placement(layer: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> dict[str
     }
 
 
-def place(layer: Layer, like: Layer, offset_yx: Sequence[float] = (0.0, 0.0)) -> None:
+def place(
+    layer: Layer,
+    like: Layer,
+    offset_yx: Sequence[float] = (0.0, 0.0),
+    *,
+    step: int = 1,
+    plane: Sequence[int] = (),
+) -> None:
     """Move an existing layer onto the pixel grid of `like`; see `placement`."""
-    for name, value in placement(like, offset_yx).items():
+    for name, value in placement(like, offset_yx, step=step, plane=plane).items():
         if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
             setattr(layer, name, value)
 
@@ -143,3 +168,9 @@ def box_corners_yx(box: BoxPrompt) -> np.ndarray:
     """Positions (4, 2) at which to draw the corners of a half-open box prompt."""
     y0, x0, y1, x1 = (edge - 0.5 for edge in box)
     return np.array([[y0, x0], [y0, x1], [y1, x1], [y1, x0]])
+
+
+def in_plane(points_yx: ArrayLike, plane: Sequence[int]) -> np.ndarray:
+    """Put the index of a plane before (N, 2) positions: (N, len(plane) + 2)."""
+    points = np.asarray(points_yx, dtype=float).reshape(-1, 2)
+    return np.hstack([np.tile(np.asarray(plane, dtype=float), (len(points), 1)), points])

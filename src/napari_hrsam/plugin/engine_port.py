@@ -54,6 +54,7 @@ class EnginePort(StateBoard):
     def deliver(self) -> None:
         """Show finished work; called on the viewer's thread."""
         self._engine.deliver()
+        self._delivered()
         self.update(is_busy=self._engine.num_pending > 0)
 
     def wait(self, timeout_s: float = 60.0) -> None:
@@ -67,6 +68,7 @@ class EnginePort(StateBoard):
             The first one reported since the last call.
         """
         is_answered = self._engine.wait(timeout_s)
+        self._delivered()
         self.update(is_busy=self._engine.num_pending > 0)
         if not is_answered:
             raise SessionError(
@@ -74,6 +76,9 @@ class EnginePort(StateBoard):
                 "is still busy; wait longer, or cancel"
             )
         self.raise_reported()
+
+    def _delivered(self) -> None:
+        """Do once what several answers together ask for."""
 
     def guard(self, action: Callable[..., None], *arguments: Any) -> None:
         """Run an action of the user; an expected error is reported instead of raised."""

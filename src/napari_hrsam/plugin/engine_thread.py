@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from napari_hrsam.errors import HRSAMError
+
+logger = logging.getLogger(__name__)
+
 THREAD_NAME = "hrsam-inference"
+REST_S = 0.25
+"""Quiet before spare time is used: a person who goes on clicking must not wait for it."""
+
+EXIT_TIMEOUT_S = 60.0
+"""Time for what was asked for at the end of Python."""
+
+SpareWork = Callable[[], bool]
+"""Does a little and tells whether there is more to do."""
 
 
 class EngineThread:
     """Run jobs one after the other on a single persistent thread.
 
     Model, CUDA context and OpenMP pool live on that thread, and a `Session`, which is not
-    thread-safe, is only ever touched there. Answers wait in a queue until the owner's thread calls
-    `deliver`; `notify` is called on the inference thread whenever there is something to deliver
-    (a panel emits a queued Qt signal there, a script without Qt polls).
+    thread-safe, is only ever touched there. When nothing was asked for a while, it does spare
+    work, piece by piece, and gives way to the next job after the piece under way. Answers wait in
+    a queue until the owner's thread calls `deliver`; `notify` is called on the inference thread
+    whenever there is something to deliver (a panel emits a queued Qt signal there, a script
+    without Qt polls).
 
     Parameters
     ----------
@@ -28,11 +44,19 @@ class EngineThread:
     """
 
     def __init__(self, notify: Callable[[], None] | None = None) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._notify = notify
         self._closed = threading.Event()
         self._num_pending = 0
+        self._spare_work: SpareWork | None = None
+        self._busy_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"{THREAD_NAME}_0", daemon=True)
+        self._thread.start()
+        # A thread that works while the interpreter is taken apart may crash it.
+        atexit.register(self._end)
 
     @property
     def num_pending(self) -> int:
@@ -56,8 +80,22 @@ class EngineThread:
         if self.is_closed:
             return
         self._num_pending += 1
-        future = self._pool.submit(job)
+        future: Future[Any] = Future()
         future.add_done_callback(lambda done: self.tell(partial(self._receive, receive, done)))
+        self._jobs.put((job, future))
+
+    def use_spare_time(self, work: SpareWork | None) -> None:
+        """Set what is done while nothing is asked for; it begins `REST_S` after this call.
+
+        Parameters
+        ----------
+        work
+            Called on the inference thread again and again until it returns False, a job comes, or
+            this is called again; None for nothing.
+        """
+        self._spare_work = work
+        self._busy_at = time.monotonic()
+        self._jobs.put(None)
 
     def tell(self, message: Callable[[], None]) -> None:
         """Have a function called on the thread that calls `deliver`; for a job under way."""
@@ -104,11 +142,69 @@ class EngineThread:
                 time.sleep(min(0.005, left_s))
         return True
 
-    def close(self) -> None:
-        """Drop queued jobs and let the thread end after the one that is running.
+    def close(self, last: Callable[[], Any] | None = None) -> None:
+        """Let the thread end after the jobs that were submitted; returns at once.
 
-        Returns at once; later answers are not delivered. Closing twice is allowed.
+        No answer is delivered from now on. Closing twice is allowed.
+
+        Parameters
+        ----------
+        last
+            One more job for the end.
         """
+        if self.is_closed:
+            return
         self._closed.set()
         self._notify = None
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._spare_work = None
+        if last is not None:
+            self._jobs.put((last, Future()))
+        self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end after `close`; False if it did not in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        has_spare_work = False
+        while True:
+            try:
+                item = self._jobs.get(timeout=self._rest_left() if has_spare_work else None)
+            except queue.Empty:
+                has_spare_work = self._use_spare_time()
+                continue
+            if item is not None:
+                self._carry_out(*item)
+                self._busy_at = time.monotonic()
+            elif self.is_closed and self._jobs.empty():
+                atexit.unregister(self._end)
+                return
+            has_spare_work = self._spare_work is not None
+
+    def _rest_left(self) -> float:
+        return max(0.0, self._busy_at + REST_S - time.monotonic())
+
+    def _use_spare_time(self) -> bool:
+        work = self._spare_work
+        try:
+            return work is not None and work()
+        # Nobody asked for it: whoever asks for the same later is told what is wrong.
+        except (HRSAMError, OSError, RuntimeError, ValueError):
+            logger.warning("spare work failed", exc_info=True)
+            return False
+
+    def _carry_out(self, job: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            result = job()
+        # Whatever it is, it is for the one who asked.
+        except BaseException as error:
+            if self.is_closed:
+                logger.exception("a job failed while nobody listens any more")
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _end(self) -> None:
+        self.close()
+        self.join(EXIT_TIMEOUT_S)

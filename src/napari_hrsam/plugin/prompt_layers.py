@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Points, Shapes
 
-from napari_hrsam.plugin.coordinates import box_corners_yx, place, placement
+from napari_hrsam.plugin.coordinates import box_corners_yx, in_plane, place, placement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,8 @@ class PointsDisplay:
     def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
         self._image = image
         self.layer = Points(
-            np.zeros((0, 2)),
-            ndim=2,
+            np.zeros((0, image.ndim)),
+            ndim=image.ndim,
             name=f"{image.name} [prompts]",
             features={"label": np.zeros(0, np.int64)},
             size=POINT_SIZE_ON_SCREEN,
@@ -50,6 +50,7 @@ class PointsDisplay:
         points_yx: Sequence[tuple[float, float]],
         labels: Sequence[bool],
         pixels_per_screen_pixel: float,
+        plane: Sequence[int] = (),
     ) -> None:
         """Show exactly these clicks.
 
@@ -61,8 +62,10 @@ class PointsDisplay:
             True for positive clicks.
         pixels_per_screen_pixel
             Level-0 pixels under a screen pixel, for the size of the symbols.
+        plane
+            Where they lie along the axes before y and x.
         """
-        data = np.asarray(points_yx, dtype=float).reshape(-1, 2)
+        data = in_plane(points_yx, plane)
         if len(data) == 0 and len(self.layer.data) == 0:
             return
         is_positive = np.asarray(labels, dtype=bool).reshape(-1)
@@ -94,11 +97,17 @@ class BoxDisplay:
     def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
         self._image = image
         self._box: BoxPrompt | None = None
+        self._plane: tuple[int, ...] = ()
         self._edge_width = 1.0
-        self.layer = Shapes(ndim=2, name=f"{image.name} [box]", **placement(image))
+        self.layer = Shapes(ndim=image.ndim, name=f"{image.name} [box]", **placement(image))
         viewer.add_layer(self.layer)
 
-    def show(self, box: BoxPrompt | None, pixels_per_screen_pixel: float) -> None:
+    def show(
+        self,
+        box: BoxPrompt | None,
+        pixels_per_screen_pixel: float,
+        plane: Sequence[int] = (),
+    ) -> None:
         """Show a box, or none.
 
         Parameters
@@ -107,15 +116,18 @@ class BoxDisplay:
             Level-0 pixels, half open.
         pixels_per_screen_pixel
             Level-0 pixels under a screen pixel, for the width of the line.
+        plane
+            Where it lies along the axes before y and x.
         """
         edge_width = max(BOX_EDGE_ON_SCREEN * pixels_per_screen_pixel, 1e-6)
-        if box == self._box and edge_width == self._edge_width:
+        known = (self._box, self._edge_width, self._plane)
+        if (box, edge_width, tuple(plane)) == known:
             return
-        self._box, self._edge_width = box, edge_width
+        self._box, self._edge_width, self._plane = box, edge_width, tuple(plane)
         self.layer.data = []
         if box is not None:
             self.layer.add_rectangles(
-                box_corners_yx(box),
+                in_plane(box_corners_yx(box), plane),
                 edge_width=edge_width,
                 edge_color=BOX_COLOR,
                 face_color="transparent",
@@ -125,7 +137,7 @@ class BoxDisplay:
     def rescale(self, pixels_per_screen_pixel: float) -> None:
         """Keep the line's width on screen after a change of zoom."""
         if self._box is not None:
-            self.show(self._box, pixels_per_screen_pixel)
+            self.show(self._box, pixels_per_screen_pixel, self._plane)
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""

@@ -1,4 +1,4 @@
-"""Sample images for File > Open Sample: real ones that lie inside scikit-image's wheel."""
+"""Sample images for File > Open Sample: real ones from scikit-image's wheel, and a huge one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 from skimage import data
 
-LayerData = tuple[np.ndarray, dict[str, Any], str]
+from napari_hrsam.cache import cache_folder
+from napari_hrsam.errors import ImageError
+from napari_hrsam.sample import Sample, make_sample, open_sample
+from napari_hrsam.sample.slide import PIXEL_UM
+from napari_hrsam.scene.recipe import VERSION
+
+LayerData = tuple[Any, dict[str, Any], str]
 
 PHOTOGRAPH_NAME = "coins (photograph)"
 MICROGRAPH_NAME = "immunohistochemistry (micrograph)"
+SLIDE_NAME = "slide (generated)"
+SLIDE_PX = 100_000
 
 
 def photograph() -> list[LayerData]:
@@ -22,6 +30,35 @@ def photograph() -> list[LayerData]:
 def micrograph() -> list[LayerData]:
     """Load colon tissue with stained nuclei: (512, 512, 3) uint8, acquired at the CMMI."""
     return _layer(data.immunohistochemistry, MICROGRAPH_NAME, rgb=True)
+
+
+def slide() -> list[LayerData]:
+    """Open a generated slide of 100,000 x 100,000 pixels; the first time it is made.
+
+    It lies in the user's cache and takes a few megabytes: pixels are painted when they are drawn.
+    """
+    sample = _cached_slide()
+    options = {
+        "name": SLIDE_NAME,
+        "rgb": True,
+        "multiscale": True,
+        "scale": (PIXEL_UM, PIXEL_UM),
+        "units": ("micrometer", "micrometer"),
+        "metadata": {"path": str(sample.path)},
+    }
+    return [(list(sample.levels), options, "image")]
+
+
+def _cached_slide() -> Sample:
+    path = cache_folder() / "samples" / f"slide-{SLIDE_PX}-v{VERSION}.ome.zarr"
+    if not path.exists():
+        try:
+            return make_sample(path, SLIDE_PX)
+        except ImageError:
+            # Another program may have made it meanwhile.
+            if not path.exists():
+                raise
+    return open_sample(path)
 
 
 def _layer(load: Callable[[], np.ndarray], name: str, *, rgb: bool) -> list[LayerData]:

@@ -22,12 +22,15 @@ from qtpy.QtWidgets import (
 )
 
 from napari_hrsam.errors import PromptError
+from napari_hrsam.plugin.colour_box import ColourBox
 from napari_hrsam.plugin.controller import SegmentController
-from napari_hrsam.plugin.image_input import default_image_layer
+from napari_hrsam.plugin.image_input import default_image_layer, on_grid_of
 from napari_hrsam.plugin.layer_choices import LayerChoices
+from napari_hrsam.plugin.level_box import LevelBox
 from napari_hrsam.plugin.loading import AUTO_DEVICE, load_named_model, model_label
 from napari_hrsam.plugin.model_box import ModelBox
 from napari_hrsam.plugin.model_chooser import find_known_models
+from napari_hrsam.plugin.objects_layer import target_name
 from napari_hrsam.plugin.panel_parts import (
     Bell,
     Section,
@@ -38,13 +41,15 @@ from napari_hrsam.plugin.panel_parts import (
     row,
 )
 from napari_hrsam.plugin.qt_binding import binding_warning
-from napari_hrsam.plugin.session_layers import target_name
-from napari_hrsam.plugin.state import ControllerState, Phase
+from napari_hrsam.plugin.state import ControllerState, Phase, describe_level
+from napari_hrsam.plugin.target_box import TargetBox
+from napari_hrsam.plugin.targets import FOLDER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import napari.viewer
+    from napari.layers import Image
     from qtpy.QtGui import QHideEvent, QShowEvent
 
     from napari_hrsam.plugin.loading import ModelLoader
@@ -55,7 +60,6 @@ logger = logging.getLogger(__name__)
 MIN_WIDTH_PX = 300
 PROGRESS_STEPS = 1000
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
-NEW_LAYER = "new layer"
 KEY_HELP = (
     ("Left click", "adds to the object"),
     ("Right click", "takes away; so do Ctrl and Shift + click"),
@@ -99,6 +103,7 @@ class SegmentWidget(QWidget):
         self.controller.set_notify(self._bell.ring)
         self._choices = LayerChoices(napari_viewer, self._fill_layers)
         self._asked_for_devices = False
+        self._shown_image: tuple[Image | None, bool] = (None, True)
         self.model_box = ModelBox(find_models=find_models)
         self.model_box.picked.connect(self._choose_model)
         self._build()
@@ -110,7 +115,8 @@ class SegmentWidget(QWidget):
         self.destroyed.connect(let_go)
         application = QApplication.instance()
         if application is not None:
-            application.aboutToQuit.connect(let_go)
+            # No window is left to be blocked: what was asked for is waited for.
+            application.aboutToQuit.connect(partial(_finish, self.controller, self._choices))
         self._fill_layers()
         self._show_state()
         warning = binding_warning()
@@ -142,18 +148,21 @@ class SegmentWidget(QWidget):
     def _build_input(self) -> Section:
         section = Section("Image and model")
         # A long layer name must not make the panel wider than the dock.
-        self.image_box, self.device_box, self.target_box = (narrow(QComboBox()) for _ in range(3))
+        self.image_box, self.device_box = narrow(QComboBox()), narrow(QComboBox())
+        self.target_box, self.colour_box = TargetBox(), ColourBox()
+        self.colour_label = QLabel("Colours")
         self.image_box.setToolTip("The image to segment; it is never changed")
         self.device_box.setToolTip("Where the network runs; auto takes a GPU if there is one")
         self._fill_devices((AUTO_DEVICE,))
-        self.target_box.setToolTip("The Labels layer that committed objects are written to")
         self.image_box.activated.connect(self._choose_image)
         self.device_box.activated.connect(self._choose_device)
-        self.target_box.activated.connect(self._restart)
+        self.target_box.picked.connect(self._restart)
+        self.colour_box.picked.connect(self._restart)
         self.start_button = button(
             "Start", "Load the model and take clicks on the image", self._start_or_stop
         )
         section.form.addRow("Image", self.image_box)
+        section.form.addRow(self.colour_label, self.colour_box)
         section.form.addRow("Model", self.model_box)
         section.form.addRow(self.model_box.question)
         section.form.addRow("Device", self.device_box)
@@ -200,11 +209,13 @@ class SegmentWidget(QWidget):
             "Redo [Ctrl+Shift+Z]", "Repeat what was taken back", partial(guard, controller.redo)
         )
         self.count_label = QLabel()
+        self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         section.form.addRow(self.box_button)
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
+        section.form.addRow(self.level_box)
         return section
 
     def _build_help(self) -> Section:
@@ -252,11 +263,29 @@ class SegmentWidget(QWidget):
             if not (active is not None and active == image) and kept in self._choices.images:
                 image = kept
         fill_combo(self.image_box, [(layer.name, layer) for layer in self._choices.images], image)
+        self._fill_colours()
+        if (image, is_running) != self._shown_image:
+            self._shown_image = (image, is_running)
+            self.target_box.set_image(image)
         session = self.controller.layers
-        chosen = self.target_box.currentData() if session is None else session.target
         own_layers = [] if session is None else session.own
-        targets = [(layer.name, layer) for layer in self._choices.targets(own_layers)]
-        fill_combo(self.target_box, [(NEW_LAYER, None), *targets], chosen)
+        self.target_box.set_layers(
+            [
+                (layer.name, layer)
+                for layer in self._choices.targets(own_layers)
+                if FOLDER_KEY not in layer.metadata
+            ]
+        )
+        in_use = self.controller.target_in_use
+        if in_use is not None:
+            self.target_box.choose(in_use)
+
+    def _fill_colours(self) -> None:
+        image = self.image_box.currentData()
+        layers = [] if image is None else on_grid_of(image, self._choices.images)
+        self.colour_box.set_layers(layers)
+        for widget in (self.colour_label, self.colour_box):
+            widget.setVisible(len(layers) > 1)
 
     def _fill_devices(self, names: tuple[str, ...]) -> None:
         chosen = self.device_box.currentData() or AUTO_DEVICE
@@ -266,7 +295,7 @@ class SegmentWidget(QWidget):
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
         is_open = is_stopped or (is_ready and not state.num_prompts)
-        for box in (self.image_box, self.device_box, self.target_box):
+        for box in (self.image_box, self.device_box, self.target_box, self.colour_box):
             box.setEnabled(is_open)
         is_loading = state.phase is Phase.LOADING
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
@@ -285,6 +314,8 @@ class SegmentWidget(QWidget):
         self.message_label.setToolTip(state.message if state.is_error else "")
         self.message_label.setStyleSheet(self._error_style() if state.is_error else "")
         self.facts_label.setText(_facts(state))
+        self.facts_label.setToolTip(state.labels_folder)
+        self.level_box.show_state(state)
         if state.progress is None:
             self.progress_bar.setRange(0, 0 if state.is_busy else 1)
         else:
@@ -322,16 +353,19 @@ class SegmentWidget(QWidget):
         self.controller.start(
             self.image_box.currentData(),
             self.model_box.chooser.chosen,
-            target=self.target_box.currentData(),
+            channels=self.colour_box.chosen,
+            target=self.target_box.chosen,
             device=self.device_box.currentData(),
         )
 
     def _choose_image(self) -> None:
         # Go on with the objects of this image if there are some.
         image = self.image_box.currentData()
-        texts = [self.target_box.itemText(i) for i in range(self.target_box.count())]
+        self.colour_box.forget()
+        self.target_box.set_image(image)
         wanted = target_name(image)
-        self.target_box.setCurrentIndex(texts.index(wanted) if wanted in texts else 0)
+        named = [layer for layer in self._choices.targets([]) if layer.name == wanted]
+        self.target_box.choose(named[0] if named else None)
         self._restart()
 
     def _choose_model(self, model: str, is_agreed: bool) -> None:
@@ -375,7 +409,7 @@ class SegmentWidget(QWidget):
 def _facts(state: ControllerState) -> str:
     facts = [model_label(state.model), state.device] if state.device else []
     if state.level is not None:
-        facts.append(f"level {state.level}")
+        facts.append(describe_level(state.level))
     if state.decode_ms is not None and state.encode_ms is not None:
         facts.append(f"{state.encode_ms + state.decode_ms:.0f} ms")
     return " · ".join(fact for fact in facts if fact)
@@ -384,3 +418,8 @@ def _facts(state: ControllerState) -> str:
 def _let_go(controller: SegmentController, choices: LayerChoices, *_: Any) -> None:
     controller.close()
     choices.close()
+
+
+def _finish(controller: SegmentController, choices: LayerChoices) -> None:
+    _let_go(controller, choices)
+    controller.join()

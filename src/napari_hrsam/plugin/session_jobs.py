@@ -10,31 +10,46 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_hrsam.errors import SessionError
-from napari_hrsam.plugin.loading import (
-    AUTO_DEVICE,
-    Loading,
-    LoadingCancelled,
-    ModelLoader,
-    ModelRequest,
-    load_named_model,
-)
-from napari_hrsam.plugin.preview_layer import apply_edits
+from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelLoader, ModelRequest, load_named_model
+from napari_hrsam.plugin.progress import Cancelled, Progress
+from napari_hrsam.plugin.strokes import Strokes, apply_strokes
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_places import LabelFile, OwnPlace
+from napari_hrsam.storage.label_pyramid import PyramidLabels
 from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
+    import zarr
+
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import Session
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
-    from napari_hrsam.plugin.image_input import ImageInput
+    from napari_hrsam.storage.layers import LayerImage
 
 logger = logging.getLogger(__name__)
 
-HandEdits = tuple["Box", np.ndarray]
+LabelsPlace = np.ndarray | LabelFile | OwnPlace
+"""What receives committed objects: an array, changed in place, or a label image on disk."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenedLabels:
+    """A label image on disk that is open for writing.
+
+    Attributes
+    ----------
+    file
+        Where it is.
+    levels
+        Its stored arrays, finest first, for reading on any thread.
+    """
+
+    file: LabelFile
+    levels: tuple[zarr.Array[Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Opened:
     """A model is loaded, and the session on it, if there is one, is ready.
 
@@ -48,6 +63,8 @@ class Opened:
         Side of the model's tile in level pixels.
     can_undo, can_redo
         Whether the session has a step to take back or to repeat.
+    labels
+        The label image on disk, if there is one.
     """
 
     model: str
@@ -55,6 +72,7 @@ class Opened:
     tile_px: int
     can_undo: bool = False
     can_redo: bool = False
+    labels: OpenedLabels | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +93,10 @@ class Answer:
         What this step changed in the label image, if anything.
     is_taken_back
         Whether `edit` was undone by this step.
+    is_cancelled
+        Whether the step was a commit that was given up: the object is still the current one.
+    strokes
+        Of a commit that was given up.
     """
 
     prediction: Prediction | None
@@ -84,6 +106,8 @@ class Answer:
     num_committed: int
     edit: Edit | None = None
     is_taken_back: bool = False
+    is_cancelled: bool = False
+    strokes: Strokes | None = None
 
 
 def find_devices() -> tuple[str, ...]:
@@ -94,7 +118,7 @@ def find_devices() -> tuple[str, ...]:
 
 
 class SessionJobs:
-    """The session and its model; every method runs on the inference thread.
+    """The session, its model and its labels; every method runs on the inference thread.
 
     Parameters
     ----------
@@ -107,36 +131,58 @@ class SessionJobs:
         self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
         self._session: Session | None = None
+        self._store: PyramidLabels | None = None
+        self._opened_labels: OpenedLabels | None = None
+        self._outline_level: int | None = None
         self._num_committed = 0
 
     def open(
-        self, image: ImageInput, labels: np.ndarray, request: ModelRequest, loading: Loading
+        self, image: LayerImage, place: LabelsPlace, request: ModelRequest, loading: Progress
     ) -> Opened | None:
         """Load the model, unless it is loaded, and begin a session; None if cancelled meanwhile.
 
         Parameters
         ----------
         image
-            What to annotate; its pixels are read here.
-        labels : (H, W) integer
-            Receives committed objects in place.
+            What to annotate; pixels are read here.
+        place
+            Receives committed objects.
         request
             The model.
         loading
             Told how it goes; the GUI thread gives up through it.
         """
-        from napari_hrsam.engine.session import Session
-        from napari_hrsam.storage.tile_source import ArrayImage
-
         self.close()
-        pixels = ArrayImage(np.asarray(image.data), rgb=image.rgb)
+        try:
+            opened = self._open(image, place, request, loading)
+        except BaseException:
+            self.close()
+            raise
+        if opened is None:
+            self.close()
+        return opened
+
+    def _open(
+        self, image: LayerImage, place: LabelsPlace, request: ModelRequest, loading: Progress
+    ) -> Opened | None:
+        from napari_hrsam.engine.session import Session
+
+        pixels = image.open()
+        if isinstance(place, OwnPlace):
+            place = place.of(image)
+        labels: Any = place
+        if isinstance(place, LabelFile):
+            # Before the model: that it is open elsewhere is told at once.
+            self._store = labels = place.open((*pixels.plane_shape, *pixels.shape_yx))
+            self._opened_labels = OpenedLabels(file=place, levels=labels.levels)
         if not self._load(request, loading):
             return None
         self._session = Session(self._model, pixels, labels)
+        self._session.outline_level = self._outline_level
         self._num_committed = 0
         return self._opened(request)
 
-    def use_model(self, request: ModelRequest, loading: Loading) -> Opened | None:
+    def use_model(self, request: ModelRequest, loading: Progress) -> Opened | None:
         """Load a model, and let the session, if there is one, go on with it; None if cancelled.
 
         Commits and their undo stay. After an error, or when cancelled, everything is as before.
@@ -154,9 +200,10 @@ class SessionJobs:
             return None
         if self._session is not None:
             self._session = self._session.with_model(self._model)
+            self._session.outline_level = self._outline_level
         return self._opened(request)
 
-    def _load(self, request: ModelRequest, loading: Loading) -> bool:
+    def _load(self, request: ModelRequest, loading: Progress) -> bool:
         """Whether the model is there; the one before it stays until then."""
         if loading.is_cancelled:
             return False
@@ -167,7 +214,7 @@ class SessionJobs:
             model = self._load_model(
                 request.model, request.device, download=request.download, progress=loading
             )
-        except LoadingCancelled:
+        except Cancelled:
             logger.info("loading of %s was cancelled", request.model)
             return False
         if not loading.finish():
@@ -182,38 +229,51 @@ class SessionJobs:
             tile_px=int(self._model.config.tile_px),
             can_undo=self._session is not None and self._session.can_undo,
             can_redo=self._session is not None and self._session.can_redo,
+            labels=self._opened_labels,
         )
 
     def close(self) -> None:
-        """End the session; the model stays loaded for the next one."""
-        if self._session is not None:
-            self._session.close()
-        self._session = None
+        """End the session and let others write its labels; the model stays for the next one."""
+        session, store = self._session, self._store
+        self._session = self._store = self._opened_labels = None
+        if session is not None:
+            session.close()
+        if store is not None:
+            store.close()
 
     def snapshot(self) -> Answer:
         """Describe the session as it is."""
         return self._answer(None)
 
     def click(
-        self, point_yx: tuple[float, float], positive: bool, level: int, cancelled: threading.Event
+        self,
+        point_yx: tuple[float, float],
+        positive: bool,
+        level: int,
+        plane: tuple[int, ...],
+        cancelled: threading.Event,
     ) -> Answer:
         """Add a click; `level` counts for the first prompt of an object."""
         if cancelled.is_set():
             return self.snapshot()
+        level_or_none = self._first_level(level)
         return self._answer(
-            self._current.click(point_yx, positive=positive, level=self._first_level(level))
+            self._current.click(point_yx, positive=positive, level=level_or_none, plane=plane)
         )
 
     def box(
         self,
         box_yxyx: BoxPrompt,
         level: int,
+        plane: tuple[int, ...],
         cancelled: threading.Event,
     ) -> Answer:
         """Set the box; `level` counts for the first prompt of an object."""
         if cancelled.is_set():
             return self.snapshot()
-        return self._answer(self._current.box(box_yxyx, level=self._first_level(level)))
+        return self._answer(
+            self._current.box(box_yxyx, level=self._first_level(level), plane=plane)
+        )
 
     def undo(self) -> Answer:
         """Take back the last prompt of the current object, else the last commit."""
@@ -227,13 +287,28 @@ class SessionJobs:
         self._num_committed += isinstance(step, Edit)
         return self._answer(step)
 
-    def commit(self, hand_edits: HandEdits | None) -> Answer:
-        """Write the current object, with the user's strokes on it if there are any."""
+    def commit(self, strokes: Strokes | None, progress: Progress) -> Answer:
+        """Write the current object, with the user's strokes on it if there are any.
+
+        Parameters
+        ----------
+        strokes
+            What the user painted.
+        progress
+            Told how far the outline of a large object is; gives up through it.
+        """
         prediction = self._current.prediction
         mask = None
-        if prediction is not None and hand_edits is not None:
-            mask = apply_edits(prediction.mask, prediction.box, hand_edits)
-        edit = self._current.commit(mask=mask)
+        if prediction is not None and strokes is not None:
+            mask = apply_strokes(
+                prediction.level_mask, prediction.box, strokes, prediction.level_downsample
+            )
+        try:
+            edit = self._current.commit(mask=mask, progress=progress)
+        except Cancelled:
+            return self._answer(None, is_cancelled=True, strokes=strokes)
+        finally:
+            progress.finish()
         self._num_committed += 1
         return self._answer(edit)
 
@@ -241,6 +316,18 @@ class SessionJobs:
         """Give up the current object."""
         self._current.cancel()
         return self.snapshot()
+
+    def set_outline(self, level: int | None) -> None:
+        """Set the level at which outlines of large objects are refined, also of later sessions."""
+        self._outline_level = level
+        if self._session is not None:
+            self._session.outline_level = level
+
+    def read_ahead(self, box0: Box, level: int, plane: tuple[int, ...]) -> bool:
+        """Encode a tile of the view ahead; False if there is nothing to do."""
+        if self._session is None:
+            return False
+        return self._session.read_ahead(box0, level, plane)
 
     @property
     def _current(self) -> Session:
@@ -251,14 +338,18 @@ class SessionJobs:
     def _first_level(self, level: int) -> int | None:
         return level if self._current.prediction is None else None
 
-    def _answer(self, step: Any, *, is_taken_back: bool = False) -> Answer:
+    def _answer(self, step: Any, **more: Any) -> Answer:
         session = self._current
+        prediction = session.prediction
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
         return Answer(
-            prediction=session.prediction,
+            prediction=prediction,
             prompts=session.prompts,
             can_undo=session.can_undo,
             can_redo=session.can_redo,
             num_committed=self._num_committed,
             edit=step if isinstance(step, Edit) else None,
-            is_taken_back=is_taken_back,
+            **more,
         )

@@ -10,15 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from napari_hrsam.plugin.engine_thread import EngineThread
-from napari_hrsam.plugin.loading import Loading, ModelLoader, ModelRequest
+from napari_hrsam.plugin.loading import ModelLoader, ModelRequest
+from napari_hrsam.plugin.progress import Progress
 from napari_hrsam.plugin.session_jobs import Answer, Opened, SessionJobs
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
-    from napari_hrsam.plugin.image_input import ImageInput
-    from napari_hrsam.plugin.session_jobs import HandEdits
+    from napari_hrsam.plugin.session_jobs import LabelsPlace
+    from napari_hrsam.plugin.strokes import Strokes
+    from napari_hrsam.storage.layers import LayerImage
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,13 @@ class SessionListener(Protocol):
     def progressed(self, done_bytes: int, total_bytes: int) -> None:
         """Take note of how far a download is."""
 
+    def outlined(self, done: int, total: int) -> None:
+        """Take note of how far the outline of an object being committed is."""
+
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Take an answer; only the newest one is to be shown, but every edit counts."""
 
-    def step_failed(self, error: BaseException, hand_edits: HandEdits | None) -> None:
+    def step_failed(self, error: BaseException, strokes: Strokes | None) -> None:
         """Take an error; an answer with the session's unchanged state follows."""
 
     def submitted(self) -> None:
@@ -72,7 +76,8 @@ class SessionLink:
         self._listener = listener
         self._generation = 0
         self._opening = threading.Event()
-        self._loading = Loading()
+        self._loading = Progress()
+        self._commit: Progress | None = None
         self._object_cancelled = threading.Event()
 
     @property
@@ -80,12 +85,12 @@ class SessionLink:
         """Whether anything has not been answered yet."""
         return self.engine.num_pending > 0
 
-    def open(self, image: ImageInput, labels: np.ndarray, request: ModelRequest) -> None:
+    def open(self, image: LayerImage, place: LabelsPlace, request: ModelRequest) -> None:
         """Load a model and begin a session; see `SessionJobs.open`."""
         self._opening = opening = threading.Event()
         self._object_cancelled = threading.Event()
         self.submit(
-            partial(self._jobs.open, image, labels, request, self._new_loading()),
+            partial(self._jobs.open, image, place, request, self._new_loading()),
             partial(self._receive_opened, opening),
         )
 
@@ -106,6 +111,7 @@ class SessionLink:
         self._opening.set()
         self._loading.cancel()
         self._object_cancelled.set()
+        self.engine.use_spare_time(None)
 
         def receive(future: Future[Any]) -> None:
             future.result()
@@ -114,19 +120,37 @@ class SessionLink:
         self.submit(self._jobs.close, receive)
 
     def close(self) -> None:
-        """End the thread after what it is doing; returns at once, nothing is told any more."""
-        self.engine.close()
+        """End the thread after the commits asked for; returns at once, nothing is told any more.
+
+        The current object, which was not committed, is given up; the labels are closed.
+        """
         self._opening.set()
         self._loading.cancel()
         self._object_cancelled.set()
+        self.engine.close(self._jobs.close)
 
-    def click(self, point_yx: tuple[float, float], positive: bool, level: int) -> None:
+    def click(
+        self, point_yx: tuple[float, float], positive: bool, level: int, plane: tuple[int, ...]
+    ) -> None:
         """Add a click to the current object."""
-        self._post(partial(self._jobs.click, point_yx, positive, level, self._object_cancelled))
+        cancelled = self._object_cancelled
+        self._post(partial(self._jobs.click, point_yx, positive, level, plane, cancelled))
 
-    def box(self, box_yxyx: BoxPrompt, level: int) -> None:
+    def box(self, box_yxyx: BoxPrompt, level: int, plane: tuple[int, ...]) -> None:
         """Set the box of the current object."""
-        self._post(partial(self._jobs.box, box_yxyx, level, self._object_cancelled))
+        self._post(partial(self._jobs.box, box_yxyx, level, plane, self._object_cancelled))
+
+    def set_outline(self, level: int | None) -> None:
+        """Set the level at which outlines of large objects are refined."""
+        self.submit(partial(self._jobs.set_outline, level), lambda future: future.result())
+
+    def read_ahead(self, box0: Box, level: int, plane: tuple[int, ...]) -> None:
+        """Encode tiles around a part of the image while nothing else is asked for."""
+        self.engine.use_spare_time(partial(self._jobs.read_ahead, box0, level, plane))
+
+    def rest(self) -> None:
+        """Encode nothing ahead."""
+        self.engine.use_spare_time(None)
 
     def undo(self) -> None:
         """Take back the last prompt or commit."""
@@ -136,10 +160,16 @@ class SessionLink:
         """Repeat what was taken back."""
         self._post(self._jobs.redo)
 
-    def commit(self, hand_edits: HandEdits | None) -> None:
+    def commit(self, strokes: Strokes | None) -> None:
         """Write the current object; prompts from now on belong to the next one."""
         self._object_cancelled = threading.Event()
-        self._post(partial(self._jobs.commit, hand_edits), hand_edits=hand_edits)
+        progress = Progress(self._told(lambda: progress.is_cancelled, self._listener.outlined))
+        self._commit = progress
+        self._post(partial(self._jobs.commit, strokes, progress), strokes=strokes)
+
+    def cancel_commit(self) -> bool:
+        """Give up the newest commit if it is not made yet; its object is the current one again."""
+        return self._commit is not None and self._commit.cancel()
 
     def cancel(self) -> None:
         """Give up the current object and pass over its prompts that are still waiting."""
@@ -152,24 +182,29 @@ class SessionLink:
         self.engine.submit(job, receive)
         self._listener.submitted()
 
-    def _post(self, job: Callable[[], Answer], hand_edits: HandEdits | None = None) -> None:
+    def _post(self, job: Callable[[], Answer], strokes: Strokes | None = None) -> None:
         self._generation += 1
-        self.submit(
-            job, partial(self._receive, self._opening, self._generation, hand_edits=hand_edits)
-        )
+        self.submit(job, partial(self._receive, self._opening, self._generation, strokes=strokes))
 
-    def _new_loading(self) -> Loading:
+    def _new_loading(self) -> Progress:
         # Of a loading that was given up nothing more is told.
-        def tell(done_bytes: int, total_bytes: int) -> None:
-            if not loading.is_cancelled:
-                self._listener.progressed(done_bytes, total_bytes)
-
-        loading = Loading(lambda *numbers: self.engine.tell(partial(tell, *numbers)))
+        loading = Progress(self._told(lambda: loading.is_cancelled, self._listener.progressed))
         self._loading = loading
         return loading
 
+    def _told(
+        self, is_silent: Callable[[], bool], hear: Callable[[int, int], None]
+    ) -> Callable[[int, int], None]:
+        """Return a function for the inference thread that tells numbers on the viewer's thread."""
+
+        def tell(done: int, total: int) -> None:
+            if not is_silent():
+                hear(done, total)
+
+        return lambda done, total: self.engine.tell(partial(tell, done, total))
+
     def _receive_model(
-        self, opening: threading.Event, loading: Loading, future: Future[Any]
+        self, opening: threading.Event, loading: Progress, future: Future[Any]
     ) -> None:
         error = future.exception()
         if error is not None:
@@ -195,7 +230,7 @@ class SessionLink:
         generation: int,
         future: Future[Any],
         *,
-        hand_edits: HandEdits | None = None,
+        strokes: Strokes | None = None,
         follows_error: bool = False,
     ) -> None:
         error = future.exception()
@@ -207,7 +242,7 @@ class SessionLink:
                 follows_error=follows_error,
             )
             return
-        self._listener.step_failed(error, hand_edits if is_newest else None)
+        self._listener.step_failed(error, strokes if is_newest else None)
         if not follows_error and not opening.is_set():
             self.submit(
                 self._jobs.snapshot,

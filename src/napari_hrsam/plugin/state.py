@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from psygnal import Signal
 
 from napari_hrsam.errors import HRSAMError
+from napari_hrsam.geometry import downsample
 
 if TYPE_CHECKING:
     from napari_hrsam.plugin.session_jobs import Answer
@@ -42,9 +43,21 @@ class ControllerState:
     model, device
         Name or path of the model in use and where it runs; empty strings before one was loaded.
     progress
-        Bytes fetched and bytes in all while weights are being downloaded, else None.
+        What is done and what there is in all while weights are being downloaded (bytes) or an
+        outline is refined (tiles), else None.
     level
-        Level of the current object, or the one that the view would give; None while stopped.
+        Level of the current object, or the one that the next would be looked at; None while
+        stopped.
+    levels
+        The finest and the coarsest level of the image; None while stopped.
+    is_level_pinned
+        Whether new objects are looked at one level at every zoom.
+    outlines_fully
+        Whether outlines of large objects are refined at full resolution.
+    reads_ahead
+        Whether tiles of the view are encoded while nothing is asked for.
+    labels_folder
+        Where the objects are kept on disk; empty while they are in memory.
     encode_ms, decode_ms
         Time taken by the last prediction, or None.
     num_prompts
@@ -69,6 +82,11 @@ class ControllerState:
     device: str = ""
     progress: tuple[int, int] | None = None
     level: int | None = None
+    levels: tuple[int, int] | None = None
+    is_level_pinned: bool = False
+    outlines_fully: bool = False
+    reads_ahead: bool = True
+    labels_folder: str = ""
     encode_ms: float | None = None
     decode_ms: float | None = None
     num_prompts: int = 0
@@ -146,12 +164,26 @@ def file_size(num_bytes: int) -> str:
 def describe_step(answer: Answer) -> str:
     """Say in a few words what a step did and what comes next."""
     edit, prediction = answer.edit, answer.prediction
+    if answer.is_cancelled:
+        return "The commit was given up; the object is still there. C commits, Esc cancels."
     if edit is not None and answer.is_taken_back:
         return f"Object {edit.label} was taken back."
     if edit is not None:
         return f"Object {edit.label} was committed. Click on the next one."
     if prediction is None:
         return HINT_CLICK
-    if not prediction.mask.any():
+    num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
+    if not num_pixels:
         return "Nothing was found here: click again, or press Esc and zoom in."
-    return f"{int(prediction.mask.sum()):,} pixels. C commits, Esc cancels."
+    about = "About " if prediction.level_downsample > 1 else ""
+    return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
+
+
+def describe_outline(done: int, total: int) -> str:
+    """Say how far the outline of a large object is."""
+    return f"Drawing the outline: {done} of {total} parts. Cancel stops it."
+
+
+def describe_level(level: int) -> str:
+    """Write a level with the image pixels that one of its pixels covers along an axis."""
+    return f"level {level} · {downsample(level):g}x"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.errors import BaseZarrError
-from zarr.storage import LocalStore
 
-from napari_hrsam.errors import ImageError, ImageReadError
+from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
 from napari_hrsam.storage.checked_store import CheckedStore
 from napari_hrsam.storage.colours import Channels, Limits, Shown, shown_channels
+from napari_hrsam.storage.generated import local_store
 from napari_hrsam.storage.ome_metadata import OmeChannel, OmeImage, parse_ome
 from napari_hrsam.storage.remote import is_url, open_url
 from napari_hrsam.storage.stored import AxisOrder, stored_levels
@@ -28,13 +28,15 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     Raises
     ------
     ImageError
-        If there is nothing.
+        If there is nothing, or the recipe of a generated image is damaged or of another version.
     ImageReadError
         If its metadata cannot be read.
     """
     try:
-        store = open_url(path) if is_url(path) else LocalStore(Path(path), read_only=True)
+        store = open_url(path) if is_url(path) else local_store(Path(path))
         return watched(zarr.open(CheckedStore(store, path), mode="r"))
+    except HRSAMError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(
             f"expected a zarr array or group, but there is none at {path}; check the path"

@@ -13,6 +13,7 @@ from napari_hrsam.errors import ImageError
 from napari_hrsam.storage.arrange import arrange
 from napari_hrsam.storage.colours import Channels, Limits
 from napari_hrsam.storage.image_files import read_image
+from napari_hrsam.storage.layers import is_image_layer, take_layers
 from napari_hrsam.storage.stored import stored_levels
 from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
@@ -28,13 +29,14 @@ def open_image(
 
     Parameters
     ----------
-    source : path, URL, array, list of arrays, or PyramidImage
+    source : path, URL, array, list of arrays, napari Image layer or layers, or PyramidImage
         Path or URL of an OME-Zarr image (version 0.4 or 0.5) or a single zarr array, or path of a
         picture of one plane (TIFF, PNG, JPEG, .npy). Or a NumPy, dask or zarr array, or any other
         with ``shape``, ``dtype`` and slicing: (H, W), (H, W, 3 or 4) or (..., H, W), where every
         leading axis counts planes. Or a list of such arrays, the levels of one image from the
-        finest to the coarsest, by any factors. Bool, integer or float of any byte order. An image
-        that is open already is returned as it is.
+        finest to the coarsest, by any factors. Bool, integer or float of any byte order. Or an
+        Image layer of napari, or a list of them on one pixel grid, one per channel; with the
+        contrast limits that they have now. An image that is open already is returned as it is.
     rgb : bool, optional
         Whether the last axis holds the colours. By default it does in an array of three axes or
         more whose last one has 3 or 4 entries, unless `channel_axis` is given.
@@ -63,7 +65,7 @@ def open_image(
     ImageReadError
         If pixels or metadata cannot be read.
     """
-    wishes = {
+    wishes: dict[str, Any] = {
         "rgb": rgb,
         "channel_axis": channel_axis,
         "channels": channels,
@@ -79,6 +81,8 @@ def open_image(
         return source
     if isinstance(source, str | os.PathLike):
         return _open_path(os.fspath(source), rgb, channel_axis, channels, contrast_limits)
+    if _is_layers(source):
+        return take_layers(source, **wishes).open()
     arrays = list(source) if isinstance(source, Sequence) else [source]
     if not arrays or not all(_is_array(array) for array in arrays):
         raise ImageError(
@@ -126,6 +130,12 @@ def is_zarr(path: str) -> bool:
         or Path(path).is_dir()
         or any(part.endswith(".zarr") for part in Path(path).parts)
     )
+
+
+def _is_layers(source: object) -> bool:
+    if isinstance(source, Sequence):
+        return len(source) > 0 and all(map(is_image_layer, source))
+    return is_image_layer(source)
 
 
 def _is_array(value: object) -> bool:
