@@ -255,7 +255,8 @@ class _Step:
             refined = obey(refined, pixels, points, np.array([label for _, label in clicks]))
         distance = outline_distance(prior > 0) / (BAND_PX * self._ratio)
         share = np.clip(2 - distance, 0, 1)
-        return share * refined + (1 - share) * prior
+        joined: NDArray[np.float32] = share * refined + (1 - share) * prior
+        return joined
 
     def _joined(
         self, cell: Place, places: list[Place], answers: dict[Place, NDArray[np.float32]]

@@ -15,11 +15,11 @@ class OutlineNetwork:
 
     Parameters
     ----------
-    device : torch.device
+    device : str
         Where it runs.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: str) -> None:
         self._device = device
         self._network: OutlineRefiner | None = None
 
