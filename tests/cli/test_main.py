@@ -12,7 +12,7 @@ import pytest
 import napari_hrsam
 from napari_hrsam.cli import main
 
-COMMANDS = ("demo", "segment", "sample", "evaluate", "train", "convert", "models", "info")
+COMMANDS = ("demo", "segment", "embed", "sample", "evaluate", "train", "convert", "models", "info")
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,62 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = "hrsam-t
     )
 
 
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plane``, ``--channel-axis`` and ``--channels``: how an image is shown to a model."""
+    parser.add_argument(
+        "--plane",
+        type=_plane,
+        default=(),
+        metavar="T[,Z]",
+        help="which plane of a stack: one number per axis besides rows, columns and channels",
+    )
+    parser.add_argument(
+        "--channel-axis", type=int, metavar="AXIS", help="axis that holds separate channels"
+    )
+    parser.add_argument(
+        "--channels",
+        type=_channels,
+        metavar="R[,G[,B]]",
+        help="which channels to show as red, green, blue; one channel is shown grey",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser, use: str) -> None:
+    """Add ``--cache DIR``: a folder of embeddings."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help=f"{use} (default: NAPARI_HRSAM_EMBEDDINGS, or embeddings in the cache folder that "
+        "`napari-hrsam info` names)",
+    )
+
+
+def numbers(text: str, kind: type, form: str) -> list[Any]:
+    """Read numbers between commas; ``form`` says how they should look."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}") from error
+
+
+def box_option(text: str) -> tuple[float, ...]:
+    """Read a box Y0,X0,Y1,X1."""
+    given = numbers(text, float, "Y0,X0,Y1,X1")
+    if len(given) != 4:
+        raise argparse.ArgumentTypeError(f"expected four numbers Y0,X0,Y1,X1, got {text!r}")
+    return tuple(given)
+
+
+def _channels(text: str) -> list[int]:
+    given: list[int] = numbers(text, int, "up to three channel numbers")
+    return given
+
+
+def _plane(text: str) -> tuple[int, ...]:
+    return tuple(numbers(text, int, "whole numbers T or T,Z"))
+
+
 def _json_target(text: str) -> Path:
     path = Path(text)
     if path != STDOUT and path.suffix.lower() != ".json":

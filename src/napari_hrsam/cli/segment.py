@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.cli.options import add_command, add_json, add_model, put_json, say, table
+from napari_hrsam.cli.options import (
+    add_cache,
+    add_command,
+    add_image,
+    add_json,
+    add_model,
+    box_option,
+    numbers,
+    put_json,
+    say,
+    table,
+)
 from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.overlay import draw_overlay
 from napari_hrsam.prompts import Prompts
@@ -54,29 +65,15 @@ def add_commands(commands: Commands) -> None:
         help="a click in pixels, row first; 1 (default) inside the object, 0 outside; repeatable",
     )
     parser.add_argument(
-        "--box", type=_box, metavar="Y0,X0,Y1,X1", help="a box around the object, rows first"
+        "--box", type=box_option, metavar="Y0,X0,Y1,X1", help="a box around the object, rows first"
     )
     parser.add_argument(
         "--level",
         type=int,
         help="zoom the model looks at: 0 full size, 1 half, -1 enlarged twice (default: automatic)",
     )
-    parser.add_argument(
-        "--plane",
-        type=_plane,
-        default=(),
-        metavar="T[,Z]",
-        help="which plane of a stack: one number per axis besides rows, columns and channels",
-    )
-    parser.add_argument(
-        "--channel-axis", type=int, metavar="AXIS", help="axis that holds separate channels"
-    )
-    parser.add_argument(
-        "--channels",
-        type=_channels,
-        metavar="R[,G[,B]]",
-        help="which channels to show as red, green, blue; one channel is shown grey",
-    )
+    add_image(parser)
+    add_cache(parser, "take embeddings that were made ahead of time from DIR")
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
     )
@@ -89,34 +86,11 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=lambda args: _run(parser, args))
 
 
-def _numbers(text: str, kind: type, form: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}") from error
-
-
 def _point(text: str) -> tuple[float, float, bool]:
-    numbers = _numbers(text, float, "Y,X or Y,X,0")
-    if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
+    given = numbers(text, float, "Y,X or Y,X,0")
+    if len(given) not in (2, 3) or (len(given) == 3 and given[2] not in (0, 1)):
         raise argparse.ArgumentTypeError(f"expected Y,X or Y,X,1 or Y,X,0, got {text!r}")
-    return numbers[0], numbers[1], len(numbers) == 2 or numbers[2] == 1
-
-
-def _box(text: str) -> tuple[float, ...]:
-    numbers = _numbers(text, float, "Y0,X0,Y1,X1")
-    if len(numbers) != 4:
-        raise argparse.ArgumentTypeError(f"expected four numbers Y0,X0,Y1,X1, got {text!r}")
-    return tuple(numbers)
-
-
-def _channels(text: str) -> list[int]:
-    numbers: list[int] = _numbers(text, int, "up to three channel numbers")
-    return numbers
-
-
-def _plane(text: str) -> tuple[int, ...]:
-    return tuple(_numbers(text, int, "whole numbers T or T,Z"))
+    return given[0], given[1], len(given) == 2 or given[2] == 1
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -160,8 +134,11 @@ def _segment(
     model: Segmenter, image: PyramidImage, path: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     from napari_hrsam.engine.session import Session
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
 
-    with Session(model, image) as session:
+    store = EmbeddingStore(args.cache, read_only=True)
+    kept = store if store.folder.is_dir() else None
+    with Session(model, image, embeddings=kept) as session:
         seconds = [dict(prediction.seconds) for prediction in _prompt(session, args)]
         prediction, prompts = session.prediction, session.prompts
     assert prediction is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def embed_tiles(
         progress(at_hand, len(tiles))
     for done, tile in enumerate(missing, at_hand + 1):
         pixels = cache.pixels(tile)
-        if skip_blank and is_blank(pixels.read()):
+        if skip_blank and is_blank(pixels.inside()):
             blank += 1
         else:
             embedding = cache.keep(tile, pixels)
@@ -129,7 +130,7 @@ def _require_room(cache: TileCache, embedding: Embedding, num: int) -> None:
     if cache.stored is None:
         way = "give the session a store on disk: Session(..., embeddings=EmbeddingStore())"
     else:
-        way = f"allow the store more (max_bytes={need})"
+        way = f"allow the store more (max_bytes={need}, --max-gb {math.ceil(need / 1e8) / 10})"
     raise SessionError(
         f"expected room for {num} tiles ({need / 1e9:.1f} GB), got room for {room}; {way}, or "
         "choose a coarser level or a box"
@@ -137,15 +138,20 @@ def _require_room(cache: TileCache, embedding: Embedding, num: int) -> None:
 
 
 def is_blank(pixels: NDArray[np.uint8]) -> bool:
-    """Whether a tile shows nothing but one colour and noise.
+    """Whether pixels show nothing but one colour and noise.
 
     Parameters
     ----------
-    pixels : (size, size, 3) uint8
-        The size is a multiple of 8.
+    pixels : (h, w, 3) uint8
+        Less than 8 rows or columns are never blank.
     """
-    size = pixels.shape[0] // BLANK_PX
-    means = pixels.reshape(size, BLANK_PX, size, BLANK_PX, 3).mean(axis=(1, 3), dtype=np.float32)
+    rows, columns = (side // BLANK_PX for side in pixels.shape[:2])
+    if rows == 0 or columns == 0:
+        return False
+    squares = pixels[: rows * BLANK_PX, : columns * BLANK_PX].reshape(
+        rows, BLANK_PX, columns, BLANK_PX, 3
+    )
+    means = squares.mean(axis=(1, 3), dtype=np.float32)
     return bool((means.max(axis=(0, 1)) - means.min(axis=(0, 1))).max() <= BLANK_RANGE)
 
 

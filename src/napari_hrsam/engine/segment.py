@@ -15,6 +15,7 @@ from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
 
 
 def segment(
@@ -25,6 +26,7 @@ def segment(
     model: Segmenter | str = "hrsam-tiny",
     *,
     level: int | None = None,
+    embeddings: EmbeddingStore | None = None,
 ) -> NDArray[np.bool_]:
     """Segment one object, as a session would draw it from the same prompts one by one.
 
@@ -43,6 +45,8 @@ def segment(
     level : int, optional
         Level at which to look: 1 halves the image, -1 doubles it. By default full size, or the
         enlargement at which a small image fills the model's tile.
+    embeddings : EmbeddingStore, optional
+        Where embeddings are taken from and kept. By default they are not kept.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def segment(
     prompts = (prompts if box is None else prompts.with_box(box)).inside(image.shape_yx)
     if len(prompts) == 0:
         raise PromptError("expected at least one point or a box, got none; say where the object is")
-    with Session(model, image) as session:
+    with Session(model, image, embeddings=embeddings) as session:
         if prompts.box is not None:
             prediction = session.box(prompts.box, level)
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):

@@ -43,16 +43,18 @@ class StoredTiles:
         self._is_readable = True
         self._is_writable = not store.is_read_only
         self._writer: ThreadPoolExecutor | None = None
-        self._last: Future[None] | None = None
+        self._last: tuple[Tile, Future[None]] | None = None
 
     def holds(self, tile: Tile, *, keep: bool = False) -> bool:
         """Tell whether a tile is there, as `EmbeddingStore.holds`."""
+        self._finish(tile)
         key = self._key()
         return key is not None and self.store.holds(key, tile, keep=keep)
 
     def read(self, tile: Tile) -> Embedding | None:
         """Read a tile; None if it is not there or damaged."""
         started = time.perf_counter()
+        self._finish(tile)
         key = self._key()
         maps = None if key is None else self.store.read(key, tile)
         if maps is None:
@@ -88,12 +90,12 @@ class StoredTiles:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="hrsam-embeddings")
         # Here, where errors in reading the image are told: the writer may outlive the image.
         self._key()
-        self._last = self._writer.submit(self._write_or_warn, embedding)
+        self._last = embedding.tile, self._writer.submit(self._write_or_warn, embedding)
 
     def flush(self) -> None:
         """Wait until what was to be kept is written."""
         if self._last is not None:
-            last, self._last = self._last, None
+            (_, last), self._last = self._last, None
             last.result()
 
     def close(self) -> None:
@@ -102,6 +104,11 @@ class StoredTiles:
         if self._writer is not None:
             self._writer.shutdown()
             self._writer = None
+
+    def _finish(self, tile: Tile) -> None:
+        """Wait if this tile is being written."""
+        if self._last is not None and self._last[0] == tile:
+            self.flush()
 
     def _write_or_warn(self, embedding: Embedding) -> None:
         try:

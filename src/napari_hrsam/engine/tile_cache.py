@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.stored_tiles import StoredTiles
 from napari_hrsam.errors import SessionError
-from napari_hrsam.geometry import Tile
+from napari_hrsam.geometry import Tile, level_shape
 from napari_hrsam.storage.tile_source import PyramidImage
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class TilePixels:
         if self._pixels is None:
             self._pixels = self._image.read(self._tile, self._fill)
         return self._pixels
+
+    def inside(self) -> NDArray[np.uint8]:
+        """Return the (h, w, 3) part that lies inside the image."""
+        inside = self._tile.box0.clip(self._image.shape_yx)
+        height, width = level_shape(inside.shape_yx, self._tile.level)
+        return self.read()[:height, :width]
 
 
 class TileCache:
@@ -185,10 +191,9 @@ class TileCache:
         for tile in wanted:
             if self.is_at_hand(tile):
                 continue
-            for kept in (*reversed(wanted), *others):
-                if kept in self._seen:
-                    self._seen.move_to_end(kept)
+            self._renew((*reversed(wanted), *others))
             self.see(tile)
+            self._renew((*reversed(wanted), *others))
             return True
         return False
 
@@ -200,8 +205,7 @@ class TileCache:
         """Whether a tile is where `keep` puts it; this counts as a use."""
         if self.stored is not None:
             return self.stored.holds(tile, keep=True)
-        if tile in self._seen:
-            self._seen.move_to_end(tile)
+        self._renew([tile])
         return tile in self._seen
 
     def keep(self, tile: Tile, pixels: TilePixels) -> Embedding:
@@ -242,6 +246,12 @@ class TileCache:
         self._seen.clear()
         if self.stored is not None:
             self.stored.close()
+
+    def _renew(self, tiles: Iterable[Tile]) -> None:
+        """Count tiles as just seen, the last one last."""
+        for tile in tiles:
+            if tile in self._seen:
+                self._seen.move_to_end(tile)
 
     def _room(self) -> int:
         """Tiles that memory has room for."""

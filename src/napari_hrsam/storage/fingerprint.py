@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 PIXELS_VERSION = 1
 """Of how pixels are read from an image: raised when a tile of the same image would differ."""
 
-MAX_WHOLE_BYTES = 8 * 2**20
+MAX_WHOLE_BYTES = 4 * 2**20
 """An array in memory up to this size is looked at as a whole."""
 
-MAX_SAMPLES = 100_000
-"""Pixels looked at in a larger one, spread evenly."""
+MAX_SAMPLES = 300_000
+"""Values looked at in a larger one, spread evenly."""
 
 MAX_WHOLE_PX = 2**20
 """A coarsest level up to this size is looked at as a whole where there are no chunk files."""
@@ -43,11 +43,11 @@ WINDOWS, WINDOW_PX = 3, 64
 RUNS = 8
 """Runs of pixels looked at for each of `CHUNKS` parts of an array that is mapped from a file."""
 
-CHUNKS, CHUNK_PARTS = 24, 6
-"""Chunk files per level whose sizes are looked at; those whose bytes are, at three places each."""
+CHUNKS = 24
+"""Chunk files of each level whose sizes are looked at."""
 
-PART_BYTES, COARSE_PART_BYTES = 2**13, 2**18
-"""Bytes at each place, in the finest level and in the coarsest."""
+COARSE_BYTES, FINE_BYTES = 2**22, 2**18
+"""Bytes looked at in those of the coarsest level and of the finest, at three places of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class ImageIdentity:
 def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> ImageIdentity:
     """Fingerprint an open image; takes about the same time whatever its size.
 
-    Content is looked at in places: arrays in memory up to 8 MiB as a whole, larger ones at a grid
-    of 100,000 pixels; zarr arrays on a local disk by the sizes of some chunk files of every level
+    Content is looked at in places: arrays in memory up to 4 MiB as a whole, larger ones at a grid
+    of 300,000 values; zarr arrays on a local disk by the sizes of some chunk files of every level
     and bytes of some; all others by a few windows of the finest and the coarsest level. A change
     at other places only is not noticed.
 
@@ -123,8 +123,9 @@ def _sample(level: StoredLevel, is_finest: bool, is_coarsest: bool) -> Iterator[
         return
     folder = _chunk_folder(level.data)
     if folder is not None:
-        part_bytes = COARSE_PART_BYTES if is_coarsest else PART_BYTES if is_finest else 0
-        yield from _chunk_files(level.data, folder, part_bytes)
+        yield from _chunk_files(
+            level.data, folder, COARSE_BYTES if is_coarsest else FINE_BYTES if is_finest else 0
+        )
     elif is_coarsest and math.prod(level.shape_yx) <= MAX_WHOLE_PX:
         yield _window(level, Box.of_shape(level.shape_yx), _plane(level.plane_shape, 0.5))
     elif is_finest or is_coarsest:
@@ -193,15 +194,16 @@ def _chunk_folder(array: Any) -> Path | None:
     return root / str(array.path)
 
 
-def _chunk_files(array: Any, folder: Path, part_bytes: int) -> Iterator[bytes]:
-    """Yield the sizes of some chunk files, and bytes of the first few of them that exist.
+def _chunk_files(array: Any, folder: Path, most_bytes: int) -> Iterator[bytes]:
+    """Yield the sizes of some chunk files, and bytes of them.
 
     A compressed chunk hardly ever keeps its size when its pixels change.
     """
     lengths = array.shards or array.chunks
     grid = tuple(math.ceil(n / step) for n, step in zip(array.shape, lengths, strict=True))
-    parts_left = CHUNK_PARTS if part_bytes else 0
-    for number in _spread(math.prod(grid), CHUNKS):
+    numbers = _spread(math.prod(grid), CHUNKS)
+    part_bytes = most_bytes // len(numbers) // 3
+    for number in numbers:
         place = tuple(int(i) for i in np.unravel_index(number, grid))
         path = folder / array.metadata.encode_chunk_key(place)
         try:
@@ -210,8 +212,7 @@ def _chunk_files(array: Any, folder: Path, part_bytes: int) -> Iterator[bytes]:
             yield b"-"
             continue
         yield f"{size},".encode()
-        if parts_left:
-            parts_left -= 1
+        if part_bytes:
             with path.open("rb") as stream:
                 for start in (0, size // 2, max(0, size - part_bytes)):
                     stream.seek(start)

@@ -1,0 +1,182 @@
+"""`embed` encodes ahead of time; what it made is found by `segment` and by the next `embed`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ome_files import halves, write_ome
+
+from napari_hrsam.cli import main
+from napari_hrsam.cli.embed import Progress, _duration
+from napari_hrsam.storage.embedding_store import EMBEDDINGS_VARIABLE, EmbeddingStore
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    array = np.random.default_rng(0).integers(0, 255, (800, 700), np.uint8)
+    write_ome(tmp_path / "slide.ome.zarr", halves(array, 2))
+    return tmp_path / "slide.ome.zarr"
+
+
+def embed(slide: Path, weights: Path, *more: str) -> dict[str, Any]:
+    out = slide.parent / "figures.json"
+    arguments = ["embed", str(slide), "--model", str(weights), *more]
+    assert main([*arguments, "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert isinstance(figures, dict)
+    return figures
+
+
+def test_what_was_embedded_is_at_hand_for_the_next_command(
+    slide: Path, untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EMBEDDINGS_VARIABLE, str(tmp_path / "kept"))
+    figures = embed(slide, untrained_weights, "--box", "200,200,450,450", "--max-gb", "0.5")
+    assert (figures["num_tiles"], figures["num_encoded"], figures["num_at_hand"]) == (4, 4, 0)
+    assert (figures["level"], figures["num_blank"]) == (0, 0)
+    assert figures["mpx_per_s"] == pytest.approx(4 * 0.512**2 / figures["seconds"])
+    assert figures["cache"] == str(tmp_path / "kept")
+    assert 0 < figures["cache_bytes"] < figures["cache_max_bytes"] == 500_000_000
+    again = embed(slide, untrained_weights, "--box", "200,200,450,450")
+    assert (again["num_encoded"], again["num_at_hand"]) == (0, 4)
+    assert again["cache_max_bytes"] == 500_000_000
+    segment = ["segment", str(slide), "--model", str(untrained_weights), "--out", str(tmp_path)]
+    click = ["--point", "200,200", "--level", "0", "--json", str(tmp_path / "scores.json")]
+    assert main([*segment, *click]) == 0
+    (result,) = json.loads((tmp_path / "scores.json").read_text())["images"]
+    assert result["encode_s"] == 0
+    assert main([*segment, *click, "--cache", str(tmp_path / "empty")]) == 0
+    (result,) = json.loads((tmp_path / "scores.json").read_text())["images"]
+    assert result["encode_s"] > 0
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_level_is_told_in_a_table_with_progress(
+    slide: Path, untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["embed", str(slide), "--level", "1", "--model", str(untrained_weights)]
+    assert main([*arguments, "--cache", str(tmp_path / "kept")]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].split()[:5] == ["image", "tiles", "encoded", "at", "hand"]
+    assert said.out.splitlines()[2].split()[1:5] == ["1", "1", "0", "0"]
+    assert said.err.splitlines() == ["0/1 tiles", "1/1 tiles"]
+
+
+def test_a_blank_image_may_be_left_out(
+    untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "blank.npy", np.full((600, 600), 9, np.uint8))
+    arguments = ["embed", str(tmp_path / "blank.npy"), "--model", str(untrained_weights)]
+    assert main([*arguments, "--cache", str(tmp_path / "kept"), "--skip-blank"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[1:5] == ["4", "0", "0", "4"]
+
+
+def test_no_room_is_told_with_the_way_out(
+    slide: Path, untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["embed", str(slide), "--model", str(untrained_weights), "--max-gb", "0.002"]
+    assert main([*arguments, "--cache", str(tmp_path / "kept")]) == 1
+    told = capsys.readouterr().err
+    assert "expected room for 6 tiles (0.0 GB), got room for 1; allow the store more" in told
+    assert "--max-gb 0.1)" in told
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "much"])
+def test_an_impossible_size_is_misuse(
+    slide: Path, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", str(slide), f"--max-gb={size}"])
+    assert f"expected a number of gigabytes above 0, got '{size}'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_told_before_the_model_is_loaded(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    no_model = ["--model", str(tmp_path / "none.safetensors")]
+    assert main(["embed", str(slide), *no_model, "--cache", str(tmp_path / "file" / "kept")]) == 1
+    assert "expected to write embeddings to" in capsys.readouterr().err
+
+
+def test_an_interrupted_embed_says_how_to_go_on_and_goes_on(
+    slide: Path, untrained_weights: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from napari_hrsam.cli import main; sys.exit(main())",
+    ]
+    arguments = ["embed", str(slide), "--model", str(untrained_weights), "--cache", str(kept)]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    while not list(kept.rglob("c.*.0")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1, told
+    assert "of 6 tiles, which are kept in" in told
+    assert "run the same command again to go on from there" in told
+    assert "Traceback" not in told
+    num = len(list(kept.rglob("c.*.0")))
+    again = embed(slide, untrained_weights, "--cache", str(kept))
+    assert (again["num_at_hand"], again["num_encoded"]) == (num, 6 - num)
+
+
+def test_the_rest_is_estimated_from_what_was_encoded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("napari_hrsam.cli.embed.time.monotonic", lambda: now[0])
+    progress = Progress()
+    progress(40, 100)
+    now[0] += 1
+    progress(41, 100)
+    now[0] += 11
+    progress(52, 100)
+    now[0] += 48
+    progress(100, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "40/100 tiles, 40 of them at hand",
+        "52/100 tiles, 48 s left",
+        "100/100 tiles, 40 of them at hand",
+    ]
+    assert (progress.done, progress.total) == (100, 100)
+
+
+def test_on_a_terminal_the_line_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress()
+    progress(0, 2)
+    progress(2, 2)
+    progress.end()
+    told = capsys.readouterr().err
+    assert told.startswith("\r0/2 tiles ")
+    assert told.endswith("\n\n")
+    assert told.count("\r") == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
+)
+def test_durations_are_plain(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
+
+
+def test_the_store_can_be_opened_from_python(tmp_path: Path) -> None:
+    import napari_hrsam
+
+    assert napari_hrsam.EmbeddingStore is EmbeddingStore
+    assert napari_hrsam.EmbeddingStore(tmp_path).num_bytes == 0
+    assert not list(tmp_path.iterdir())
