@@ -12,7 +12,19 @@ import pytest
 import napari_hrsam
 from napari_hrsam.cli import main
 
-COMMANDS = ("demo", "segment", "embed", "sample", "evaluate", "train", "convert", "models", "info")
+COMMANDS = (
+    "demo",
+    "segment",
+    "embed",
+    "labels",
+    "sample",
+    "evaluate",
+    "train",
+    "convert",
+    "bench",
+    "models",
+    "info",
+)
 
 
 @pytest.fixture(autouse=True)

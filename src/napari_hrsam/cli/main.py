@@ -8,7 +8,18 @@ import sys
 from collections.abc import Sequence
 
 import napari_hrsam
-from napari_hrsam.cli import about, convert, demo, embed, evaluate, sample, segment, train
+from napari_hrsam.cli import (
+    about,
+    bench,
+    convert,
+    demo,
+    embed,
+    evaluate,
+    labels,
+    sample,
+    segment,
+    train,
+)
 from napari_hrsam.errors import HRSAMError
 
 FINE, FAILED, INTERRUPTED = 0, 1, 130
@@ -25,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"napari-hrsam {napari_hrsam.__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, segment, embed, sample, evaluate, train, convert, about):
+    for module in (demo, segment, embed, labels, sample, evaluate, train, convert, bench, about):
         module.add_commands(commands)
     return parser
 
@@ -46,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, stream=sys.stderr)
     try:
-        args.run(args)
+        # A command that has looked at something returns its own verdict.
+        status: int | None = args.run(args)
     except (HRSAMError, OSError) as error:
         if args.debug:
             raise
@@ -55,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("napari-hrsam: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return FINE
+    return FINE if status is None else status
