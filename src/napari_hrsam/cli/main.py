@@ -8,7 +8,17 @@ import sys
 from collections.abc import Sequence
 
 import napari_hrsam
-from napari_hrsam.cli import about, convert, demo, embed, evaluate, sample, segment, train
+from napari_hrsam.cli import (
+    about,
+    convert,
+    demo,
+    embed,
+    evaluate,
+    sample,
+    segment,
+    train,
+    train_outline,
+)
 from napari_hrsam.errors import HRSAMError
 
 FINE, FAILED, INTERRUPTED = 0, 1, 130
@@ -25,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"napari-hrsam {napari_hrsam.__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, segment, embed, sample, evaluate, train, convert, about):
+    for module in (demo, segment, embed, sample, evaluate, train, train_outline, convert, about):
         module.add_commands(commands)
     return parser
 
