@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,18 @@ import pytest
 import napari_hrsam
 from napari_hrsam.cli import main
 
-COMMANDS = ("demo", "segment", "embed", "sample", "evaluate", "train", "convert", "models", "info")
+COMMANDS = (
+    "demo",
+    "segment",
+    "embed",
+    "sample",
+    "evaluate",
+    "train",
+    "train-outline",
+    "convert",
+    "models",
+    "info",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +51,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"    {command} " in shown for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", shown, re.MULTILINE) for command in COMMANDS)
 
 
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +82,8 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--out", "x"],
         ["train", "--data", "x"],
         ["train", "--data", "x", "--out", "y", "--steps", "many"],
+        ["train-outline", "--data", "x"],
+        ["train-outline", "--out", "x"],
         ["convert"],
         ["convert", "a.pth", "--channel-order", "grb"],
         ["convert", "a.pth", "--dtype", "int8"],

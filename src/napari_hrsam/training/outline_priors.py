@@ -34,6 +34,11 @@ class PriorErrors:
         Pieces that are missing, or too much.
     gain : float
         Logits are the signed distance times this, up to 8 either way.
+    doubt : float
+        Logits are weaker where the outline is displaced: divided by 1 + this per coarse pixel.
+    exact : bool
+        The distance is that from the outline itself, as confident logits tell it, rather than from
+        an outline that runs between coarse pixels.
     """
 
     displacement_px: float = 1.2
@@ -42,10 +47,12 @@ class PriorErrors:
     smoothing_px: float = 0.7
     blobs: int = 0
     gain: float = 1.0
+    doubt: float = 0.0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
-        least = min(self.displacement_px, self.smoothing_px, self.blobs)
+        least = min(self.displacement_px, self.smoothing_px, self.blobs, self.doubt)
         if least < 0 or self.reach_px <= 0 or self.gain <= 0:
             raise ConfigError(f"errors must not be negative, reach and gain above 0, got {self}")
 
@@ -53,12 +60,12 @@ class PriorErrors:
     def draw(cls, rng: np.random.Generator) -> PriorErrors:
         """Draw errors for training: from none, which must be left alone, to far too large."""
         kind = rng.random()
-        if kind < 0.15:
-            size = 0.0
-        elif kind < 0.85:
-            size = rng.uniform(0.2, 2.0)
+        if kind < 0.2:
+            size = rng.uniform(0, 0.15)
+        elif kind < 0.87:
+            size = rng.uniform(0.15, 2.0)
         else:
-            size = rng.uniform(2.0, 4.0)
+            size = rng.uniform(2.0, 3.5)
         return cls(
             displacement_px=size,
             reach_px=float(np.exp(rng.uniform(np.log(1.5), np.log(10)))),
@@ -66,6 +73,8 @@ class PriorErrors:
             smoothing_px=float(rng.uniform(0, 2) * rng.random()),
             blobs=int(rng.integers(1, 4)) if rng.random() < 0.3 else 0,
             gain=float(np.exp(rng.uniform(np.log(0.4), np.log(4)))),
+            doubt=float(rng.uniform(0, 2)) if rng.random() < 0.5 else 0.0,
+            exact=bool(rng.random() < 0.6),
         )
 
 
@@ -99,17 +108,18 @@ def coarse_prior(
             f"mask must have sides that are positive multiples of {factor}, got {height} x "
             f"{width}; pad or crop it"
         )
-    blocks = mask.reshape(height // factor, factor, width // factor, factor)
-    depth = _depth(blocks.mean((1, 3), dtype=np.float32))
+    depth = _coarse_depth(mask, factor, exact=errors.exact)
     if errors.smoothing_px:
         depth = gaussian_filter(depth, errors.smoothing_px)
-    depth = depth + np.float32(errors.shift_px)
+    change = np.full_like(depth, errors.shift_px)
     if errors.displacement_px:
         noise = _smooth_noise(depth.shape, errors.reach_px, rng)
-        depth += np.float32(errors.displacement_px) * noise
+        change += np.float32(errors.displacement_px) * noise
+    depth += change
     for _ in range(errors.blobs):
         depth += _blob(depth, rng)
-    logits = np.clip(depth * np.float32(errors.gain), -_STRONGEST, _STRONGEST)
+    gain = np.float32(errors.gain) / (1 + np.float32(errors.doubt) * np.abs(change))
+    logits = np.clip(depth * gain, -_STRONGEST, _STRONGEST)
     return enlarge(logits.astype(np.float32), factor)
 
 
@@ -134,16 +144,26 @@ def enlarge(coarse: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     return fine
 
 
-def _depth(share: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Signed distance to the outline, above 0 inside."""
-    inside = share > 0.5
+def _coarse_depth(mask: NDArray[np.bool_], factor: int, *, exact: bool) -> NDArray[np.float32]:
+    """Signed distance to the outline in coarse pixels, above 0 inside."""
+    blocks = (mask.shape[0] // factor, factor, mask.shape[1] // factor, factor)
+    if exact:
+        depth = _depth(mask).reshape(blocks).mean((1, 3)) / np.float32(factor)
+    else:
+        depth = _depth(mask.reshape(blocks).mean((1, 3), dtype=np.float32) > 0.5)
+    clipped: NDArray[np.float32] = np.clip(depth, -_FARTHEST_PX, _FARTHEST_PX)
+    return clipped
+
+
+def _depth(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Signed distance to the outline in pixels, above 0 inside."""
     if inside.all() or not inside.any():
-        return np.full(share.shape, _FARTHEST_PX if inside.all() else -_FARTHEST_PX, np.float32)
+        far = np.float32(sum(inside.shape))
+        return np.full(inside.shape, far if inside.all() else -far, np.float32)
     # The outline lies half a pixel from the centres at either side of it.
-    depth = np.where(
-        inside, distance_transform_edt(inside) - 0.5, 0.5 - distance_transform_edt(~inside)
-    )
-    return np.clip(depth, -_FARTHEST_PX, _FARTHEST_PX).astype(np.float32)
+    depth: NDArray[np.float32] = distance_transform_edt(inside).astype(np.float32)
+    depth -= distance_transform_edt(~inside)
+    return depth - np.where(inside, np.float32(0.5), np.float32(-0.5))
 
 
 def _smooth_noise(
