@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from measure import RESULTS, print_table, save, summary, timed
+from measure import RESULTS, peak_bytes, print_table, save, summary, timed
 from torch import Tensor
 
 from napari_hrsam.modeling.models import MODELS
@@ -108,17 +108,6 @@ def prompts(size: int) -> dict[str, Any]:
         "point_labels": torch.tensor([[1, 0]]),
         "mask_logits": torch.randn(1, 1, size // 4, size // 4),
     }
-
-
-def peak_bytes() -> int:
-    """Most memory this process ever held."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def work(model: str, size: int, max_gb: float) -> None:

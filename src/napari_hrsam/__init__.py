@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from napari_hrsam.modeling.checkpoints import list_models, load_model
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.export_coco import export_coco
+    from napari_hrsam.storage.export_csv import export_csv
+    from napari_hrsam.storage.export_geojson import export_geojson
+    from napari_hrsam.storage.export_tiff import export_tiff
+    from napari_hrsam.storage.label_check import verify_labels
+    from napari_hrsam.storage.label_compact import compact_labels
     from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
     from napari_hrsam.storage.label_store import ArrayLabels, Edit
     from napari_hrsam.storage.opening import open_image
@@ -36,12 +42,18 @@ __all__ = [
     "PyramidLabels",
     "Session",
     "__version__",
+    "compact_labels",
     "create_labels",
+    "export_coco",
+    "export_csv",
+    "export_geojson",
+    "export_tiff",
     "list_models",
     "load_model",
     "open_image",
     "open_labels",
     "segment",
+    "verify_labels",
 ]
 
 _HOMES = {
@@ -55,12 +67,18 @@ _HOMES = {
     "PyramidImage": "napari_hrsam.storage.tile_source",
     "PyramidLabels": "napari_hrsam.storage.label_pyramid",
     "Session": "napari_hrsam.engine.session",
+    "compact_labels": "napari_hrsam.storage.label_compact",
     "create_labels": "napari_hrsam.storage.label_pyramid",
+    "export_coco": "napari_hrsam.storage.export_coco",
+    "export_csv": "napari_hrsam.storage.export_csv",
+    "export_geojson": "napari_hrsam.storage.export_geojson",
+    "export_tiff": "napari_hrsam.storage.export_tiff",
     "list_models": "napari_hrsam.modeling.checkpoints",
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.opening",
     "open_labels": "napari_hrsam.storage.label_pyramid",
     "segment": "napari_hrsam.engine.segment",
+    "verify_labels": "napari_hrsam.storage.label_check",
 }
 
 

@@ -17,11 +17,13 @@ COMMANDS = (
     "demo",
     "segment",
     "embed",
+    "labels",
     "sample",
     "evaluate",
     "train",
     "train-outline",
     "convert",
+    "bench",
     "models",
     "info",
 )

@@ -1,4 +1,4 @@
-"""Killed, full, locked and damaged: what was committed stays, and nothing is half there."""
+"""Full, locked and damaged: what was committed stays, and nothing is half there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,40 +24,6 @@ from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, ope
 
 SHAPE = (1100, 1300)
 PLACE = Box(480, 490, 580, 640)
-KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
-
-# Commits, undoes and redoes at random, and says each step before it is begun and when it is done.
-LOOP = """
-import sys, numpy as np
-from napari_hrsam.geometry import Box
-from napari_hrsam.storage.label_pyramid import open_labels
-rng = np.random.default_rng(int(sys.argv[2]))
-labels = open_labels(sys.argv[1], "cells")
-history = labels.history()
-done, undone = list(history.done), list(history.undone)
-print("open", flush=True)
-while True:
-    step = rng.random()
-    if step < 0.2 and done:
-        print("begin undo", done[-1].label, flush=True)
-        labels.revert(done[-1])
-        undone.append(done.pop())
-        print("undo", undone[-1].label, flush=True)
-    elif step < 0.35 and undone:
-        print("begin redo", undone[-1].label, flush=True)
-        labels.apply(undone[-1])
-        done.append(undone.pop())
-        print("redo", done[-1].label, flush=True)
-    else:
-        label = labels.next_label()
-        height, width = rng.integers(5, 500, 2)
-        y, x = rng.integers(0, 1100 - height), rng.integers(0, 1300 - width)
-        box = Box(y, x, y + height, x + width)
-        print("begin commit", label, y, x, height, width, flush=True)
-        done.append(labels.write(box, np.ones((height, width), bool), label, overwrite=True))
-        undone = []
-        print("commit", label, flush=True)
-"""
 
 
 @pytest.fixture
@@ -70,88 +34,6 @@ def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
 
 def ones(box: Box) -> NDArray[np.bool_]:
     return np.ones(box.shape_yx, bool)
-
-
-class Truth:
-    """What the label image must hold, from what the loop said."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[int, Box]] = []
-        self.undone: list[tuple[int, Box]] = []
-
-    def take(self, lines: list[str]) -> tuple[list[Any], list[Any]]:
-        """Follow what is done; return what must hold before and after the step that was cut."""
-        begun: list[str] = []
-        for line in lines:
-            if line.startswith("begin"):
-                begun = line.split()[1:]
-            elif line != "open":
-                self._follow(begun)
-                begun = []
-        before = list(self.done)
-        if begun:
-            self._follow(begun)
-        return before, list(self.done)
-
-    def _follow(self, step: list[str]) -> None:
-        if step[0] == "undo":
-            self.undone.append(self.done.pop())
-        elif step[0] == "redo":
-            self.done.append(self.undone.pop())
-        else:
-            label, y, x, height, width = map(int, step[1:])
-            self.done.append((label, Box(y, x, y + height, x + width)))
-            self.undone = []
-
-
-def image_of(done: list[tuple[int, Box]]) -> NDArray[np.uint32]:
-    image = np.zeros(SHAPE, np.uint32)
-    for label, box in done:
-        image[box.slices] = label
-    return image
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_any_moment_loses_no_commit_and_leaves_none_half(
-    tmp_path: Path,
-) -> None:
-    create_labels(tmp_path / "a", "cells", SHAPE).close()
-    truth = Truth()
-    chance = np.random.default_rng(0)
-    num_cut = 0
-    for turn in range(KILLS):
-        out = tmp_path / "said.txt"
-        with out.open("w") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-c", LOOP, str(tmp_path / "a"), str(turn)], stdout=said
-            )
-            while out.stat().st_size == 0:
-                assert process.poll() is None
-                time.sleep(0.01)
-            time.sleep(chance.uniform(0.0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        lines = out.read_text().split("\n")[:-1]
-        saved = list(truth.done), list(truth.undone)
-        before, after = truth.take(lines)
-        num_cut += before != after
-        with open_labels(tmp_path / "a", "cells") as labels:
-            assert labels._journal.pending() == []
-            image = labels.read(Box.of_shape(SHAPE))
-            require_consistent_levels(labels)
-            is_done = np.array_equal(image, image_of(after))
-            assert is_done or np.array_equal(image, image_of(before))
-            there = [label for label, _ in (after if is_done else before)]
-            assert [edit.label for edit in labels.history().done] == there
-            assert labels.next_label() > max(there, default=0)
-        if not is_done:
-            truth.done, truth.undone = saved
-            truth.take(lines[: _last_begun(lines)])
-    assert num_cut > KILLS / 4
-
-
-def _last_begun(lines: list[str]) -> int:
-    return max(i for i, line in enumerate(lines) if line.startswith("begin"))
 
 
 def test_a_commit_that_only_the_journal_holds_is_carried_out_on_opening(

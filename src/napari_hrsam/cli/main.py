@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import napari_hrsam
 from napari_hrsam.cli import (
     about,
+    bench,
     convert,
     demo,
     embed,
     evaluate,
+    labels,
     sample,
     segment,
     train,
@@ -35,7 +37,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"napari-hrsam {napari_hrsam.__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, segment, embed, sample, evaluate, train, train_outline, convert, about):
+    for module in (
+        demo,
+        segment,
+        embed,
+        labels,
+        sample,
+        evaluate,
+        train,
+        train_outline,
+        convert,
+        bench,
+        about,
+    ):
         module.add_commands(commands)
     return parser
 
@@ -56,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, stream=sys.stderr)
     try:
-        args.run(args)
+        # A command that has looked at something returns its own verdict.
+        status: int | None = args.run(args)
     except (HRSAMError, OSError) as error:
         if args.debug:
             raise
@@ -65,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("napari-hrsam: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return FINE
+    return FINE if status is None else status

@@ -93,17 +93,20 @@ class Painter:
         -------
         (3, box.height, box.width) uint8
         """
-        canvas_shape = (5, *box.shape_yx)
-        picture = self._background(box, level)
+        layers = []
         for number, dressed in enumerate(self._dressed):
-            canvas = _Canvas(box, level, np.zeros(canvas_shape, np.float32))
-            if not _paint_group(canvas, dressed):
-                continue
-            coverage, *colours, strength = canvas.sums
-            seed = self._seed(_FIRST_COAT + number)
-            texture = fields(seed, dressed.coat.waves, box, level) * strength
+            canvas = _Canvas(box, level, np.zeros((5, *box.shape_yx), np.float32))
+            if _paint_group(canvas, dressed):
+                layers.append((_FIRST_COAT + number, dressed.coat, canvas.sums))
+        if any(sums[0].min() == 1 for _, _, sums in layers):
+            # One object is all that is seen.
+            picture = np.zeros((3, *box.shape_yx), np.float32)
+        else:
+            picture = self._background(box, level)
+        for part, coat, (coverage, *colours, strength) in layers:
+            texture = fields(self._seed(part), coat.waves, box, level) * strength
             picture *= 1 - coverage
-            for channel, grain in enumerate(dressed.coat.grain):
+            for channel, grain in enumerate(coat.grain):
                 picture[channel] += colours[channel]
                 picture[channel] += texture * np.float32(grain)
         self._shade(picture, box, level)
@@ -240,6 +243,8 @@ def _scatter(
         & (columns < box.x1)
         & (coverage > 0)
     )
+    if not inside.any():
+        return
     index, coverage = index[inside], coverage[inside]
     places = (rows[inside] - box.y0) * box.width + (columns[inside] - box.x0)
     colours = dressed.colours[index]

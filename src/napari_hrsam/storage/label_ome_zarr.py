@@ -8,7 +8,6 @@ halve until one chunk holds the last.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import re
 import shutil
@@ -28,6 +27,15 @@ from napari_hrsam.geometry import level_shape
 
 CHUNK_PX = 512
 """Side of a chunk: small objects rewrite little, large ones touch few files."""
+
+MAX_SIDE_PX = 2**31
+"""Longest axis of a label image that is believed; 100 times the largest images there are."""
+
+MAX_CHUNK_BYTES = 2**30
+"""Largest chunk (or shard) of another program that is drawn into; it is held in memory whole."""
+
+MAX_LEVELS = 64
+"""Most levels that are believed."""
 
 _NAME = re.compile(r"[^\W_]([\w .-]*[\w-])?")
 _PLANE_AXES = {
@@ -118,6 +126,11 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
     shape = None if like is None else _full_shape(like)
     if path.exists() and not path.is_dir():
         raise LabelsError(f"expected a folder, got the file {path}; choose another path")
+    if shape is not None and max(shape) > MAX_SIDE_PX:
+        raise LabelsError(
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis, got shape {shape}; "
+            "check how the shape was computed"
+        )
     try:
         root = _open_root(path)
         plan = _plan(path, root, shape)
@@ -364,7 +377,13 @@ def _array(group: zarr.Group, entry: dict[str, Any]) -> zarr.Array[Any]:
 
 def _check(levels: LabelLevels) -> None:
     first = levels.arrays[0]
+    if len(levels.arrays) > MAX_LEVELS:
+        raise LabelsError(
+            f"expected at most {MAX_LEVELS} levels at {levels.folder}, got {len(levels.arrays)}; "
+            "check the program that wrote them"
+        )
     for array in levels.arrays:
+        _check_sizes(levels.folder, array)
         if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "iu":
             raise LabelsError(
                 f"expected labels of integers with axes y and x at {levels.folder}, got shape "
@@ -383,15 +402,43 @@ def _check(levels: LabelLevels) -> None:
             )
 
 
-def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]]:
-    """Read what is stored of an array, chunk by chunk (shard by shard where there are shards)."""
+def _check_sizes(folder: Path, array: zarr.Array[Any]) -> None:
+    """Refuse sizes that no image has, before anything is made of that size."""
     step = array.shards or array.chunks
+    if max(array.shape, default=0) > MAX_SIDE_PX or min(step, default=1) < 1:
+        raise LabelsError(
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis in chunks of 1 or "
+            f"more at {folder}, got shape {array.shape} in chunks of {step}; the metadata of level "
+            f"{array.path} is damaged: bring it back from a copy"
+        )
+    num_bytes = math.prod(step) * np.dtype(array.dtype).itemsize
+    if num_bytes > MAX_CHUNK_BYTES:
+        raise LabelsError(
+            f"expected chunks (or shards) of at most {MAX_CHUNK_BYTES >> 20} MiB at {folder}, got "
+            f"{step} with {num_bytes >> 20} MiB in level {array.path}; each commit would rewrite "
+            "one: copy the labels into new ones made with create_labels"
+        )
+
+
+def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]]:
+    """Read what is stored of an array, chunk by chunk (shard by shard where there are shards).
+
+    The files are looked for, not the chunks of the shape, of which there may be any number.
+    """
+    step, place = array.shards or array.chunks, folder / array.path
     counts = [math.ceil(size / part) for size, part in zip(array.shape, step, strict=True)]
-    place = folder / array.path
-    for part in itertools.product(*map(range, counts)):
-        if (place / array.metadata.encode_chunk_key(part)).exists():
-            where = tuple(slice(i * n, (i + 1) * n) for i, n in zip(part, step, strict=True))
-            yield read_labels(array, where)
+    for file in sorted(place.rglob("*")):
+        key = file.relative_to(place).as_posix()
+        numbers = re.split("[/.]", key.removeprefix("c/").removeprefix("c."))
+        if len(numbers) != array.ndim or not all(number.isdecimal() for number in numbers):
+            continue
+        part = tuple(map(int, numbers))
+        if array.metadata.encode_chunk_key(part) != key or not file.is_file():
+            continue
+        if all(i < count for i, count in zip(part, counts, strict=True)):
+            yield read_labels(
+                array, tuple(slice(i * n, (i + 1) * n) for i, n in zip(part, step, strict=True))
+            )
 
 
 def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArray[Any]:

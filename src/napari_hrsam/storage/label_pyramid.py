@@ -131,6 +131,7 @@ class PyramidLabels:
             try:
                 self._complete()
             except BaseException:
+                self._writer.close()
                 self._journal.close()
                 raise
         except BaseException:
@@ -154,6 +155,7 @@ class PyramidLabels:
         """Let others write. Everything is on disk already."""
         if not self._is_closed:
             self._is_closed = True
+            self._writer.close()
             self._journal.close()
             self._lock.release()
 

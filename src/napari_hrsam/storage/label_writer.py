@@ -81,6 +81,11 @@ class LevelWriter:
         self._cells.clear()
         self._num_bytes = 0
 
+    def close(self) -> None:
+        """Let go of memory and threads."""
+        self.forget()
+        self.files.close()
+
     def changes(
         self,
         box: Box,

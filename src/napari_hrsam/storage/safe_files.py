@@ -1,19 +1,26 @@
 """Many small files replaced so that each is the old one or the new one, whatever happens.
 
 A file is written under another name, forced onto the disk and renamed: a killed program or a power
-cut leaves no file cut short. Forcing many files together costs less than one by one.
+cut leaves no file cut short.
 """
 
 from __future__ import annotations
 
 import os
-from io import FileIO
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
 # ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH112, PTH120, PTH123
 
-MAX_WAITING = 64
+MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
+
+NUM_THREADS = 16
+"""Files that are forced onto the disk, or removed, at a time. The system then writes its own
+journal once for all: 64 files take 3 ms in place of 15, on a busy machine 8 in place of 190."""
 
 _IS_POSIX = os.name == "posix"
 
@@ -26,13 +33,14 @@ class FileBatch:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, FileIO | None] = {}
+        self._waiting: dict[str, bool] = {}
         self._folders: set[str] = set()
+        self._threads: ThreadPoolExecutor | None = None
 
     def read(self, path: str) -> bytes | None:
         """Return the contents of a file, None if there is none."""
         if path in self._waiting:
-            if self._waiting[path] is None:
+            if not self._waiting[path]:
                 return None
             path = _partial(path)
         try:
@@ -44,22 +52,18 @@ class FileBatch:
     def write(self, path: str, data: bytes | None) -> None:
         """Replace a file; None removes it. Its folder is made if need be."""
         self._forget(path)
-        if data is None:
-            self._waiting[path] = None
-        else:
-            file = self._waiting[path] = self._opened(path)
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
+        self._waiting[path] = data is not None
+        if data is not None:
+            with self._opened(path) as file:
+                file.write(data)
         if len(self._waiting) >= MAX_WAITING:
             self._flush()
 
     def finish(self) -> None:
         """Bring everything onto the disk."""
         self._flush()
-        while self._folders:
-            _force_folder(next(iter(self._folders)))
-            self._folders.pop()
+        self._together(_force_folder, self._folders)
+        self._folders.clear()
 
     def abandon(self) -> None:
         """Leave the files that wait as they were."""
@@ -68,15 +72,28 @@ class FileBatch:
         self._folders.clear()
 
     def _forget(self, path: str) -> None:
-        file = self._waiting.pop(path, None)
-        if file is not None:
-            file.close()
-            if os.path.exists(_partial(path)):
-                os.unlink(_partial(path))
+        if self._waiting.pop(path, False) and os.path.exists(_partial(path)):
+            os.unlink(_partial(path))
 
-    def _opened(self, path: str) -> FileIO:
+    def close(self) -> None:
+        """End the threads; the next `finish` starts new ones."""
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+
+    def _together(self, do: Callable[[str], None], paths: Collection[str]) -> None:
+        """Do something to several files or folders at a time; raise the first error."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="hrsam-disk")
+        running = [self._threads.submit(do, path) for path in paths]
+        # None is still used after an error.
+        wait(running)
+        for done in running:
+            done.result()
+
+    def _opened(self, path: str) -> BinaryIO:
         try:
-            return FileIO(_partial(path), "wb")
+            return open(_partial(path), "wb")
         except FileNotFoundError:
             folder = os.path.dirname(path)
             made = folder
@@ -84,29 +101,15 @@ class FileBatch:
                 made = os.path.dirname(made)
                 self._folders.add(made)
             os.makedirs(folder, exist_ok=True)
-            return FileIO(_partial(path), "wb")
+            return open(_partial(path), "wb")
 
     def _flush(self) -> None:
-        files = [file for file in self._waiting.values() if file]
-        if hasattr(os, "posix_fadvise"):
-            # Starts writing all of them at once: four times faster than waiting for each.
-            for file in files:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        for file in files:
-            os.fsync(file.fileno())
-            file.close()
-        for path, new in self._waiting.items():
-            try:
-                if new is None:
-                    os.unlink(path)
-                else:
-                    os.replace(_partial(path), path)
-            except FileNotFoundError:
-                # There was nothing to remove.
-                if new is not None:
-                    raise
-            else:
-                self._folders.add(os.path.dirname(path))
+        self._together(_force_file, [_partial(path) for path, new in self._waiting.items() if new])
+        for path, is_new in self._waiting.items():
+            if is_new:
+                os.replace(_partial(path), path)
+        self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
+        self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
 
 
@@ -116,11 +119,25 @@ def _partial(path: str) -> str:
     return f"{folder}/.{name}.partial"
 
 
-def _force_folder(folder: str) -> None:
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _force_file(path: str) -> None:
+    _force(path, os.O_RDWR)
+
+
+def _force_folder(path: str) -> None:
     """Bring the names in a folder onto the disk; other systems than POSIX do that themselves."""
-    if _IS_POSIX:
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    # There may be none: what lay in it was removed before anything was ever written.
+    if _IS_POSIX and os.path.isdir(path):
+        _force(path, os.O_RDONLY)
+
+
+def _force(path: str, flags: int) -> None:
+    number = os.open(path, flags)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,1 @@
+"""Measurements that users can repeat; ``napari-hrsam bench`` and ``benchmarks/`` run them."""

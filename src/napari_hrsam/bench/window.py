@@ -1,0 +1,113 @@
+"""Peak memory of napari showing a large image, alone and while objects are drawn on it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from napari_hrsam._optional import require
+from napari_hrsam.bench.clicks import level_for_object
+from napari_hrsam.bench.measure import peak_bytes
+from napari_hrsam.bench.settings import LABELS_NAME, Settings
+from napari_hrsam.sample import Sample
+from napari_hrsam.sample.slide import PIXEL_UM
+from napari_hrsam.scene.scene import SceneObject
+
+if TYPE_CHECKING:
+    import napari
+
+WINDOW_PX = (1200, 900)
+WAIT_S = 300.0
+
+
+def measure_shown(sample: Sample, settings: Settings) -> dict[str, Any]:
+    """Show the image alone, at the places and zooms at which objects would be drawn."""
+    viewer = _viewer(sample)
+    for found in chosen_objects(sample, settings.num_objects):
+        _look_at(viewer, found)
+    figures = {"peak_bytes": peak_bytes()}
+    viewer.close()
+    return figures
+
+
+def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
+    """Show the image, and click on and commit objects with the panel's controller."""
+    from napari_hrsam.plugin.controller import SegmentController
+    from napari_hrsam.storage.label_places import LabelFile
+
+    viewer = _viewer(sample)
+    controller = SegmentController(viewer)
+    controller.start(
+        viewer.layers[0],
+        settings.model,
+        target=LabelFile(sample.path, LABELS_NAME),
+        device=settings.device,
+    )
+    controller.wait(WAIT_S)
+    seconds = []
+    for found in chosen_objects(sample, settings.num_objects):
+        _look_at(viewer, found)
+        started = time.perf_counter()
+        controller.click(found.centre_yx)
+        controller.wait(WAIT_S)
+        controller.commit()
+        controller.wait(WAIT_S)
+        seconds.append(time.perf_counter() - started)
+        _draw(0.1)
+    num_committed = controller.state.num_committed
+    figures = {
+        "num_committed": num_committed,
+        "longest_object_s": max(seconds),
+        "peak_bytes": peak_bytes(),
+    }
+    controller.stop()
+    controller.close()
+    viewer.close()
+    return figures
+
+
+def chosen_objects(sample: Sample, num: int) -> list[SceneObject]:
+    """Choose objects of all kinds but the giant ones: one lobule, and as many glands as nuclei."""
+    kinds = {
+        kind: [found for found in sample.objects if found.kind == kind]
+        for kind in ("lobule", "gland", "nucleus")
+    }
+    chosen = kinds["lobule"][-1:]
+    for kind, wanted in (("gland", (num - 1) // 2), ("nucleus", num - 1 - (num - 1) // 2)):
+        group = kinds[kind]
+        chosen += [group[place * len(group) // wanted] for place in range(wanted)]
+    return chosen
+
+
+def _viewer(sample: Sample) -> napari.Viewer:
+    require("qtpy.QtWidgets", extra="all")
+    napari = require("napari", extra="all")
+    viewer = napari.Viewer()
+    viewer.window.resize(*WINDOW_PX)
+    viewer.add_image(
+        list(sample.levels),
+        name="slide",
+        rgb=True,
+        multiscale=True,
+        scale=(PIXEL_UM, PIXEL_UM),
+        units=("micrometer", "micrometer"),
+    )
+    _draw(1.0)
+    return viewer
+
+
+def _look_at(viewer: napari.Viewer, found: SceneObject) -> None:
+    """Zoom to the level that suits an object, and have napari draw it."""
+    viewer.camera.center = tuple(PIXEL_UM * place for place in found.centre_yx)
+    viewer.camera.zoom = 1 / (PIXEL_UM * 2.0 ** level_for_object(found))
+    _draw(0.3)
+
+
+def _draw(seconds: float) -> None:
+    """Let the window work for a while."""
+    from qtpy.QtWidgets import QApplication
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        QApplication.processEvents()
+        time.sleep(0.01)

@@ -1,0 +1,305 @@
+"""``napari-hrsam labels``: verify, compact and export label images of any size."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_hrsam.cli.options import add_command, add_json, put_json, say, show_progress, table
+from napari_hrsam.geometry import Box
+
+if TYPE_CHECKING:
+    from napari_hrsam.cli.options import Commands
+    from napari_hrsam.storage.export_source import Exported
+    from napari_hrsam.storage.label_check import LabelsReport, Problem
+
+MAX_ROWS = 50
+"""Problems shown in the table; JSON holds all."""
+
+_SUFFIXES = {
+    ".geojson": "geojson",
+    ".json": "coco",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".csv": "csv",
+}
+_ONLY_FOR = {
+    "units": "geojson",
+    "simplify": "geojson",
+    "object_type": "geojson",
+    "segmentation": "coco",
+    "level": "tiff",
+}
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command ``labels`` with its three verbs."""
+    parser = add_command(
+        commands,
+        "labels",
+        summary="verify, compact and export OME-Zarr label images of any size",
+        example="napari-hrsam labels verify slide.ome.zarr cells\n"
+        "  napari-hrsam labels verify slide.ome.zarr cells --repair --json report.json\n"
+        "  napari-hrsam labels compact slide.ome.zarr cells --out cells-to-share.zarr\n"
+        "  napari-hrsam labels export slide.ome.zarr cells --out cells.geojson",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_verify(verbs)
+    _add_compact(verbs)
+    _add_export(verbs)
+
+
+def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    parser = add_command(verbs, name, summary=summary, example=example)
+    parser.add_argument(
+        "path", metavar="PATH", help="an OME-Zarr image, or a folder of labels alone"
+    )
+    parser.add_argument("name", metavar="NAME", help="name of the label image in it")
+    add_json(parser)
+    return parser
+
+
+def _add_verify(verbs: Commands) -> None:
+    parser = _add_verb(
+        verbs,
+        "verify",
+        "check metadata, chunks, levels and journal; exit status 1 if something is wrong",
+        "napari-hrsam labels verify slide.ome.zarr cells",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="complete what a crash left half done, and write coarser levels anew where they "
+        "differ from the finer ones; full size is never changed",
+    )
+    parser.set_defaults(run=_verify)
+
+
+def _add_compact(verbs: Commands) -> None:
+    parser = _add_verb(
+        verbs,
+        "compact",
+        "write a copy in few files (OME-Zarr 0.5 with shards), compared with the original",
+        "napari-hrsam labels compact slide.ome.zarr cells --out cells-to-share.zarr",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="COPY", help="folder of the copy; new or empty"
+    )
+    parser.set_defaults(run=_compact)
+
+
+def _add_export(verbs: Commands) -> None:
+    parser = _add_verb(
+        verbs,
+        "export",
+        "write the objects as GeoJSON or COCO, as a label TIFF, or as a table of measurements",
+        "napari-hrsam labels export slide.ome.zarr cells --out cells.csv\n"
+        "  napari-hrsam labels export slide.ome.zarr cells --out part.tif --box 0,0,4096,4096",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("geojson", "coco", "tiff", "csv"),
+        help="default: by the suffix of FILE: .geojson, .json (COCO), .tif, .csv",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument(
+        "--box", type=_box, metavar="Y0,X0,Y1,X1", help="only this part, in full-size pixels"
+    )
+    parser.add_argument(
+        "--labels", type=_ids, metavar="ID[,ID...]", help="only these objects, e.g. 3,8 or 1-20"
+    )
+    parser.add_argument(
+        "--plane",
+        type=_plane,
+        default=(),
+        metavar="T[,Z]",
+        help="which plane of a stack: one number per axis besides rows and columns",
+    )
+    parser.add_argument(
+        "--units",
+        choices=("pixel", "physical"),
+        help="of GeoJSON: pixel as in QuPath (default), or the unit of the OME metadata",
+    )
+    parser.add_argument(
+        "--simplify",
+        type=_distance,
+        metavar="PX",
+        help="of GeoJSON: leave out corners no farther than this from the outline (default: exact)",
+    )
+    parser.add_argument(
+        "--object-type",
+        choices=("annotation", "detection"),
+        help="of GeoJSON: what QuPath makes of the objects (default annotation)",
+    )
+    parser.add_argument(
+        "--segmentation",
+        choices=("rle", "counts", "polygons"),
+        help="of COCO: compressed run lengths (default), plain ones, or polygons where there are "
+        "no holes",
+    )
+    parser.add_argument("--level", type=_level, help="of TIFF: 0 full size (default), 1 half, ...")
+    parser.set_defaults(run=lambda args: _export(parser, args))
+
+
+def _numbers(text: str, form: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}") from error
+
+
+def _box(text: str) -> Box:
+    form = "four whole numbers Y0,X0,Y1,X1, upper left corner first"
+    numbers = _numbers(text, form)
+    if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}")
+    return Box(*numbers)
+
+
+def _plane(text: str) -> tuple[int, ...]:
+    return _numbers(text, "whole numbers T or T,Z")
+
+
+def _level(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def _distance(text: str) -> float:
+    try:
+        distance = float(text)
+    except ValueError:
+        distance = -1
+    if not 0 <= distance < 1e9:
+        raise argparse.ArgumentTypeError(f"expected pixels, 0 or more, got {text!r}")
+    return distance
+
+
+def _ids(text: str) -> frozenset[int]:
+    ids: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise argparse.ArgumentTypeError(f"expected labels such as 3,8 or 1-20, got {text!r}")
+        ids.update(range(int(first), int(last or first) + 1))
+    return frozenset(ids)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from napari_hrsam.storage.label_check import verify_labels
+
+    report = verify_labels(args.path, args.name, repair=args.repair, progress=show_progress)
+    if args.json:
+        put_json(args.json, _report_figures(report))
+    elif report.problems:
+        shown = report.problems[:MAX_ROWS]
+        print(table(["kind", "level", "y0,x0,y1,x1", "problem"], [_cells(p) for p in shown]))
+        if len(report.problems) > len(shown):
+            print(f"and {len(report.problems) - len(shown)} more; --json lists all")
+    for note in report.notes:
+        say(f"note: {note}")
+    left = sum(not problem.is_repaired for problem in report.problems)
+    say(
+        f"{report.num_levels} levels, {report.num_chunks} chunks, {report.num_objects} objects, "
+        f"highest label {report.highest_label}: "
+        + ("sound" if report.is_sound else f"{left} problem" + "s" * (left != 1))
+        + (f", {len(report.problems) - left} repaired" if left < len(report.problems) else "")
+    )
+    return 0 if report.is_sound else 1
+
+
+def _cells(problem: Problem) -> list[str]:
+    place = "" if problem.box is None else ",".join(map(str, _ends(problem.box)))
+    if problem.plane:
+        place += f" of plane {','.join(map(str, problem.plane))}"
+    level = "" if problem.level is None else str(problem.level)
+    return [problem.kind, level, place, problem.text + " (repaired)" * problem.is_repaired]
+
+
+def _ends(box: Box) -> tuple[int, int, int, int]:
+    return box.y0, box.x0, box.y1, box.x1
+
+
+def _report_figures(report: LabelsReport) -> dict[str, Any]:
+    problems = [
+        {**asdict(problem), "box": None if problem.box is None else _ends(problem.box)}
+        for problem in report.problems
+    ]
+    return {"is_sound": report.is_sound, **asdict(report), "problems": problems}
+
+
+def _compact(args: argparse.Namespace) -> None:
+    from napari_hrsam.storage.label_compact import compact_labels
+
+    done = compact_labels(args.path, args.name, args.out, progress=show_progress)
+    if args.json:
+        put_json(args.json, asdict(done))
+    else:
+        rows = [
+            ["files", f"{done.source_num_files:,}", f"{done.num_files:,}"],
+            ["bytes", f"{done.source_num_bytes:,}", f"{done.num_bytes:,}"],
+            ["OME-Zarr version", done.source_version, done.version],
+        ]
+        print(table(["what", "original", "copy"], rows))
+    if done.source_version != done.version:
+        say(
+            f"the original is OME-Zarr {done.source_version}, whose zarr v2 has no shards: the "
+            f"copy is OME-Zarr {done.version} on zarr v3"
+        )
+    say(f"wrote {done.path}; every pixel of every level is equal")
+
+
+def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    chosen = args.format or _SUFFIXES.get(args.out.suffix.lower())
+    if chosen is None:
+        parser.error(
+            f"expected --format, or a FILE that ends in {', '.join(_SUFFIXES)}, got {args.out}"
+        )
+    for option, owner in _ONLY_FOR.items():
+        if getattr(args, option) is not None and chosen != owner:
+            parser.error(f"--{option.replace('_', '-')} is for {owner}, not for {chosen}")
+    done = _exporter(chosen, args)()
+    if args.json:
+        put_json(args.json, {"format": chosen, **asdict(done)})
+    else:
+        print(
+            table(
+                ["format", "objects", "bytes", "file"],
+                [[chosen, f"{done.num_objects:,}", f"{done.num_bytes:,}", done.path]],
+            )
+        )
+    say(f"wrote {done.path}")
+
+
+def _exporter(chosen: str, args: argparse.Namespace) -> Callable[[], Exported]:
+    """Return the export with its arguments."""
+    from napari_hrsam.storage.export_coco import export_coco
+    from napari_hrsam.storage.export_csv import export_csv
+    from napari_hrsam.storage.export_geojson import export_geojson
+    from napari_hrsam.storage.export_tiff import export_tiff
+
+    where: Sequence[Any] = args.path, args.name, args.out
+    common: dict[str, Any] = {
+        "box": args.box,
+        "labels": args.labels,
+        "plane": args.plane,
+        "overwrite": args.force,
+        "progress": show_progress,
+    }
+    return {
+        "geojson": lambda: export_geojson(
+            *where,
+            units=args.units or "pixel",
+            simplify_px=args.simplify or 0.0,
+            object_type=args.object_type or "annotation",
+            **common,
+        ),
+        "coco": lambda: export_coco(*where, segmentation=args.segmentation or "rle", **common),
+        "tiff": lambda: export_tiff(*where, level=args.level or 0, **common),
+        "csv": lambda: export_csv(*where, **common),
+    }[chosen]

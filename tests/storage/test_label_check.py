@@ -1,0 +1,362 @@
+"""`verify_labels` finds what is wrong, and repairs what follows from level 0."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from label_files import blobs, coarser, write_labels
+
+import napari_hrsam as hrsam
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage import stored_labels
+from napari_hrsam.storage.label_check import verify_labels
+from napari_hrsam.storage.label_pyramid import create_labels, open_labels
+
+SHAPE = (150, 200)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "u8"])
+def test_right_labels_are_sound(tmp_path: Path, version: str, dtype: str) -> None:
+    labels = blobs(SHAPE, 9, dtype=np.dtype(dtype))
+    write_labels(tmp_path, labels, version=version, num_levels=4)
+    before = files_of(tmp_path)
+    seen: list[tuple[int, int]] = []
+    report = hrsam.verify_labels(tmp_path, "cells", progress=lambda *n: seen.append(n))
+    assert report.problems == ()
+    assert report.is_sound
+    assert (report.num_levels, report.highest_label) == (4, int(labels.max()))
+    assert report.num_objects == len(np.unique(labels)) - 1
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+    # Nothing is written, not even a lock.
+    assert files_of(tmp_path) == before
+
+
+def test_our_own_labels_are_sound_while_open_and_after(tmp_path: Path) -> None:
+    with create_labels(tmp_path / "a.zarr", "cells", (1500, 1301)) as labels:
+        for label in range(1, 9):
+            box = Box(150 * label, 100 * label, 150 * label + 200, 100 * label + 90)
+            labels.write(box, blobs((200, 90), 2, label) > 0, label, overwrite=True)
+        assert verify_labels(tmp_path / "a.zarr", "cells").problems == ()
+    report = verify_labels(tmp_path / "a.zarr", "cells")
+    assert report.problems == ()
+    assert (report.num_objects, report.highest_label) == (8, 8)
+
+
+def test_another_image_size_and_stacks_are_sound(tmp_path: Path) -> None:
+    stack = np.stack([blobs((41, 67), 5, seed) for seed in range(3)])
+    stack[1] = 0
+    write_labels(tmp_path, stack, num_levels=3)
+    report = verify_labels(tmp_path, "cells")
+    assert report.problems == ()
+    assert report.num_objects == len(np.unique(stack)) - 1
+
+
+@pytest.mark.parametrize("region_px", [16, 1024])
+def test_a_level_that_differs_is_named_with_its_box(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region_px: int
+) -> None:
+    monkeypatch.setattr(stored_labels, "REGION_PX", region_px)
+    group = write_labels(tmp_path, blobs(SHAPE, 9), num_levels=3)
+    right = np.asarray(group["2"])
+    group["2"][20:22, 33] = 9999
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert (problem.kind, problem.level, problem.box) == ("level", 2, Box(20, 33, 22, 34))
+    assert "2 pixels differ from the majority of level 1" in problem.text
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert report.is_sound
+    assert [p.is_repaired for p in report.problems] == [True]
+    np.testing.assert_array_equal(group["2"], right)
+    assert verify_labels(tmp_path, "cells").problems == ()
+
+
+def test_an_object_missing_from_coarser_levels_is_found_and_repaired(tmp_path: Path) -> None:
+    """Another program drew at level 0 only; a whole region is missing above it."""
+    group = write_labels(tmp_path, np.zeros(SHAPE, np.uint16), num_levels=4)
+    drawn = blobs(SHAPE, 7, dtype=np.uint16)
+    group["0"][...] = drawn
+    report = verify_labels(tmp_path, "cells")
+    assert {p.level for p in report.problems} == {1}
+    assert not report.is_sound
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert report.is_sound
+    assert {p.level for p in report.problems} == {1, 2, 3}
+    expected = drawn
+    for level in ("1", "2", "3"):
+        expected = coarser(expected)
+        np.testing.assert_array_equal(group[level], expected)
+    np.testing.assert_array_equal(group["0"], drawn)
+
+
+def test_labels_left_in_coarser_levels_only_are_found_and_removed(tmp_path: Path) -> None:
+    group = write_labels(tmp_path, np.zeros(SHAPE, np.uint16), num_levels=2)
+    group["1"][3, 4] = 5
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert (problem.level, problem.box) == (1, Box(3, 4, 4, 5))
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    assert not np.asarray(group["1"]).any()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(b"\x01" * 40), lambda p: p.write_bytes(p.read_bytes()[:-3])]
+)
+def test_a_damaged_chunk_is_named_and_level_0_is_left_alone(
+    tmp_path: Path, version: str, damage: Callable[[Path], Any]
+) -> None:
+    group = write_labels(tmp_path, blobs(SHAPE, 30), version=version, num_levels=3)
+    right = np.asarray(group["1"])
+    prefix = "c/" if version == "0.5" else ""
+    folder = tmp_path / "labels/cells"
+    damage(folder / f"1/{prefix}2/1")
+    problems = verify_labels(tmp_path, "cells").problems
+    assert [(p.kind, p.level, p.box) for p in problems] == [("chunk", 1, Box(32, 16, 48, 32))]
+    assert "made anew" in problems[0].text
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert report.is_sound
+    np.testing.assert_array_equal(group["1"], right)
+    damage(folder / f"0/{prefix}3/2")
+    before = files_of(folder / "0")
+    for repair in (False, True):
+        report = verify_labels(tmp_path, "cells", repair=repair)
+        assert [(p.kind, p.level, p.box) for p in report.problems] == [
+            ("chunk", 0, Box(48, 32, 64, 48))
+        ]
+        assert not report.is_sound
+        assert "bring the file back from a copy" in report.problems[0].text
+    assert files_of(folder / "0") == before
+
+
+def test_a_damaged_chunk_of_several_planes_is_made_anew(tmp_path: Path) -> None:
+    stack = np.stack([blobs((40, 60), 5, seed, np.uint8) for seed in range(3)])
+    group = write_labels(tmp_path, stack, num_levels=2)
+    right = np.asarray(group["1"])
+    del group["1"]
+    array = group.create_array(
+        "1", shape=right.shape, chunks=(3, 16, 16), dtype="u1", dimension_names=list("zyx")
+    )
+    array[...] = right
+    (tmp_path / "labels/cells/1/c/0/0/1").write_bytes(b"damage")
+    problems = verify_labels(tmp_path, "cells").problems
+    assert {(p.kind, p.plane) for p in problems} == {("chunk", (z,)) for z in range(3)}
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    np.testing.assert_array_equal(group["1"], right)
+
+
+def test_sharded_labels_are_checked_too(tmp_path: Path) -> None:
+    group = write_labels(tmp_path, blobs(SHAPE, 9), num_levels=2, shard=64)
+    assert verify_labels(tmp_path, "cells").problems == ()
+    group["1"][5, 6] = 77
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert problem.box == Box(5, 6, 6, 7)
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    assert verify_labels(tmp_path, "cells").problems == ()
+
+
+def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(ome: dict[str, Any]) -> None:
+        *keys, last = path.split(".")
+        place: Any = ome
+        for key in keys:
+            place = place[int(key)] if key.isdecimal() else place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return change
+
+
+IMAGE = "multiscales.0"
+TRANSFORMS = f"{IMAGE}.datasets.1.coordinateTransformations"
+BROKEN = {
+    "version": (_set("version", "0.3"), "version must be 0.4 in zarr v2 or 0.5 in zarr v3"),
+    "multiscales": (_set("multiscales", []), "multiscales must be a list"),
+    "axes": (_set(f"{IMAGE}.axes", "yx"), "axes must be a list of objects"),
+    "twice": (_set(f"{IMAGE}.axes.0.name", "x"), "2 to 5 axes, each once"),
+    "type": (_set(f"{IMAGE}.axes.0.type", "time"), "2 or 3 axes of space"),
+    "order": (_set(f"{IMAGE}.axes.1.type", "channel"), "in the order time, channel, space"),
+    "path": (_set(f"{IMAGE}.datasets.1.path", "7"), "level 1 must name an array; there is none"),
+    "out": (_set(f"{IMAGE}.datasets.1.path", "../x"), "level 1 must name an array"),
+    "no scale": (_set(TRANSFORMS, []), "of level 1 must be one scale"),
+    "short": (_set(f"{TRANSFORMS}.0.scale", [2.0]), "scale of level 1 must be 2 usable numbers"),
+    "wrong scale": (_set(f"{TRANSFORMS}.0.scale", [4.0, 4.0]), "scale of level 1 must fit"),
+    "image-label": (_set("image-label", None), "image-label must be there"),
+    "colors": (_set("image-label.colors", [{"rgba": [0] * 4}]), "colors of image-label must be"),
+    "colour twice": (_set("image-label.colors", [{"label-value": 1}] * 2), "name each label once"),
+    "rgba": (
+        _set("image-label.colors", [{"label-value": 1, "rgba": [0, 0, 300, 0]}]),
+        "every rgba of image-label",
+    ),
+    "source": (_set("image-label.source", {"image": 3}), "source of image-label"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_metadata_is_told(tmp_path: Path, name: str) -> None:
+    change, problem = BROKEN[name]
+    group = write_labels(tmp_path, blobs((40, 60), 4), num_levels=2)
+    ome = dict(group.attrs["ome"])
+    change(ome)
+    group.attrs["ome"] = ome
+    report = verify_labels(tmp_path, "cells")
+    assert not report.is_sound
+    assert any(p.kind == "metadata" and problem in p.text for p in report.problems)
+
+
+def test_labels_that_are_not_listed_or_lack_levels_are_told(tmp_path: Path) -> None:
+    group = write_labels(tmp_path, blobs((40, 60), 4), num_levels=2)
+    listing = zarr.open_group(tmp_path / "labels", mode="r+")
+    listing.attrs["ome"] = {"version": "0.5", "labels": ["other"]}
+    root = zarr.open_group(tmp_path, mode="r+")
+    root.attrs["ome"] = {"multiscales": [{"datasets": [{}] * 3}]}
+    texts = [p.text for p in verify_labels(tmp_path, "cells").problems]
+    assert any("must list 'cells'" in text for text in texts)
+    assert any("as many levels as the image has (3); there are 2" in text for text in texts)
+    del group
+    shutil.rmtree(tmp_path / "labels/cells/1")
+    (problem, *_) = verify_labels(tmp_path, "cells").problems
+    assert "level 1 must name an array" in problem.text
+
+
+def test_wrong_arrays_are_told(tmp_path: Path) -> None:
+    write_labels(tmp_path, np.ones((20, 30), np.float32))
+    texts = [p.text for p in verify_labels(tmp_path, "cells").problems]
+    assert any("level 0 must hold integers; its dtype is float32" in text for text in texts)
+    group = write_labels(tmp_path, np.ones((20, 30), np.uint8), name="others")
+    del group["0"]
+    group.create_array("0", shape=(20, 30), chunks=(8, 8), dtype="u1", fill_value=3)
+    texts = [p.text for p in verify_labels(tmp_path, "others").problems]
+    assert any("must have the fill value 0; it is 3" in text for text in texts)
+    assert any("dimension names of level 0 must be ['y', 'x']" in text for text in texts)
+
+
+def test_half_done_changes_are_told_and_completed_by_repair(tmp_path: Path) -> None:
+    with create_labels(tmp_path, "cells", (64, 64)) as labels:
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1)
+    journal = tmp_path / "labels/cells/.journal/journal.sqlite"
+    database = sqlite3.connect(journal)
+    database.execute("UPDATE edits SET is_pending = 1")
+    database.commit()
+    database.close()
+    shutil.rmtree(tmp_path / "labels/cells/0/c")
+    report = verify_labels(tmp_path, "cells")
+    assert [p.kind for p in report.problems] == ["journal", "journal"]
+    assert "a change of object 1 is half done" in report.problems[0].text
+    assert report.problems[0].box == Box(2, 2, 9, 9)
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    report = verify_labels(tmp_path, "cells")
+    assert report.problems == ()
+    assert report.num_objects == 1
+
+
+def test_an_object_of_the_journal_that_is_gone_is_told(tmp_path: Path) -> None:
+    ones = np.ones((7, 7), bool)
+    with create_labels(tmp_path, "cells", (1500, 64)) as labels:
+        labels.write(Box(2, 2, 9, 9), ones, 1)
+        # Covered by a later one: that is no fault.
+        labels.write(Box(30, 2, 37, 9), ones, 2)
+        labels.write(Box(30, 2, 37, 9), ones, 3, overwrite=True)
+        labels.write(Box(1200, 2, 1207, 9), ones, 4)
+        labels.revert(labels.write(Box(1300, 2, 1307, 9), ones, 5))
+    assert verify_labels(tmp_path, "cells").is_sound
+    for level, row in (("0", 2), ("1", 1), ("2", 0)):
+        path = tmp_path / f"labels/cells/{level}/c/{row}/0"
+        if level == "2":
+            continue
+        path.unlink()
+    array = zarr.open_array(tmp_path / "labels/cells/2", mode="r+")
+    array[250:] = 0
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert (problem.kind, problem.box) == ("journal", Box(1200, 2, 1207, 9))
+    assert "object 4 was committed here, but no pixel of it is there" in problem.text
+
+
+def test_ids_that_would_be_given_twice_are_told(tmp_path: Path) -> None:
+    with create_labels(tmp_path, "cells", (64, 64)) as labels:
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1)
+    array = zarr.open_array(tmp_path / "labels/cells/0", mode="r+")
+    array[20, 20] = 8
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert "would get the id 2, but there are ids up to 8" in problem.text
+    with open_labels(tmp_path, "cells") as labels:
+        assert labels.next_label() == 9
+    assert verify_labels(tmp_path, "cells").problems == ()
+
+
+def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:
+    create_labels(tmp_path, "cells", (64, 64)).close()
+    (tmp_path / "labels/cells/.journal/journal.sqlite").write_bytes(b"x" * 5000)
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert problem.kind == "journal"
+    assert "expected an intact journal" in problem.text
+
+
+def test_files_that_are_no_chunks_are_noted(tmp_path: Path) -> None:
+    write_labels(tmp_path, blobs((40, 60), 4))
+    (tmp_path / "labels/cells/0/c/0/0.123.partial").write_bytes(b"left")
+    (tmp_path / "labels/cells/0/Thumbs.db").write_bytes(b"x")
+    report = verify_labels(tmp_path, "cells")
+    assert report.is_sound
+    assert report.notes == (
+        "level 0 has 2 files that are no chunks, such as Thumbs.db; they do no harm",
+    )
+
+
+def test_repair_needs_to_be_the_only_writer(tmp_path: Path) -> None:
+    with (
+        create_labels(tmp_path, "cells", (64, 64)),
+        pytest.raises(LabelsError, match="expected to be the only writer"),
+    ):
+        verify_labels(tmp_path, "cells", repair=True)
+    write_labels(tmp_path / "b", blobs((40, 60), 4))
+    assert verify_labels(tmp_path / "b", "cells", repair=True).is_sound
+    # The lock is let go of.
+    open_labels(tmp_path / "b", "cells").close()
+
+
+def test_a_read_only_folder_is_verified_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_labels(tmp_path / "a", "cells", (64, 64)) as labels:
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, model="tiny")
+    for path in [tmp_path / "a", *(tmp_path / "a").rglob("*")]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    # The rights mean nothing to an administrator: opening for writing is refused here as well.
+    opened = open
+
+    def refuse(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if set(mode) & set("wax+") and str(file).startswith(str(tmp_path / "a")):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, mode, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    before = files_of(tmp_path / "a")
+    assert verify_labels(tmp_path / "a", "cells").problems == ()
+    hrsam.export_csv(tmp_path / "a", "cells", tmp_path / "a.csv")
+    assert "tiny" in (tmp_path / "a.csv").read_text()
+    assert files_of(tmp_path / "a") == before
+    for path in [tmp_path / "a", *(tmp_path / "a").rglob("*")]:
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+def test_labels_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(LabelsError, match="expected a label image 'cells'.*got none"):
+        verify_labels(tmp_path, "cells")
