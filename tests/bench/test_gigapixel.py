@@ -134,11 +134,17 @@ def test_a_case_that_fails_leaves_the_others(
     settings = replace(SETTINGS, model="no-such-model", commit_px=(60,), reopen_objects=0)
     first, second = measure_gigapixel(settings, folder=tmp_path)
     assert "no-such-model" in first["error"]
-    assert str(tmp_path) not in first["error"]
     assert "commit_60" in second
     [figures] = summarise([first, second])
     assert "cold_s" not in figures
     assert figures["commit_60_ms"] > 0
+
+
+def test_an_error_tells_no_path_of_the_machine(sample: Sample) -> None:
+    run_case("objects", sample.path, SETTINGS)
+    row = gigapixel._in_process("commits", sample.path, SETTINGS)
+    assert f"slide.ome.zarr/labels/{LABELS_NAME}" in row["error"]
+    assert str(sample.path.parent) not in row["error"]
 
 
 def test_a_case_without_a_display_is_told(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
