@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def _torch_threads() -> None:
     import torch
 
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _own_embeddings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither the user's embeddings nor those of another test are found."""
+    place = tmp_path_factory.getbasetemp() / "embeddings" / uuid.uuid4().hex
+    monkeypatch.setenv("NAPARI_HRSAM_EMBEDDINGS", str(place))
 
 
 @pytest.fixture(scope="session")

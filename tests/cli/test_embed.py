@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from ome_files import halves, write_ome
 
 from napari_hrsam.cli import main
 from napari_hrsam.cli.embed import Progress, _duration
+from napari_hrsam.geometry import TileGrid
 from napari_hrsam.storage.embedding_store import EMBEDDINGS_VARIABLE, EmbeddingStore
+from napari_hrsam.storage.opening import open_image
 
 
 @pytest.fixture
@@ -87,6 +90,35 @@ def test_no_room_is_told_with_the_way_out(
     told = capsys.readouterr().err
     assert "expected room for 6 tiles (0.0 GB), got room for 1; allow the store more" in told
     assert "--max-gb 0.1)" in told
+
+
+def test_limits_of_napari_make_embeddings_that_its_sessions_find(
+    slide: Path, untrained_weights: Path, tmp_path: Path
+) -> None:
+    kept = ["--cache", str(tmp_path / "kept")]
+    embed(slide, untrained_weights, *kept, "--level", "1", "--limits", "10,180")
+    from napari_hrsam import Session, load_model
+
+    levels = [zarr.open_array(slide / str(level), mode="r") for level in range(2)]
+    for limits, is_found in (((10, 180), True), ((10, 181), False)):
+        image = open_image(levels, contrast_limits=limits)
+        store = EmbeddingStore(tmp_path / "kept")
+        with Session(load_model(untrained_weights), image, embeddings=store) as session:
+            assert session._tiles.is_at_hand(TileGrid((800, 700), 512, 1).tile(0, 0)) is is_found
+    segment = ["segment", str(slide), "--model", str(untrained_weights), "--out", str(tmp_path)]
+    click = ["--point", "300,300", "--level", "1", "--json", str(tmp_path / "scores.json")]
+    assert main([*segment, *click, *kept, "--limits", "10,180"]) == 0
+    (result,) = json.loads((tmp_path / "scores.json").read_text())["images"]
+    assert result["encode_s"] == 0
+
+
+@pytest.mark.parametrize("limits", ["1", "2,1", "1,1", "a,b", "1,2,3", "nan,1"])
+def test_limits_out_of_order_are_misuse(
+    slide: Path, limits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", str(slide), f"--limits={limits}"])
+    assert "expected LOW,HIGH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "much"])

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from npe2 import PluginManifest
+from npe2 import PluginManager, PluginManifest
 
 import napari_hrsam
 from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.plugin import sample_data
+from napari_hrsam.plugin.readers import generated_reader
+from napari_hrsam.sample import make_sample
+from napari_hrsam.storage.label_places import ome_zarr_of
 
 PACKAGED = Path(napari_hrsam.__file__).with_name("napari.yaml")
 ROOT_LINK = Path(__file__).parents[2] / "napari.yaml"
@@ -94,6 +97,30 @@ def test_napari_draws_the_generated_slide(small_slide: Path, viewer: ViewerModel
     np.testing.assert_array_equal(
         np.asarray(layer._slice.image.raw)[:300, :400], levels[0][1000:1300, 1000:1400]
     )
+
+
+def test_a_generated_image_is_opened_by_its_path(
+    tmp_path: Path, viewer: ViewerModel, npe2pm: PluginManager
+) -> None:
+    npe2pm.register(PluginManifest.from_file(PACKAGED))
+    path = tmp_path / "my slide.ome.zarr"
+    sample = make_sample(path, 5000)
+    [layer] = viewer.open(str(path), plugin="napari-hrsam")
+    assert layer.name == "my slide"
+    assert layer.multiscale
+    assert layer.source.path == str(path)
+    np.testing.assert_array_equal(
+        layer.data[0][512:1024, :512], sample.scene.chunk(0, 1, 0).transpose(1, 2, 0)
+    )
+    # Objects go beside the image.
+    assert ome_zarr_of(layer) == path
+
+
+def test_other_images_are_left_to_other_readers(tmp_path: Path) -> None:
+    (tmp_path / "other.zarr").mkdir()
+    assert generated_reader(str(tmp_path / "other.zarr")) is None
+    assert generated_reader([str(tmp_path)]) is None
+    assert generated_reader(str(tmp_path / "none.zarr")) is None
 
 
 def test_the_panel_is_imported_without_torch() -> None:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from napari.components import ViewerModel
-from napari.layers import Image
+from napari.layers import Image, Labels
+from numpy.typing import NDArray
 
+from napari_hrsam.errors import LabelsError, PromptError, SessionError
+from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.controller import SegmentController
+from napari_hrsam.plugin.engine_thread import REST_S
+from napari_hrsam.plugin.image_input import read_image_layers
+from napari_hrsam.plugin.state import Phase
+from napari_hrsam.plugin.targets import NewLayer, Target, default_target
+from napari_hrsam.storage.label_places import LabelFile, OwnPlace
+from napari_hrsam.storage.label_pyramid import create_labels, open_labels
 
 SMALL, MIDDLE, LARGE = (4992, 6016), (20_480, 9216), (16_384, 24_576)
 SCREEN_PX = 64
@@ -56,7 +69,7 @@ def test_a_gigapixel_pyramid_is_never_read_as_a_whole(
     assert read <= 64 * 512 * 512 * 3
 
 
-@pytest.mark.parametrize(("level", "place", "radius"), [(5, MIDDLE, 600), (8, LARGE, 5000)])
+@pytest.mark.parametrize(("level", "place", "radius"), [(5, MIDDLE, 600), (7, LARGE, 2500)])
 def test_a_commit_shows_at_every_zoom(
     level: int, place: tuple[int, int], radius: int, running: SegmentController, viewer: ViewerModel
 ) -> None:
@@ -95,3 +108,537 @@ def test_the_preview_lies_on_its_object_at_a_coarse_level(
     centre = np.argwhere(preview.pixels).mean(axis=0)
     world = preview.layer.data_to_world(centre)
     np.testing.assert_allclose(image.world_to_data(world), MIDDLE, atol=16)
+
+
+# ------------------------------------------------------------------ frames, planes, channels
+
+FRAMES: dict[str, dict[str, Any]] = {
+    "affine": {"affine": [[1.0, 0.3, 5.0], [0.1, 0.8, -7.0], [0.0, 0.0, 1.0]], "scale": (2, 2)},
+    "rotated, in micrometres": {"rotate": 30, "scale": (0.5, 0.25), "units": ("um", "um")},
+    "sheared": {"shear": [0.4], "translate": (100, -40)},
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_all_layers_lie_on_a_pyramid_in_any_frame(
+    frame: str, controller: SegmentController, viewer: ViewerModel, discs: list[Any]
+) -> None:
+    image = viewer.add_image(discs, rgb=True, multiscale=True, **FRAMES[frame])
+    controller.start(image)
+    controller.wait()
+    controller.pin_level(5)
+    controller.click_world(image.data_to_world(MIDDLE))
+    controller.wait()
+    layers = controller.layers
+    assert layers is not None
+    for layer in (layers.target, layers.points.layer, layers.box.layer):
+        np.testing.assert_allclose(layer.data_to_world((300, 40)), image.data_to_world((300, 40)))
+        assert layer.units == image.units
+    box, half = layers.preview.box, (32 - 1) / 2
+    assert box is not None
+    np.testing.assert_allclose(
+        layers.preview.layer.data_to_world((3, 4)),
+        image.data_to_world((box.y0 + 3 * 32 + half, box.x0 + 4 * 32 + half)),
+    )
+    image.scale = (7, 3)
+    np.testing.assert_allclose(
+        layers.preview.layer.data_to_world((0, 0)),
+        image.data_to_world((box.y0 + half, box.x0 + half)),
+    )
+    controller.commit()
+    controller.wait()
+    value = layers.target.get_value(image.data_to_world(MIDDLE), world=True)
+    assert value is not None
+    assert value[1] == 1
+
+
+def test_the_plane_that_is_shown_is_worked_on(
+    controller: SegmentController,
+    viewer: ViewerModel,
+    pixels: NDArray[np.uint8],
+    square: NDArray[np.bool_],
+) -> None:
+    stack = np.zeros((4, 64, 64, 3), np.uint8)
+    stack[2] = pixels
+    image = viewer.add_image(stack, rgb=True, name="stack", scale=(3, 1, 1))
+    viewer.dims.set_point(0, 2 * 3)
+    controller.start(image)
+    controller.wait()
+    controller.pin_level(0)
+    controller.click_world((6, 30, 30))
+    controller.wait()
+    layers = controller.layers
+    assert layers is not None
+    np.testing.assert_array_equal(layers.points.layer.data, [[2, 30, 30]])
+    np.testing.assert_allclose(layers.preview.layer.data_to_world((0, 0, 0)), (6, 0, 0))
+    assert int((layers.preview.pixels.astype(bool) != square).sum()) <= 8
+    viewer.dims.set_point(0, 3 * 3)
+    with pytest.raises(PromptError, match=r"object's plane \(2,\), got \(3,\)"):
+        controller.click((5, 5))
+    viewer.dims.set_point(0, 2 * 3)
+    controller.commit()
+    controller.wait()
+    levels = layers.target.data
+    shown = np.asarray(levels if layers.target.multiscale is False else levels[0])
+    assert int(((shown[2] == 1) != square).sum()) <= 8
+    assert not shown[[0, 1, 3]].any()
+
+
+def test_a_view_of_other_axes_is_told(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(np.stack([pixels[..., 0]] * 4), name="stack")
+    controller.start()
+    controller.wait()
+    viewer.dims.order = (1, 0, 2)
+    with pytest.raises(PromptError, match="roll the axes back"):
+        controller.click((30, 30))
+    viewer.dims.order = (0, 1, 2)
+    viewer.dims.set_point(0, 2)
+    controller.click((30, 30))
+    controller.wait()
+    assert controller.state.num_prompts == 1
+
+
+def test_layers_can_be_the_colours_that_the_model_sees(
+    controller: SegmentController, viewer: ViewerModel, square: NDArray[np.bool_]
+) -> None:
+    # Alone, neither layer tells the square from the stripe that crosses it.
+    stripe = np.zeros((64, 64), np.uint16)
+    stripe[24:40] = 4000
+    column = np.zeros((64, 64), np.float32)
+    column[:, 20:44] = 0.5
+    one = viewer.add_image(stripe, name="one", contrast_limits=(0, 4000))
+    two = viewer.add_image(column, name="two", contrast_limits=(0, 0.5))
+    controller.start(one, channels={"red": one, "blue": two})
+    controller.wait()
+    controller.pin_level(0)
+    controller.click((30, 30))
+    controller.commit()
+    controller.wait()
+    assert controller.layers is not None
+    assert int(((controller.layers.target.data == 1) != square).sum()) <= 8
+    viewer.layers.remove("two")
+    with pytest.raises(SessionError, match="'two' was removed"):
+        controller.wait()
+
+
+# ------------------------------------------------------------------ levels
+
+
+def test_the_level_follows_the_zoom_unless_it_is_pinned(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    zoom_to(viewer, 2)
+    assert (running.state.level, running.state.is_level_pinned) == (2, False)
+    running.pin_level(5)
+    zoom_to(viewer, 7)
+    assert (running.state.level, running.state.is_level_pinned) == (5, True)
+    running.click(MIDDLE)
+    running.wait()
+    assert running.state.level == 5
+    running.pin_level(99)
+    running.cancel()
+    running.wait()
+    assert running.state.level == running.state.levels[1] == 9
+    running.pin_level(None)
+    assert running.state.level == 7
+
+
+def test_the_current_object_keeps_its_tile_while_the_view_zooms(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    zoom_to(viewer, 5)
+    running.click(MIDDLE)
+    running.wait()
+    assert running.layers is not None
+    box = running.layers.preview.box
+    zoom_to(viewer, 1)
+    assert running.state.level == 5
+    running.click((MIDDLE[0] + 50, MIDDLE[1]))
+    running.wait()
+    assert running.state.level == 5
+    assert running.layers.preview.box == box
+    running.commit()
+    running.wait()
+    assert running.state.level == 1
+
+
+def test_strokes_at_a_coarse_level_are_committed(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    zoom_to(viewer, 5)
+    running.click(MIDDLE)
+    running.wait()
+    assert running.layers is not None
+    preview = running.layers.preview
+    preview.layer.brush_size = 1
+    preview.layer.paint((3, 5), 1)
+    box, step = preview.box, preview.step
+    assert box is not None
+    running.commit()
+    running.wait()
+    painted = Box(0, 0, step, step).shifted(box.y0 + 3 * step, box.x0 + 5 * step)
+    level0 = running.layers.target.data[0]
+    assert (np.asarray(level0[painted.slices]) == 1).all()
+    ring = np.asarray(level0[painted.expand(1).slices])
+    assert (ring == 1).sum() == step**2, "no more than was painted"
+
+
+# ------------------------------------------------------------------ labels on disk
+
+
+def folder(controller: SegmentController) -> Path:
+    return Path(controller.state.labels_folder)
+
+
+def commit_at(controller: SegmentController, place: tuple[int, int], level: int = 0) -> None:
+    controller.pin_level(level)
+    controller.click(place)
+    controller.commit()
+    controller.wait()
+
+
+def test_objects_of_a_large_image_go_to_the_user_folder_and_are_told_where(
+    running: SegmentController, labels_folder: Path
+) -> None:
+    assert folder(running).is_relative_to(labels_folder)
+    assert str(folder(running)) in running.state.message
+    assert "slide" in str(folder(running))
+
+
+def test_the_next_session_goes_on_with_the_same_labels(
+    running: SegmentController, slide: Image, viewer: ViewerModel
+) -> None:
+    commit_at(running, SMALL)
+    first = folder(running)
+    running.stop()
+    running.wait()
+    assert [layer.name for layer in viewer.layers] == ["slide", "slide [objects]"]
+    slide.contrast_limits = (0, 77)
+    running.start(slide)
+    running.wait()
+    assert folder(running) == first
+    assert [layer.name for layer in viewer.layers].count("slide [objects]") == 1
+    assert running.state.can_undo
+    commit_at(running, MIDDLE, 5)
+    assert committed(running, 2)[0] > 0
+    running.undo()
+    running.undo()
+    running.wait()
+    assert running.layers is not None
+    assert not np.any(running.layers.target.data[-1])
+
+
+def test_another_image_of_the_same_name_and_size_has_labels_of_its_own(
+    running: SegmentController, viewer: ViewerModel, discs: list[Any]
+) -> None:
+    first = folder(running)
+    for level in discs:
+        level.discs = ((16_000, 16_000, 9000),)
+    other = viewer.add_image(discs, rgb=True, multiscale=True, name="slide")
+    running.start(other)
+    running.wait()
+    assert folder(running) != first
+
+
+def test_an_empty_label_layer_goes_with_the_session(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    running.stop()
+    running.wait()
+    assert [layer.name for layer in viewer.layers] == ["slide"]
+
+
+def write_ome_zarr(path: Path, pixels: NDArray[Any], num_levels: int = 3) -> list[Any]:
+    """Write a (y, x) pyramid and return its arrays."""
+    group = zarr.open_group(path, mode="w")
+    datasets = []
+    for k in range(num_levels):
+        group.create_array(str(k), data=pixels[:: 2**k, :: 2**k], chunks=(256, 256))
+        scale = {"type": "scale", "scale": [2.0**k, 2.0**k]}
+        datasets.append({"path": str(k), "coordinateTransformations": [scale]})
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return [group[str(k)] for k in range(num_levels)]
+
+
+@pytest.fixture
+def ome_slide(viewer: ViewerModel, tmp_path: Path) -> tuple[Image, Path]:
+    pixels = np.zeros((1000, 1500), np.uint8)
+    pixels[402:430, 690:718] = 200
+    path = tmp_path / "slide.ome.zarr"
+    arrays = write_ome_zarr(path, pixels)
+    return viewer.add_image(arrays, multiscale=True, name="ome", contrast_limits=(0, 200)), path
+
+
+def test_objects_go_beside_a_local_ome_zarr(
+    ome_slide: tuple[Image, Path], controller: SegmentController
+) -> None:
+    image, path = ome_slide
+    controller.start(image)
+    controller.wait()
+    assert folder(controller) == path / "labels" / "objects"
+    commit_at(controller, (416, 704), 0)
+    controller.stop()
+    controller.wait()
+    with open_labels(path, "objects") as labels:
+        assert len(labels.levels) == 3
+        assert labels.read(Box(410, 700, 420, 710)).all()
+
+
+def test_existing_labels_are_gone_on_with_by_name(
+    ome_slide: tuple[Image, Path], controller: SegmentController
+) -> None:
+    image, path = ome_slide
+    with create_labels(path, "cells") as labels:
+        labels.write(Box(0, 0, 5, 5), np.ones((5, 5), bool), 41)
+    controller.start(image, target=LabelFile(path, "cells"))
+    controller.wait()
+    commit_at(controller, (416, 704), 0)
+    assert controller.layers is not None
+    level0 = np.asarray(controller.layers.target.data[0][:, :])
+    assert np.unique(level0).tolist() == [0, 41, 42]
+
+
+def test_labels_that_are_open_elsewhere_are_told_and_can_be_taken_later(
+    ome_slide: tuple[Image, Path], controller: SegmentController, model: Any
+) -> None:
+    image, _ = ome_slide
+    other = SegmentController(ViewerModel(), load_model=lambda *_, **__: model)
+    try:
+        controller.start(image)
+        controller.wait()
+        other.start(Image(image.data, multiscale=True, contrast_limits=(0, 200)))
+        with pytest.raises(LabelsError, match="only writer"):
+            other.wait()
+        assert other.state.phase is Phase.STOPPED
+        assert other.state.is_error
+        controller.stop()
+        controller.wait()
+        other.start(Image(image.data, multiscale=True, contrast_limits=(0, 200)))
+        other.wait()
+        assert other.state.phase is Phase.READY
+    finally:
+        other.close()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_labels_free(
+    ome_slide: tuple[Image, Path], viewer: ViewerModel
+) -> None:
+    image, path = ome_slide
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise SessionError("expected a model, got none")
+
+    controller = SegmentController(viewer, load_model=load)
+    controller.start(image)
+    with pytest.raises(SessionError):
+        controller.wait()
+    controller.close()
+    open_labels(path, "objects").close()
+
+
+def test_a_damaged_chunk_is_told_once_and_the_rest_is_shown(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    commit_at(running, SMALL)
+    commit_at(running, MIDDLE, 5)
+    store = folder(running)
+    running.stop()
+    running.wait()
+    chunk = store / "0" / "c" / str(SMALL[0] // 512) / str(SMALL[1] // 512)
+    chunk.write_bytes(chunk.read_bytes()[:10])
+    viewer.layers.remove("slide [objects]")
+    running.start(viewer.layers["slide"])
+    running.wait()
+    errors: list[BaseException] = []
+    running.failed.connect(errors.append)
+    assert running.layers is not None
+    level0 = running.layers.target.data[0]
+    for _ in range(2):
+        at_damage = Box(*SMALL, SMALL[0] + 1, SMALL[1] + 1).expand(5)
+        assert not np.asarray(level0[at_damage.slices]).any()
+    running.deliver()
+    assert len(errors) == 1
+    assert "damaged chunk" in running.state.message
+    assert running.state.is_error
+    assert np.asarray(level0[MIDDLE[0] : MIDDLE[0] + 9, MIDDLE[1] : MIDDLE[1] + 9]).all()
+
+
+def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
+    ome_slide: tuple[Image, Path], controller: SegmentController, model: Any
+) -> None:
+    image, path = ome_slide
+    controller.start(image)
+    controller.wait()
+    controller.pin_level(0)
+    controller.set_reads_ahead(False)
+    model.gate.clear()
+    controller.click((416, 704))
+    controller.commit()
+    controller.click((10, 10))
+    begin = time.perf_counter()
+    controller.close()
+    assert time.perf_counter() - begin < 0.5
+    assert not controller.join(0.1)
+    model.gate.set()
+    assert controller.join(20)
+    assert model.num_decoded == 1, "the object that was not committed is not drawn"
+    with open_labels(path, "objects") as labels:
+        assert labels.read(Box(410, 700, 420, 710)).all()
+
+
+def test_removing_the_objects_layer_ends_the_session_and_frees_the_labels(
+    running: SegmentController, viewer: ViewerModel
+) -> None:
+    commit_at(running, SMALL)
+    store = folder(running)
+    viewer.layers.remove("slide [objects]")
+    with pytest.raises(SessionError, match="was removed"):
+        running.wait()
+    with open_labels(store.parent.parent, store.name) as labels:
+        assert labels.next_label() == 2
+
+
+# ------------------------------------------------------------------ which target
+
+
+class Stub:
+    """Looks like an array that is not in memory."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype(np.uint8)
+        self.size = int(np.prod(shape))
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        return np.broadcast_to(np.uint8(0), self.shape)[index]
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[np.uint8]:
+        return np.asarray(self[:], dtype)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_in_memory"),
+    [
+        (np.zeros((64, 64), np.uint8), True),
+        (np.broadcast_to(np.uint8(0), (2, 8192)), True),
+        (np.broadcast_to(np.uint8(0), (2, 8193)), False),
+        (np.zeros((3, 64, 64), np.uint8), False),
+        (Stub(64, 64), False),
+    ],
+)
+def test_small_flat_images_in_memory_keep_their_objects_there(
+    data: Any, is_in_memory: bool
+) -> None:
+    image = read_image_layers(Image(data, contrast_limits=(0, 1), name="a"))
+    expected = NewLayer() if is_in_memory else OwnPlace("a")
+    assert default_target(image.layer, image.image) == expected
+
+
+@pytest.mark.parametrize("target", [NewLayer(), Labels(np.zeros((64, 64), int))])
+def test_a_stack_cannot_have_its_objects_in_memory(
+    target: Target, controller: SegmentController, viewer: ViewerModel
+) -> None:
+    viewer.add_image(np.zeros((4, 64, 64)))
+    with pytest.raises(LabelsError, match="keep them on disk"):
+        controller.start(target=target)
+    assert controller.state.phase is Phase.STOPPED
+
+
+# ------------------------------------------------------------------ long work
+
+
+@pytest.fixture
+def outlining(
+    running: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> SegmentController:
+    """A commit of an object whose outline is being drawn at full resolution, slowly."""
+    encode = model.encode
+
+    def slow(image: Any) -> Any:
+        time.sleep(0.03)
+        return encode(image)
+
+    monkeypatch.setattr(model, "encode", slow)
+    running.set_outlines_fully(True)
+    running.set_reads_ahead(False)
+    running.pin_level(5)
+    running.click(MIDDLE)
+    running.wait()
+    running.commit()
+    end = time.monotonic() + 20
+    while running.state.progress is None and time.monotonic() < end:
+        running.deliver()
+        time.sleep(0.005)
+    return running
+
+
+def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
+    outlining: SegmentController,
+) -> None:
+    assert outlining.state.progress is not None
+    assert "outline" in outlining.state.message
+    done, total = outlining.state.progress
+    assert 0 <= done < total
+    begin = time.perf_counter()
+    outlining.cancel()
+    outlining.wait()
+    assert time.perf_counter() - begin < 1
+    assert "given up" in outlining.state.message
+    assert outlining.state.progress is None
+    assert outlining.state.num_prompts == 1
+    assert outlining.layers is not None
+    assert outlining.layers.preview.pixels.any()
+    assert not np.any(outlining.layers.target.data[-1])
+    outlining.set_outlines_fully(False)
+    outlining.commit()
+    outlining.wait()
+    assert outlining.state.num_committed == 1
+    assert np.any(outlining.layers.target.data[-1])
+
+
+def test_an_escape_too_many_gives_up_no_quick_commit(running: SegmentController) -> None:
+    running.pin_level(0)
+    running.click(SMALL)
+    running.commit()
+    running.cancel()
+    running.wait()
+    assert running.state.num_committed == 1
+
+
+def test_what_is_on_screen_is_prepared_while_idle(
+    running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = model.encode
+    is_ready = threading.Event()
+
+    def count(image: Any) -> Any:
+        encoded.append(threading.current_thread().name)
+        is_ready.set()
+        return encode(image)
+
+    monkeypatch.setattr(model, "encode", count)
+    viewer.scene.camera.center = running.image_layer.data_to_world(SMALL)
+    zoom_to(viewer, 0)
+    assert is_ready.wait(20)
+    time.sleep(REST_S)
+    running.click(SMALL)
+    running.wait()
+    assert running.state.encode_ms == 0
+    assert not running.state.is_busy
+
+
+def test_preparing_can_be_switched_off(
+    running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_reads_ahead(False)
+    running.wait()
+    encoded: list[Any] = []
+    monkeypatch.setattr(model, "encode", encoded.append)
+    zoom_to(viewer, 0)
+    viewer.scene.camera.center = running.image_layer.data_to_world(MIDDLE)
+    time.sleep(3 * REST_S)
+    assert encoded == []
+    assert not running.state.reads_ahead

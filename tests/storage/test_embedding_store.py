@@ -128,6 +128,12 @@ def test_planes_are_kept_apart_and_a_lone_plane_need_not_be_named(tmp_path: Path
     lone = EmbeddingKey(ImageIdentity("123", (1000, 700), (1, 1)), "model-1")
     store.write(lone, TILE, maps_of(7))
     require_equal(store.read(lone, Tile(1, 32, 64, 64, (0, 0))), maps_of(7))
+    without = EmbeddingKey(ImageIdentity("123", (1000, 700), ()), "model-1")
+    require_equal(store.read(without, TILE), maps_of(7))
+    partly = EmbeddingKey(ImageIdentity("456", (1000, 700), (1, 4)), "model-1")
+    store.write(partly, Tile(1, 32, 64, 64, (0, 3)), maps_of(8))
+    assert store.read(partly, Tile(1, 32, 64, 64, (0, 2))) is None
+    require_equal(store.read(partly, Tile(1, 32, 64, 64, (0, 3))), maps_of(8))
 
 
 @pytest.mark.parametrize(

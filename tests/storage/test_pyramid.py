@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 import tracemalloc
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array
@@ -15,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError, PromptError
-from napari_hrsam.geometry import Tile
+from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.pyramid import DerivedLevel
 from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
 FILL = (1, 2, 3)
@@ -43,6 +47,30 @@ class Watched:
             math.prod(part.stop - part.start for part in index if isinstance(part, slice))
             for index in self.boxes
         )
+
+
+class Flat:
+    """A level of zeros, which are not even stored."""
+
+    shape_yx, factor_yx, chunk_yx = (6_000, 6_000), (1.0, 1.0), (1, 1)
+    working_dtype = np.float32
+
+    def read(self, box: Box, _plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
+        return np.broadcast_to(np.float32(0), (*box.shape_yx, len(channels)))
+
+
+class Slow(OrderedDict[Any, Any]):
+    """A dict that pauses after it has looked, so that another thread comes between."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        time.sleep(0.001)
+        return found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = super().get(key, default)
+        time.sleep(0.001)
+        return found
 
 
 def shrunk(array: NDArray[Any], factor: int) -> NDArray[Any]:
@@ -363,3 +391,18 @@ def test_every_image_tells_its_levels_and_planes() -> None:
     assert isinstance(plain, PyramidImage)
     assert (plain.plane_shape, plain.level_shapes, plain.ome) == ((), [(300, 420)], None)
     assert levels.level_shapes == [(300, 420), (150, 210)]
+
+
+def test_several_threads_may_read_a_made_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = DerivedLevel(Flat())
+    # Room for one block: every read throws out what another thread has just found.
+    monkeypatch.setattr("napari_hrsam.storage.pyramid.MAX_DERIVED_BYTES", 1)
+    monkeypatch.setattr(
+        "napari_hrsam.storage.pyramid.finite_block_mean", lambda block, step: block[::step, ::step]
+    )
+    monkeypatch.setattr(made, "_blocks", Slow())
+    side = made.chunk_yx[0]
+    boxes = [Box(0, 0, 1, 1).shifted(side * row, 0) for row in (0, 1)]
+    with ThreadPoolExecutor(4) as threads:
+        read = threads.map(lambda box: made.read(box, (), (0,)), boxes * 100)
+        assert not any(block.any() for block in read)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import builtins
 import logging
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from faulty_server import Server, serving
 from ome_files import halves, write_ome
 
 from napari_hrsam.errors import ImageError, ImageReadError, MissingExtraError
@@ -25,68 +22,13 @@ LIMITS = (0, 255)
 CHUNK = "/a.zarr/0/c/1/2"
 
 
-class Server(ThreadingHTTPServer):
-    """Serves a folder; ``faults`` maps a path to what its first requests get instead."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.faults: dict[str, list[Any]] = {}
-        self.asked: Counter[str] = Counter()
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/a.zarr"
-
-
-class Handler(SimpleHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def translate_path(self, path: str) -> str:
-        return str(self.server.folder / path.lstrip("/"))
-
-    def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
-        faults = self.server.faults.get(self.path, [])
-        fault = faults.pop(0) if faults else None
-        if fault is None:
-            super().do_GET()
-        elif fault == "hang up":
-            self.close_connection = True
-        elif fault == "stall":
-            time.sleep(1.0)
-            self.close_connection = True
-        elif fault == "short":
-            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[:20])
-            self.close_connection = True
-        else:
-            self.send_response(fault)
-            self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     write_ome(tmp_path / "a.zarr", halves(GREY, 2))
     monkeypatch.setattr("napari_hrsam.storage.remote.FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", 0.4)
-    with Server(tmp_path) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(tmp_path) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def test_an_image_is_read_over_http(server: Server) -> None:
@@ -147,6 +89,21 @@ def test_an_answer_that_is_final_is_not_asked_for_again(server: Server) -> None:
     with pytest.raises(ImageReadError, match=r"HTTP status 403 in 1 attempt\(s\)"):
         image.read(Tile(0, 64, 128, 64))
     assert server.asked[CHUNK] == 1
+
+
+def test_forbidden_is_missing_where_the_user_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults[CHUNK] = [403] * 100
+    with pytest.raises(ImageReadError, match="set the environment variable NAPARI_HRSAM_403_IS_M"):
+        open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+    monkeypatch.setenv("NAPARI_HRSAM_403_IS_MISSING", "1")
+    pixels = open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
+    assert (pixels[:64, 64:] == 0).all()
+    assert (pixels[:64, :64, 0] == GREY[64:, 64:128]).all()
+    monkeypatch.setenv("NAPARI_HRSAM_403_IS_MISSING", "0")
+    with pytest.raises(ImageReadError, match="HTTP status 403"):
+        open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
 
 
 def test_no_more_tries_are_made_after_the_whole_time(

@@ -15,12 +15,12 @@ from napari_hrsam.cli.options import (
     add_json,
     add_model,
     box_option,
+    open_shown,
     put_json,
     say,
     table,
 )
 from napari_hrsam.errors import SessionError
-from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> None:
 
     # What the user can get wrong is told before the model is loaded.
     store = EmbeddingStore(args.cache, max_bytes=args.max_gb)
-    image = open_image(args.image, channel_axis=args.channel_axis, channels=args.channels)
+    image = open_shown(args.image, args)
     store.require_writable()
     store.tidy()
     from napari_hrsam.engine.session import Session

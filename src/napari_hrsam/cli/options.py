@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_hrsam.storage.tile_source import PyramidImage
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  no public name
 
 STDOUT = Path("-")
@@ -64,7 +66,7 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = "hrsam-t
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:
-    """Add ``--plane``, ``--channel-axis`` and ``--channels``: how an image is shown to a model."""
+    """Add what a model is shown: ``--plane``, ``--channel-axis``, ``--channels``, ``--limits``."""
     parser.add_argument(
         "--plane",
         type=_plane,
@@ -80,6 +82,13 @@ def add_image(parser: argparse.ArgumentParser) -> None:
         type=_channels,
         metavar="R[,G[,B]]",
         help="which channels to show as red, green, blue; one channel is shown grey",
+    )
+    parser.add_argument(
+        "--limits",
+        type=_limits,
+        metavar="LOW,HIGH",
+        help="values shown as black and white, such as the contrast limits in napari (default: "
+        "those of the file, else found from the whole image)",
     )
 
 
@@ -113,6 +122,25 @@ def box_option(text: str) -> tuple[float, ...]:
 def _channels(text: str) -> list[int]:
     given: list[int] = numbers(text, int, "up to three channel numbers")
     return given
+
+
+def _limits(text: str) -> tuple[float, float]:
+    given = numbers(text, float, "LOW,HIGH")
+    if len(given) != 2 or not given[0] < given[1]:
+        raise argparse.ArgumentTypeError(f"expected LOW,HIGH with LOW below HIGH, got {text!r}")
+    return given[0], given[1]
+
+
+def open_shown(path: str, args: argparse.Namespace) -> PyramidImage:
+    """Open an image as the options of `add_image` say."""
+    from napari_hrsam.storage.opening import open_image
+
+    return open_image(
+        path,
+        channel_axis=args.channel_axis,
+        channels=args.channels,
+        contrast_limits=args.limits,
+    )
 
 
 def _plane(text: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from napari_hrsam.cli.options import (
     add_model,
     box_option,
     numbers,
+    open_shown,
     put_json,
     say,
     table,
@@ -26,7 +27,6 @@ from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.overlay import draw_overlay
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.image_files import write_image, write_mask
-from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
@@ -100,10 +100,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         parser.error("two images have the same name, so their masks would overwrite each other")
     # All images are opened before the model is loaded: a wrong path is told at once.
-    images = {
-        path: open_image(path, channel_axis=args.channel_axis, channels=args.channels)
-        for path in args.images
-    }
+    images = {path: open_shown(path, args) for path in args.images}
     args.out.mkdir(parents=True, exist_ok=True)
     from napari_hrsam.modeling.checkpoints import load_model
 

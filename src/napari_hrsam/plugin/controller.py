@@ -1,59 +1,26 @@
-"""Joins the layers of a viewer to a session: everything the panel does, without Qt.
-
-Longer than other files: it is the one place where the order of layers, tools and the inference
-thread matters, and the public face of all of them for scripts.
-"""
+"""Joins the layers of a viewer to a session: everything the panel does, without Qt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from napari_hrsam.errors import HRSAMError, PromptError, SessionError
-from napari_hrsam.plugin.canvas_tools import CanvasTools
+from napari_hrsam.errors import PromptError
 from napari_hrsam.plugin.coordinates import box_between
-from napari_hrsam.plugin.image_input import (
-    ChannelLayers,
-    ImageInput,
-    default_image_layer,
-    read_image_layers,
-)
-from napari_hrsam.plugin.loading import (
-    AUTO_DEVICE,
-    ModelLoader,
-    ModelRequest,
-    load_named_model,
-)
-from napari_hrsam.plugin.model_chooser import DEFAULT_MODEL
-from napari_hrsam.plugin.model_port import ModelPort
+from napari_hrsam.plugin.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.mouse import ClickTool
-from napari_hrsam.plugin.objects_layer import MemoryObjects, ObjectsLayer, StoredObjects
-from napari_hrsam.plugin.session_display import SessionDisplay
-from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers
-from napari_hrsam.plugin.session_link import SessionLink
-from napari_hrsam.plugin.state import (
-    HINT_3D,
-    HINT_CLICK,
-    HINT_START,
-    ControllerState,
-    Phase,
-    describe_outline,
-    describe_step,
-)
-from napari_hrsam.plugin.targets import MemoryTarget, Target, default_target, resolve_target
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.plugin.session_port import SessionPort
+from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, Phase
 
 if TYPE_CHECKING:
     import napari.components
-    from napari.layers import Image
 
-    from napari_hrsam.plugin.session_jobs import Answer, Opened
-    from napari_hrsam.plugin.strokes import Strokes
-    from napari_hrsam.storage.label_places import LabelFile, OwnPlace
+    from napari_hrsam.plugin.session_display import SessionDisplay
+    from napari_hrsam.plugin.session_layers import SessionLayers
 
 
-class SegmentController(ModelPort):
+class SegmentController(SessionPort):
     """Segment objects of an image layer by clicks.
 
     All methods are called on the viewer's thread and return at once; the model and the session
@@ -80,13 +47,6 @@ class SegmentController(ModelPort):
         *,
         load_model: ModelLoader = load_named_model,
     ) -> None:
-        super().__init__(SessionLink(load_model, self))
-        self._viewer = viewer
-        self._input: ImageInput | None = None
-        self._target: MemoryTarget | LabelFile | OwnPlace | None = None
-        self._display: SessionDisplay | None = None
-        self._pinned_level: int | None = None
-        self._watch = LossWatch(viewer, self._on_loss)
         tool = ClickTool(
             viewer,
             on_click=partial(self.guard, self.click_world),
@@ -102,156 +62,7 @@ class SegmentController(ModelPort):
             "T": lambda: self.set_subtracting(not self.state.is_subtracting),
             "B": lambda: self.set_draws_boxes(not self.state.draws_boxes),
         }
-        self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
-        viewer.scene.camera.events.zoom.connect(self._on_zoom)
-        viewer.scene.camera.events.center.connect(self._look_ahead)
-        viewer.dims.events.point.connect(self._look_ahead)
-
-    # ------------------------------------------------------------------ what there is
-
-    @property
-    def image_layer(self) -> Image | None:
-        """The layer being annotated, or None while there is no session."""
-        return None if self._input is None else self._input.layer
-
-    @property
-    def layers(self) -> SessionLayers | None:
-        """Objects, preview, clicks and box of the running session, or None."""
-        return None if self._display is None else self._display.layers
-
-    @property
-    def target_in_use(self) -> Target | None:
-        """Where the objects of the running session go, or None."""
-        if self._display is None:
-            return None
-        if isinstance(self._target, MemoryTarget):
-            return self._display.layers.target
-        return self._target
-
-    # ------------------------------------------------------------------ begin and end
-
-    def start(
-        self,
-        image_layer: Image | None = None,
-        model: str = DEFAULT_MODEL,
-        *,
-        channels: ChannelLayers | None = None,
-        target: Target | None = None,
-        device: str = AUTO_DEVICE,
-    ) -> None:
-        """Open a session; the model is loaded in the background.
-
-        Parameters
-        ----------
-        image_layer
-            What to annotate, of any size, flat or a stack; by default the active image layer, else
-            the first visible one. What it holds, and its contrast limits, are taken as they are
-            now.
-        model
-            A name of `napari_hrsam.list_models`, or a checkpoint's path.
-        channels
-            Layers on the same pixel grid that the model sees as colours, such as
-            ``{"red": layer, "green": other}``; by default `image_layer` alone.
-        target
-            Where objects go: a Labels layer in memory; `NewLayer`, for a new one; or a label image
-            on disk, a `LabelFile` (gone on with, or made) or an `OwnPlace`. By default a new layer
-            for a small flat image in memory, else the label image "objects" beside an OME-Zarr
-            image, else one in the user's data folder.
-        device
-            "auto", "cpu" or "cuda".
-
-        Raises
-        ------
-        ImageError
-            If there is no usable image layer.
-        LabelsError
-            If `target` cannot take the image's objects.
-        """
-        self._end(HINT_START, next_target=target)
-        if image_layer is None:
-            active = self._viewer.layers.selection.active
-            image_layer = default_image_layer(self._viewer.layers, active)
-        image = read_image_layers(image_layer, channels)
-        if target is None:
-            target = default_target(image.layer, image.image)
-        resolved = resolve_target(target, image.layer, image.image)
-        self._input, self._target = image, resolved
-        self._watch.start(image.layers)
-        request = ModelRequest(model=model, device=device)
-        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
-        place = resolved.array if isinstance(resolved, MemoryTarget) else resolved
-        self._link.open(image.image, place, request)
-
-    def stop(self, message: str = HINT_START) -> None:
-        """End the session; committed objects stay, the current one is given up.
-
-        Commits that were asked for are still made; the session's own layers go after them.
-        """
-        self._end(message)
-
-    def _end(
-        self,
-        message: str,
-        *,
-        next_target: Target | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        self._tools.stop()
-        self._link.cancel_loading()
-        image, layers = self._input, self.layers
-        self._input, self._target, self._display = None, None, None
-        self._watch.stop()
-        if image is not None:
-            if layers is not None:
-                layers.disconnect()
-            keeps_target = layers is not None and next_target == layers.target
-            self._link.end(partial(self._finish_end, layers, keeps_target, error))
-        self.state = ControllerState(
-            model=self.state.model,
-            device=self.state.device,
-            is_level_pinned=self.state.is_level_pinned,
-            outlines_fully=self.state.outlines_fully,
-            reads_ahead=self.state.reads_ahead,
-            message=message,
-        )
-        self.changed.emit()
-        self._update()
-
-    def close(self) -> None:
-        """Let go of the viewer and end the inference thread; for the end of panel or viewer.
-
-        Returns at once; the thread ends after the commits that were asked for, and lets others
-        write the labels. Layers are left as they are.
-        """
-        if self._link.engine.is_closed:
-            return
-        self._link.close()
-        self._tools.close()
-        if self.layers is not None:
-            self.layers.disconnect()
-        self._watch.close()
-        self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
-        self._viewer.scene.camera.events.center.disconnect(self._look_ahead)
-        self._viewer.dims.events.point.disconnect(self._look_ahead)
-
-    def join(self, timeout_s: float = 60.0) -> bool:
-        """Wait after `close` until the commits that were asked for are made.
-
-        Parameters
-        ----------
-        timeout_s
-            Seconds to wait at most.
-
-        Returns
-        -------
-        bool
-            Whether the inference thread has ended.
-        """
-        return self._link.engine.join(timeout_s)
-
-    def set_paused(self, is_paused: bool) -> None:
-        """Give mouse and keys back to napari for a while, e.g. while the panel is hidden."""
-        self._tools.set_paused(is_paused)
+        super().__init__(viewer, load_model, tool, actions)
 
     # ------------------------------------------------------------------ prompts and steps
 
@@ -373,6 +184,8 @@ class SegmentController(ModelPort):
         elif not layers.preview.redo_stroke():
             self._link.redo()
 
+    # ------------------------------------------------------------------ how it works
+
     def set_subtracting(self, is_subtracting: bool) -> None:
         """Let a plain click take away (and a right click add), or the other way round."""
         self._update(is_subtracting=is_subtracting)
@@ -415,99 +228,7 @@ class SegmentController(ModelPort):
         else:
             self._link.rest()
 
-    # ------------------------------------------------------------------ answers
-
-    def opened(self, opened: Opened) -> None:
-        """Show that the session is ready."""
-        assert self._input is not None
-        try:
-            objects = self._objects_layer(opened)
-        except HRSAMError as error:
-            self.open_failed(error)
-            return
-        folder = "" if opened.labels is None else str(opened.labels.file.folder)
-        self._display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
-        self._watch.add(self._display.layers.all)
-        self._tools.start(self._display.layers.all)
-        where = f"Objects are kept in {folder}. " if folder else ""
-        self._update(
-            phase=Phase.READY,
-            model=opened.model,
-            device=opened.device,
-            can_undo=opened.can_undo,
-            can_redo=opened.can_redo,
-            levels=self._display.levels,
-            labels_folder=folder,
-            message=f"{where}{self._hint()}",
-        )
-        self._show_level()
-
-    def _objects_layer(self, opened: Opened) -> ObjectsLayer:
-        assert self._input is not None
-        if opened.labels is None:
-            assert isinstance(self._target, MemoryTarget)
-            return MemoryObjects(self._viewer, self._input.layer, self._target)
-
-        def report(error: HRSAMError) -> None:
-            # It was found on whatever thread draws.
-            self._link.engine.tell(partial(self.report, error))
-
-        return StoredObjects(self._viewer, self._input.layer, opened.labels, report)
-
-    def open_failed(self, error: BaseException) -> None:
-        """Show why there is no session."""
-        self.stop()
-        self.report(error)
-
-    def outlined(self, done: int, total: int) -> None:
-        """Show how far the outline of an object being committed is."""
-        if self._display is not None and done < total:
-            message = describe_outline(done, total)
-            self._update(progress=(done, total), message=message, is_error=False)
-
-    def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
-        """Show an answer."""
-        display = self._display
-        if display is None:
-            return
-        self._update(progress=None)
-        if answer.edit is not None:
-            display.layers.objects.edited(answer.edit)
-        if not is_newest:
-            return
-        display.show_answer(answer)
-        if answer.prediction is not None:
-            seconds = answer.prediction.seconds
-            self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
-        if not follows_error:
-            self._update(message=describe_step(answer), is_error=False)
-        self._update(
-            can_undo=answer.can_undo,
-            can_redo=answer.can_redo,
-            num_committed=answer.num_committed,
-        )
-        self._show_level()
-
-    def step_failed(self, error: BaseException, strokes: Strokes | None) -> None:
-        """Show what went wrong, and keep strokes that could not be committed."""
-        if self._display is not None:
-            self._display.layers.preview.put_strokes(strokes)
-        self._update(progress=None)
-        self.report(error)
-
-    def submitted(self) -> None:
-        """Show that there is work going on."""
-        self._update()
-
     # ------------------------------------------------------------------ inside
-
-    def _ready(self) -> SessionDisplay:
-        if self._display is None:
-            raise SessionError(
-                f"expected a started session, but it is {self.state.phase}; press Start and wait "
-                "for the model"
-            )
-        return self._display
 
     def _plane_for_prompt(self, display: SessionDisplay) -> tuple[int, ...]:
         plane = display.view.plane()
@@ -518,78 +239,7 @@ class SegmentController(ModelPort):
             )
         return plane
 
-    def _hold(self) -> None:
-        if self._display is not None and len(self._display.prompts):
-            raise SessionError(
-                "expected no object being drawn; commit or cancel it before you change the model"
-            )
-        self._tools.stop()
-
-    def _go_on(self, message: str, tile_px: int | None = None) -> None:
-        display, phase = self._display, Phase.STOPPED
-        if display is not None:
-            display.tile_px = display.tile_px if tile_px is None else tile_px
-            self._tools.start(display.layers.all)
-            phase = Phase.READY
-            self._update(levels=display.levels)
-        message = f"{message} {self._hint()}".strip()
-        self._update(message=message, is_error=False, progress=None, phase=phase)
-        self._show_level()
-
-    def _hint(self) -> str:
-        if self._display is None:
-            return HINT_START
-        return HINT_3D if self._tools.is_3d else HINT_CLICK
-
     def _is_painting_target(self, layers: SessionLayers) -> bool:
         is_active = bool(self._viewer.layers.selection.active == layers.target)
         is_painting = is_active and str(layers.target.mode) != "pan_zoom"
         return is_painting and layers.objects.is_paintable
-
-    def _update(self, **changes: Any) -> None:
-        prompts = Prompts() if self._display is None else self._display.prompts
-        self.update(num_prompts=len(prompts), is_busy=self._link.is_busy, **changes)
-
-    def _show_level(self) -> None:
-        if self._display is not None:
-            self._update(level=self._display.level(self._pinned_level))
-            self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Have the tiles of the view encoded in spare time."""
-        display, level = self._display, self.state.level
-        if display is None or level is None or not self.state.reads_ahead or self._tools.is_3d:
-            return
-        try:
-            plane = display.view.plane()
-        except PromptError:
-            self._link.rest()
-            return
-        self._link.read_ahead(display.seen(), level, plane)
-
-    def _delivered(self) -> None:
-        if self._display is not None:
-            self._display.layers.objects.refresh()
-
-    def _on_zoom(self) -> None:
-        if self._display is not None:
-            self._display.layers.rescale(self._display.view.screen_px())
-            self._show_level()
-
-    def _on_ndisplay(self) -> None:
-        if self._display is not None:
-            self._update(message=self._hint(), is_error=False)
-
-    def _on_loss(self, what: str) -> None:
-        message = f"The session ended: {what}. {HINT_START}"
-        self._end(message, error=SessionError(message))
-
-    def _finish_end(
-        self, layers: SessionLayers | None, keeps_target: bool, error: BaseException | None
-    ) -> None:
-        if layers is not None:
-            layers.objects.refresh()
-            layers.remove(keeps_target=keeps_target)
-        # A window that closes removes its layers too, and hides the panel: that is no error.
-        if error is not None and not self._tools.is_paused:
-            self.report(error)

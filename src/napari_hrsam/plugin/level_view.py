@@ -85,7 +85,8 @@ class LevelView:
             plane = tuple(axis[i] for axis, i in zip(planes, place, strict=True))
             pixels[place] = self._cache.read(self._level, plane, box)
         kept = tuple(slice(None) if isinstance(part, slice) else 0 for part in self._window)
-        return pixels[kept] if dtype is None else pixels[kept].astype(dtype, copy=False)
+        # Of a single pixel NumPy makes a number.
+        return np.asarray(pixels[kept], dtype)
 
     def _narrowed(self, parts: tuple[Any, ...]) -> Window | None:
         """Return the window of a part; None if it is not one of slices of step 1 and indices."""

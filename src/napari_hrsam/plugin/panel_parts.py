@@ -73,7 +73,8 @@ class WrappedLabel(QLabel):
 
     def ask_for_height(self) -> None:
         """Ask for the height of the present text at the present width."""
-        self.setMinimumHeight(self.heightForWidth(self.width()))
+        # Before it is laid out it has no width, and Qt answers -1.
+        self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  Qt's name
         """Ask for the height that the new width needs."""

@@ -37,16 +37,20 @@ def slide() -> list[LayerData]:
 
     It lies in the user's cache and takes a few megabytes: pixels are painted when they are drawn.
     """
-    sample = _cached_slide()
+    return [generated_layer(_cached_slide(), SLIDE_NAME)]
+
+
+def generated_layer(sample: Sample, name: str) -> LayerData:
+    """Describe a generated image as a layer whose pixels are painted when they are drawn."""
     options = {
-        "name": SLIDE_NAME,
+        "name": name,
         "rgb": True,
         "multiscale": True,
         "scale": (PIXEL_UM, PIXEL_UM),
         "units": ("micrometer", "micrometer"),
         "metadata": {"path": str(sample.path)},
     }
-    return [(list(sample.levels), options, "image")]
+    return list(sample.levels), options, "image"
 
 
 def _cached_slide() -> Sample:

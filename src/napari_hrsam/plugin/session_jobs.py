@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_hrsam.errors import SessionError
+from napari_hrsam.errors import EmbeddingsError, SessionError
 from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelLoader, ModelRequest, load_named_model
 from napari_hrsam.plugin.progress import Cancelled, Progress
 from napari_hrsam.plugin.strokes import Strokes, apply_strokes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.session import Session
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.layers import LayerImage
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,17 @@ def find_devices() -> tuple[str, ...]:
     return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
 
 
+def _embeddings() -> EmbeddingStore | None:
+    """Open the user's store of embeddings; without one everything works, more slowly."""
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
+
+    try:
+        return EmbeddingStore()
+    except EmbeddingsError as error:
+        logger.warning("embeddings are kept in memory only: %s", error)
+        return None
+
+
 class SessionJobs:
     """The session, its model and its labels; every method runs on the inference thread.
 
@@ -177,7 +189,7 @@ class SessionJobs:
             self._opened_labels = OpenedLabels(file=place, levels=labels.levels)
         if not self._load(request, loading):
             return None
-        self._session = Session(self._model, pixels, labels)
+        self._session = Session(self._model, pixels, labels, embeddings=_embeddings())
         self._session.outline_level = self._outline_level
         self._num_committed = 0
         return self._opened(request)

@@ -1,27 +1,42 @@
-"""A zarr store that notices chunks cut short, which decoders may take for whole ones."""
+"""A zarr store that notices chunks cut short, or far too large, before they are decoded."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import WrapperStore
 
 from napari_hrsam.errors import ImageReadError
+from napari_hrsam.storage.decoded_size import exceeds
 
 _METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What is known of the chunks of one array."""
+
+    codec: str
+    max_bytes: int
+    is_sharded: bool
+
+
 class CheckedStore(WrapperStore[Store]):
-    """A store that refuses chunks cut short.
+    """A store that refuses chunks cut short, and chunks that would decode to far too much.
 
     The Blosc of numcodecs fills the rest of a chunk cut short with whatever lies in memory. Its
-    header tells the length, which is compared here for the arrays named to `watch`.
+    header tells the length, which is compared here for the arrays named to `watch`. Their chunks
+    may decode to half as much again as a chunk needs, as compressors may come one after another.
+    Not looked at is what lies in a shard that is read as a whole.
 
     Parameters
     ----------
@@ -34,16 +49,11 @@ class CheckedStore(WrapperStore[Store]):
     def __init__(self, store: Store, path: str = "") -> None:
         super().__init__(store)
         self._path = path
-        self._blosc: set[str] = set()
-
-    @property
-    def local_root(self) -> Path | None:
-        """Folder on this machine in which the chunks are files, None if there is no such folder."""
-        return self._store.root if isinstance(self._store, LocalStore) else None
+        self._watched: dict[str, _Watched] = {}
 
     def _with_store(self, store: Store) -> CheckedStore:
         other = CheckedStore(store, self._path)
-        other._blosc = self._blosc
+        other._watched = self._watched
         return other
 
     async def get(
@@ -54,7 +64,7 @@ class CheckedStore(WrapperStore[Store]):
         Raises
         ------
         ImageReadError
-            If less is there than must be.
+            If less is there than must be, or more than there may be.
         """
         value = await self._store.get(key, prototype, byte_range)
         if value is None:
@@ -69,7 +79,24 @@ class CheckedStore(WrapperStore[Store]):
                 f"expected {expected} bytes in the chunk {self._path.rstrip('/')}/{key}, got "
                 f"{len(value)}: it is damaged; copy the image again, or work on another part"
             )
+        await self._require_modest(key, value, byte_range)
         return value
+
+    async def _require_modest(
+        self, key: str, value: Buffer, byte_range: ByteRequest | None
+    ) -> None:
+        known = self._watched_for(key)
+        if known is None or known.is_sharded != isinstance(byte_range, RangeByteRequest):
+            return
+        is_modest = len(value) <= known.max_bytes and not await asyncio.to_thread(
+            exceeds, known.codec, value.to_bytes(), known.max_bytes
+        )
+        if not is_modest:
+            raise ImageReadError(
+                f"expected at most {known.max_bytes} bytes in the chunk "
+                f"{self._path.rstrip('/')}/{key}, got more when it is decoded: it is damaged or "
+                "meant to fill the memory; copy the image again, or work on another part"
+            )
 
     async def _get_many(
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
@@ -78,12 +105,27 @@ class CheckedStore(WrapperStore[Store]):
             yield request[0], await self.get(*request)
 
     def watch(self, array: zarr.Array[Any]) -> None:
-        """Check the chunks of an array of this store, if its codec does not."""
-        if array.shards is not None or not array.compressors:
-            return
-        last = array.compressors[-1]
-        if isinstance(last, BloscCodec) or getattr(last, "codec_id", "") == "blosc":
-            self._blosc.add(f"{array.path}/" if array.path else "")
+        """Check the chunks of an array of this store."""
+        if array.compressors:
+            num_bytes = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+            self._watched[f"{array.path}/" if array.path else ""] = _Watched(
+                _name(array.compressors[-1]), num_bytes * 3 // 2 + 2**16, array.shards is not None
+            )
 
     def _is_blosc_chunk(self, key: str) -> bool:
-        return not key.endswith(_METADATA) and any(map(key.startswith, self._blosc))
+        known = self._watched_for(key)
+        return known is not None and known.codec == "blosc" and not known.is_sharded
+
+    def _watched_for(self, key: str) -> _Watched | None:
+        if not key.endswith(_METADATA):
+            for prefix, known in self._watched.items():
+                if key.startswith(prefix):
+                    return known
+        return None
+
+
+def _name(codec: Any) -> str:
+    """Return the name of a codec of zarr or numcodecs, such as ``gzip``."""
+    names = {BloscCodec: "blosc", GzipCodec: "gzip", ZstdCodec: "zstd"}
+    found = names.get(type(codec)) or getattr(codec, "codec_id", None)
+    return str(found or getattr(codec, "codec_name", "")).removeprefix("numcodecs.")

@@ -402,9 +402,10 @@ def _plane(key: EmbeddingKey, tile: Tile) -> tuple[int, ...] | None:
 
 
 def _index(key: EmbeddingKey, tile: Tile) -> tuple[int, ...]:
-    """Place of a tile of the grid in the array of its level."""
+    """Place of a tile of the grid in the array of its level, which has no axes of length 1."""
     stride = _grid(key, tile).stride_px
-    return *(_plane(key, tile) or ()), tile.y0 // stride, tile.x0 // stride
+    planes = zip(_plane(key, tile) or (), key.image.plane_shape, strict=False)
+    return *(place for place, size in planes if size > 1), tile.y0 // stride, tile.x0 // stride
 
 
 def _about(key: EmbeddingKey, tile: Tile, layout: list[list[Any]]) -> dict[str, Any]:
@@ -416,7 +417,7 @@ def _about(key: EmbeddingKey, tile: Tile, layout: list[list[Any]]) -> dict[str, 
         "level": tile.level,
         "tile_px": tile.size_px,
         "stride_px": grid.stride_px,
-        "shape": [*key.image.plane_shape, *grid.num_tiles_yx],
+        "shape": [*(n for n in key.image.plane_shape if n > 1), *grid.num_tiles_yx],
         "maps": layout,
     }
 

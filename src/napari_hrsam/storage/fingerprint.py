@@ -1,19 +1,20 @@
 """Tell whether an image is the one that was opened before, without reading all of it.
 
-Neither the place of the image nor its times are part of the answer, so it is the same for a copy
-on another machine. What is: shapes, dtypes and axes of its levels, the channels and limits that
-are shown, and a sample of its content.
+The answer depends on what the model is shown: size, levels, and for each colour its limits and a
+sample of its pixels. It does not depend on where the image lies, on its times, on the order of its
+axes, or on what reads it, so it is the same for a copy on another machine, and for a file opened
+by its path and the same file shown in napari.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,26 +29,20 @@ if TYPE_CHECKING:
 PIXELS_VERSION = 1
 """Of how pixels are read from an image: raised when a tile of the same image would differ."""
 
-MAX_WHOLE_BYTES = 4 * 2**20
+MAX_WHOLE_BYTES = 2**22
 """An array in memory up to this size is looked at as a whole."""
 
-MAX_SAMPLES = 300_000
+MAX_SAMPLES = 150_000
 """Values looked at in a larger one, spread evenly."""
 
 MAX_WHOLE_PX = 2**20
-"""A coarsest level up to this size is looked at as a whole where there are no chunk files."""
+"""Pixels of a coarsest level up to which planes are looked at as a whole."""
 
-WINDOWS, WINDOW_PX = 3, 64
-"""Windows that are read of a larger one, and of the finest level."""
+PLANES = 3
+"""Planes of a stack that are looked at: the first, the last, and between."""
 
-RUNS = 8
-"""Runs of pixels looked at for each of `CHUNKS` parts of an array that is mapped from a file."""
-
-CHUNKS = 24
-"""Chunk files of each level whose sizes are looked at."""
-
-COARSE_BYTES, FINE_BYTES = 2**22, 2**18
-"""Bytes looked at in those of the coarsest level and of the finest, at three places of each."""
+WINDOWS, WINDOW_PX = 8, 64
+"""Windows that are read of a larger one, and their side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class ImageIdentity:
     shape_yx : (int, int)
         Of the image in level-0 pixels.
     plane_shape : tuple of int
-        Number of planes along each other axis.
+        Number of planes along each other axis. Axes of length 1 count for nothing.
     """
 
     digest: str
@@ -73,8 +68,7 @@ def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> Imag
     """Fingerprint an open image; takes about the same time whatever its size.
 
     Content is looked at in places: arrays in memory up to 4 MiB as a whole, larger ones at a grid
-    of 300,000 values; zarr arrays on a local disk by the sizes of some chunk files of every level
-    and bytes of some; all others by a few windows of the finest and the coarsest level. A change
+    of 150,000 values; of all others the coarsest level, or windows of it if it is large. A change
     at other places only is not noticed.
 
     Parameters
@@ -93,43 +87,54 @@ def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> Imag
         If the pixels looked at cannot be read.
     """
     levels = image.stored_levels
-    digest = hashlib.sha256()
+    # What is not shown counts for nothing; a channel shown as several colours is looked at once.
+    used = list(dict.fromkeys(channel for channel in image.shown if channel is not None))
+    shown = zip(image.shown, image.contrast_limits, strict=True)
     facts = {
         "pixels": PIXELS_VERSION,
-        "shown": image.shown,
-        "limits": image.contrast_limits,
         "fill": fill,
+        "shown": [None if c is None else (used.index(c), _plain(limits)) for c, limits in shown],
+        "planes": [size for size in image.plane_shape if size > 1],
         "levels": [
-            (level.data.shape, level.dtype.str, asdict(level.order), level.factor_yx)
+            (level.shape_yx, level.dtype.kind, level.dtype.itemsize, _rounded(level.factor_yx))
             for level in levels
         ],
     }
-    digest.update(json.dumps(facts, default=_plain).encode())
-    for number, level in enumerate(levels):
-        for part in _sample(level, number == 0, number == len(levels) - 1):
-            digest.update(part)
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for part in _sample(levels, used):
+        digest.update(_little(part))
     return ImageIdentity(digest.hexdigest()[:24], image.shape_yx, image.plane_shape)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy as those of Python."""
-    return value.item()
+def _plain(values: tuple[float, float]) -> list[float]:
+    return [float(value) for value in values]
 
 
-def _sample(level: StoredLevel, is_finest: bool, is_coarsest: bool) -> Iterator[bytes]:
-    """Yield content of a level."""
-    if isinstance(level.data, np.ndarray):
-        yield from _runs(level.data) if _is_mapped(level.data) else _pixels(level.data)
-        return
-    folder = _chunk_folder(level.data)
-    if folder is not None:
-        yield from _chunk_files(
-            level.data, folder, COARSE_BYTES if is_coarsest else FINE_BYTES if is_finest else 0
-        )
-    elif is_coarsest and math.prod(level.shape_yx) <= MAX_WHOLE_PX:
-        yield _window(level, Box.of_shape(level.shape_yx), _plane(level.plane_shape, 0.5))
-    elif is_finest or is_coarsest:
-        yield from _windows(level)
+def _rounded(factor_yx: tuple[float, float]) -> list[float]:
+    """Factors found from scales and from shapes differ in their last digits."""
+    return [float(f"{factor:.6g}") for factor in factor_yx]
+
+
+def _little(values: NDArray[Any]) -> bytes:
+    """Bytes of an array, the same on every machine."""
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _sample(levels: tuple[StoredLevel, ...], channels: list[int]) -> Iterator[NDArray[Any]]:
+    """Yield pixels of some channels."""
+    if all(level.is_in_memory and not _is_mapped(level.data) for level in levels):
+        for level in levels:
+            yield from _grid(level, channels)
+    else:
+        yield from _places(levels[-1], channels)
+
+
+def _read(
+    level: StoredLevel, box: Box, plane: tuple[int, ...], channels: list[int]
+) -> NDArray[Any]:
+    """Read (box.height, box.width, len(channels)) pixels, the channels in any order."""
+    pixels = level.read(box, plane, tuple(sorted(channels)))
+    return pixels if channels == sorted(channels) else pixels[..., np.argsort(np.argsort(channels))]
 
 
 def _is_mapped(array: NDArray[Any]) -> bool:
@@ -142,86 +147,34 @@ def _is_mapped(array: NDArray[Any]) -> bool:
     return isinstance(base, mmap.mmap)
 
 
-def _pixels(array: NDArray[Any]) -> Iterator[bytes]:
-    if array.nbytes <= MAX_WHOLE_BYTES:
-        yield array.tobytes()
-        return
-    # Not colours, unless all axes are short.
-    long = [axis for axis, length in enumerate(array.shape) if length > 8] or range(array.ndim)
-    step = math.ceil((array.size / MAX_SAMPLES) ** (1 / len(long)))
-    yield array[
-        tuple(
-            slice(min(step, length) // 2, None, step) if axis in long else slice(None)
-            for axis, length in enumerate(array.shape)
-        )
-    ].tobytes()
+def _grid(level: StoredLevel, channels: list[int]) -> Iterator[NDArray[Any]]:
+    """Yield pixels of all planes of an array in memory, every n-th along each long axis."""
+    num = len(channels) * math.prod(level.shape_yx) * math.prod(level.plane_shape)
+    step = 1
+    if num * level.dtype.itemsize > MAX_WHOLE_BYTES:
+        long = 2 + sum(size > 8 for size in level.plane_shape)
+        step = math.ceil((num / MAX_SAMPLES) ** (1 / long))
+    box = Box.of_shape(level.shape_yx)
+    along = [range(0, size, step if size > 8 else 1) for size in level.plane_shape]
+    for plane in itertools.product(*along):
+        yield _read(level, box, plane, channels)[::step, ::step]
 
 
-def _runs(array: NDArray[Any]) -> Iterator[bytes]:
-    """Yield short runs: every place of a file costs a read."""
-    starts = _spread(array.shape[-1], RUNS)
-    for number, row in enumerate(_spread(math.prod(array.shape[:-1]), CHUNKS * RUNS)):
-        start = starts[number % len(starts)]
-        index = np.unravel_index(row, array.shape[:-1])
-        yield array[index][start : start + WINDOW_PX].tobytes()
-
-
-def _windows(level: StoredLevel) -> Iterator[bytes]:
-    """Yield some windows, of the first, middle and last plane in turn."""
+def _places(level: StoredLevel, channels: list[int]) -> Iterator[NDArray[Any]]:
+    """Yield some planes of a small level, or some windows of a larger one."""
     height, width = level.shape_yx
+    planes = sorted({_plane(level.plane_shape, place / (PLANES - 1)) for place in range(PLANES)})
+    if height * width * len(planes) <= MAX_WHOLE_PX:
+        for plane in planes:
+            yield _read(level, Box.of_shape(level.shape_yx), plane, channels)
+        return
     for place in range(WINDOWS):
-        share = (place + 0.5) / WINDOWS
-        y, x = int(share * height), int(share * 2 % 1 * width)
+        # Spread over rows and columns alike: no two windows share a row or a column.
+        share, other = (place + 0.5) / WINDOWS, (place * 5 % WINDOWS + 0.5) / WINDOWS
+        y, x = int(share * height), int(other * width)
         box = Box(y, x, y + WINDOW_PX, x + WINDOW_PX).clip((height, width))
-        yield _window(level, box, _plane(level.plane_shape, place / (WINDOWS - 1)))
+        yield _read(level, box, planes[place % len(planes)], channels)
 
 
-def _window(level: StoredLevel, box: Box, plane: tuple[int, ...]) -> bytes:
-    return level.read(box, plane, tuple(range(level.num_channels))).tobytes()
-
-
-def _plane(sizes: Sequence[int], share: float) -> tuple[int, ...]:
+def _plane(sizes: tuple[int, ...], share: float) -> tuple[int, ...]:
     return tuple(round(share * (size - 1)) for size in sizes)
-
-
-def _chunk_folder(array: Any) -> Path | None:
-    """Return the folder in which the chunks of a zarr array are files, None if there is none."""
-    store = getattr(array, "store", None)
-    # Its own root for a plain store; `CheckedStore` tells that of the store inside it.
-    root = getattr(store, "local_root", getattr(store, "root", None))
-    if not isinstance(root, Path) or not hasattr(array, "metadata"):
-        return None
-    return root / str(array.path)
-
-
-def _chunk_files(array: Any, folder: Path, most_bytes: int) -> Iterator[bytes]:
-    """Yield the sizes of some chunk files, and bytes of them.
-
-    A compressed chunk hardly ever keeps its size when its pixels change.
-    """
-    lengths = array.shards or array.chunks
-    grid = tuple(math.ceil(n / step) for n, step in zip(array.shape, lengths, strict=True))
-    numbers = _spread(math.prod(grid), CHUNKS)
-    part_bytes = most_bytes // len(numbers) // 3
-    for number in numbers:
-        place = tuple(int(i) for i in np.unravel_index(number, grid))
-        path = folder / array.metadata.encode_chunk_key(place)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            yield b"-"
-            continue
-        yield f"{size},".encode()
-        if part_bytes:
-            with path.open("rb") as stream:
-                for start in (0, size // 2, max(0, size - part_bytes)):
-                    stream.seek(start)
-                    yield stream.read(part_bytes)
-
-
-def _spread(num: int, most: int) -> list[int]:
-    """Choose at most ``most`` of the numbers 0 .. num - 1, spread so that no rhythm is followed."""
-    if num <= most:
-        return list(range(num))
-    golden = (math.sqrt(5) - 1) / 2
-    return sorted({int((i + 0.5) * golden % 1 * num) for i in range(most - 2)} | {0, num - 1})

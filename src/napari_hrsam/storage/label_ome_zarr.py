@@ -126,6 +126,11 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
     shape = None if like is None else _full_shape(like)
     if path.exists() and not path.is_dir():
         raise LabelsError(f"expected a folder, got the file {path}; choose another path")
+    if shape is not None and max(shape) > MAX_SIDE_PX:
+        raise LabelsError(
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis, got shape {shape}; "
+            "check how the shape was computed"
+        )
     try:
         root = _open_root(path)
         plan = _plan(path, root, shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class DerivedLevel:
     """A coarser level than any that is stored: area means, made block by block when wanted.
 
     The image is not changed. The blocks seen lately are kept in memory, `MAX_DERIVED_BYTES` at
-    most. Pixels that are not finite do not count.
+    most. Pixels that are not finite do not count. Several threads may read at a time.
 
     Parameters
     ----------
@@ -72,6 +73,7 @@ class DerivedLevel:
         side = min(1024, max(256, math.ceil(max(source.chunk_yx) / DERIVED_FACTOR)))
         self.chunk_yx = (side, side)
         self._blocks: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, box: Box, plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
         """Read a box of one plane as in `StoredLevel.read`, in `working_dtype`."""
@@ -87,16 +89,20 @@ class DerivedLevel:
 
     def _block(self, box: Box, plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
         key = (box, plane, channels)
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
+        with self._lock:
+            known = self._blocks.get(key)
+            if known is not None:
+                self._blocks.move_to_end(key)
+                return known
+        # Not under the lock: others need not wait for a slow source.
         wide = Box(*(end * DERIVED_FACTOR for end in (box.y0, box.x0, box.y1, box.x1)))
         values = self._source.read(wide.clip(self._source.shape_yx), plane, channels)
         block = finite_block_mean(values.astype(self.working_dtype, copy=False), DERIVED_FACTOR)
-        self._blocks[key] = block
         most = max(1, MAX_DERIVED_BYTES // block.nbytes)
-        while len(self._blocks) > most:
-            self._blocks.popitem(last=False)
+        with self._lock:
+            self._blocks[key] = block
+            while len(self._blocks) > most:
+                self._blocks.popitem(last=False)
         return block
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -33,6 +34,13 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 """Longest pause, also where the server asks for a longer one."""
 
+FORBIDDEN_VARIABLE = "NAPARI_HRSAM_403_IS_MISSING"
+"""Environment variable: set to 1 where a server answers 403 for files that are not there, as public
+buckets do that may be read but not listed."""
+
+FORBIDDEN = 403
+"""HTTP status of what may not be read."""
+
 TOO_MANY_REQUESTS = 429
 """HTTP status of a server that wants to be asked again later."""
 
@@ -60,15 +68,16 @@ def open_url(url: str) -> Store:
             f'failed ({error}); install it with: pip install "napari-hrsam[remote]" for http and '
             "https, or the package that the message names"
         ) from error
-    return PatientStore(store, url)
+    is_missing = os.environ.get(FORBIDDEN_VARIABLE, "") not in ("", "0")
+    return PatientStore(store, url, forbidden_is_missing=is_missing)
 
 
 class PatientStore(WrapperStore[Store]):
     """A store whose reads have a time limit and are tried again when the network fails.
 
     A key that is not there (404) is told at once: zarr fills such chunks. Other answers that are
-    final (403, for example) fail at once too. A server that asks to wait, fails (429, 5xx), stalls
-    or hangs up is asked again.
+    final (403, unless it is taken for 404) fail at once too. A server that asks to wait, fails
+    (429, 5xx), stalls or hangs up is asked again.
 
     Parameters
     ----------
@@ -76,24 +85,27 @@ class PatientStore(WrapperStore[Store]):
         What is read.
     url : str
         Named in errors.
+    forbidden_is_missing : bool
+        Whether 403 is taken for 404.
     """
 
-    def __init__(self, store: Store, url: str = "") -> None:
+    def __init__(self, store: Store, url: str = "", *, forbidden_is_missing: bool = False) -> None:
         super().__init__(store)
         self._url = url
+        self._forbidden_is_missing = forbidden_is_missing
 
     def _with_store(self, store: Store) -> PatientStore:
-        return PatientStore(store, self._url)
+        return PatientStore(store, self._url, forbidden_is_missing=self._forbidden_is_missing)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a key, or a part of it; None if there is none."""
-        return await self._patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        return await self._patiently(key, lambda: self._store.get(key, prototype, byte_range), None)
 
     async def exists(self, key: str) -> bool:
         """Tell whether a key is there."""
-        return await self._patiently(key, lambda: self._store.exists(key))
+        return await self._patiently(key, lambda: self._store.exists(key), False)
 
     async def get_partial_values(
         self,
@@ -111,19 +123,22 @@ class PatientStore(WrapperStore[Store]):
         for request in requests:
             yield request[0], await self.get(*request)
 
-    async def _patiently(self, key: str, read: Callable[[], Awaitable[_T]]) -> _T:
+    async def _patiently(self, key: str, read: Callable[[], Awaitable[_T]], missing: _T) -> _T:
+        """Read, again where that may help; ``missing`` is what a key gives that is not there."""
         started, pause_s = time.monotonic(), FIRST_PAUSE_S
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await asyncio.wait_for(read(), TIMEOUT_S)
             except _network_errors() as error:
+                if self._forbidden_is_missing and _is_forbidden(error):
+                    return missing
                 wait_s = min(LONGEST_PAUSE_S, max(_asked_pause_s(error), pause_s))
                 late = time.monotonic() - started + wait_s > TOTAL_S
                 if attempt == ATTEMPTS or late or not _may_pass(error):
                     raise ImageReadError(
                         f"expected {self._url.rstrip('/')}/{key}, got {_told(error)} in "
-                        f"{attempt} attempt(s) and {time.monotonic() - started:.0f} s; check the "
-                        "address and the network, and try again"
+                        f"{attempt} attempt(s) and {time.monotonic() - started:.0f} s; "
+                        f"{_advice(error)}"
                     ) from error
                 logger.warning(
                     "%s/%s: %s, trying again in %.1f s", self._url, key, _told(error), wait_s
@@ -148,6 +163,20 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(status, int) and status >= 300:
         return status == TOO_MANY_REQUESTS or status >= 500
     return not isinstance(error, PermissionError)
+
+
+def _is_forbidden(error: Exception) -> bool:
+    # Object stores tell it as PermissionError, without a status.
+    return getattr(error, "status", None) == FORBIDDEN or isinstance(error, PermissionError)
+
+
+def _advice(error: Exception) -> str:
+    if _is_forbidden(error):
+        return (
+            "check the address and your rights; where the server answers so for what is not "
+            f"there, set the environment variable {FORBIDDEN_VARIABLE}=1"
+        )
+    return "check the address and the network, and try again"
 
 
 def _asked_pause_s(error: Exception) -> float:

@@ -1,0 +1,76 @@
+"""A server of files that fails when it is told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder; ``faults`` maps a path to what its first requests get instead."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults: dict[str, list[Any]] = {}
+        self.asked: Counter[str] = Counter()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/a.zarr"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def translate_path(self, path: str) -> str:
+        return str(self.server.folder / path.lstrip("/"))
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] += 1
+        faults = self.server.faults.get(self.path, [])
+        fault = faults.pop(0) if faults else None
+        if fault is None:
+            super().do_GET()
+        elif fault == "hang up":
+            self.close_connection = True
+        elif fault == "stall":
+            time.sleep(1.0)
+            self.close_connection = True
+        elif fault == "short":
+            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:20])
+            self.close_connection = True
+        else:
+            self.send_response(fault)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """Serve a folder until the end of the block."""
+    with Server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

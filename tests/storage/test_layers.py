@@ -1,0 +1,203 @@
+"""napari's Image layers as images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from napari.layers import Image, Labels
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import ImageError
+from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.layers import is_image_layer, share_grid, take_layers
+from napari_hrsam.storage.opening import open_image
+
+RNG = np.random.default_rng(0)
+
+
+def ramp(dtype: Any = np.uint16) -> NDArray[Any]:
+    """(96, 128): values 0..255 along x, twice as bright in the lower half."""
+    rows = np.where(np.arange(96) < 48, 1, 2)[:, None]
+    return (rows * np.arange(128)[None]).astype(dtype)
+
+
+def seen(image: Any, level: int = 0, plane: tuple[int, ...] = ()) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = image.read(Tile(level, 0, 0, 64, plane))
+    return pixels
+
+
+def test_only_image_layers_are_taken_for_image_layers() -> None:
+    assert is_image_layer(Image(np.zeros((8, 8))))
+    for other in (Labels(np.zeros((8, 8), int)), np.zeros((8, 8)), [np.zeros((8, 8))], "path"):
+        assert not is_image_layer(other)
+
+
+@pytest.mark.parametrize(
+    "dtype", [bool, np.uint8, np.int16, np.uint16, np.uint32, np.float32, ">f8"]
+)
+def test_a_layer_is_shown_between_its_own_limits(dtype: Any) -> None:
+    data = ramp().astype(dtype)
+    limits = (0, 1) if dtype is bool else (10, 90)
+    image = open_image(Image(data, contrast_limits=limits))
+    low, high = limits
+    expected = np.clip((data[:64, :64].astype(float) - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(seen(image)[..., 0], expected, atol=1)
+
+
+def test_limits_are_those_at_the_moment_it_is_opened() -> None:
+    layer = Image(ramp(), contrast_limits=(0, 100))
+    image = open_image(layer)
+    before = seen(image)
+    layer.contrast_limits = (0, 10)
+    np.testing.assert_array_equal(seen(image), before)
+    assert image.contrast_limits[0] == (0.0, 100.0)
+
+
+def test_own_limits_can_be_given() -> None:
+    image = open_image(Image(ramp(), contrast_limits=(0, 100)), contrast_limits=(5, 6))
+    assert image.contrast_limits[0] == (5.0, 6.0)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
+def test_levels_of_a_multiscale_layer_are_used(kind: str, tmp_path: Any) -> None:
+    levels: list[Any] = [ramp(), ramp()[::2, ::2] + 1000]
+    if kind == "zarr":
+        levels = [
+            zarr.create_array(tmp_path / str(k), data=level, chunks=(32, 32))
+            for k, level in enumerate(levels)
+        ]
+    elif kind == "dask":
+        levels = [da.from_array(level, chunks=32) for level in levels]
+    image = open_image(Image(levels, multiscale=True, contrast_limits=(0, 2000)))
+    assert image.level_shapes == [(96, 128), (48, 64)]
+    assert seen(image, 1)[0, 0, 0] == pytest.approx(255 / 2, abs=1), "the stored level is read"
+
+
+def test_rgb_and_its_level_1_of_a_stack() -> None:
+    data = RNG.integers(0, 255, (5, 96, 128, 3), np.uint8)
+    layer = Image(data, rgb=True)
+    assert layer.ndim == 3
+    image = open_image(layer)
+    assert image.plane_shape == (5,)
+    np.testing.assert_array_equal(seen(image, plane=(3,)), data[3, :64, :64])
+
+
+def test_the_last_axis_of_a_layer_without_colours_holds_none() -> None:
+    image = open_image(Image(np.zeros((7, 64, 3)), rgb=False, contrast_limits=(0, 1)))
+    assert image.plane_shape == (7,)
+    assert image.shape_yx == (64, 3)
+
+
+def test_layers_are_channels_in_the_order_given() -> None:
+    one, two, three = (Image(ramp() * k, contrast_limits=(0, 600)) for k in (1, 2, 3))
+    image = open_image([one, two])
+    pixels = seen(image)
+    np.testing.assert_allclose(pixels[..., 1], 2.0 * pixels[..., 0], atol=1.5)
+    assert not pixels[..., 2].any()
+    mapped = seen(open_image([one, two, three], channels={"blue": 0, "red": 2}))
+    np.testing.assert_array_equal(mapped[..., 2], pixels[..., 0])
+    assert not mapped[..., 1].any()
+    assert mapped[60, 60, 0] == pytest.approx(3 * int(mapped[60, 60, 2]), abs=2)
+
+
+def test_colormaps_tell_the_colours() -> None:
+    layers = [
+        Image(ramp(), contrast_limits=(0, 255), colormap=name) for name in ("blue", "red", "green")
+    ]
+    layers[0].contrast_limits = (0, 2000)
+    pixels = seen(open_image(layers))
+    assert pixels[60, 60, 2] < pixels[60, 60, 0] == pixels[60, 60, 1]
+
+
+def test_each_layer_keeps_its_limits_and_its_planes() -> None:
+    stack = np.stack([ramp() * 0, ramp(), ramp() * 0])
+    layers = [
+        Image([stack * k, stack[:, ::2, ::2] * k], multiscale=True, contrast_limits=(0, 255 * k))
+        for k in (1, 3)
+    ]
+    image = open_image(layers)
+    assert image.plane_shape == (3,)
+    pixels = seen(image, plane=(1,))
+    np.testing.assert_allclose(pixels[..., 0], pixels[..., 1], atol=1)
+    assert pixels.any()
+    assert not seen(image, plane=(2,)).any()
+
+
+def test_a_single_layer_may_hold_channels_in_an_axis() -> None:
+    data = np.stack([ramp(), ramp() * 2, ramp() * 3])
+    layer = Image(data, contrast_limits=(0, 600))
+    image = open_image(layer, channel_axis=0, channels=[2, None, 0])
+    assert image.plane_shape == ()
+    pixels = seen(image)
+    np.testing.assert_allclose(pixels[..., 0], 3.0 * pixels[..., 2], atol=2)
+
+
+def test_layers_apart_are_told() -> None:
+    first = Image(np.ones((32, 32)), name="first")
+    others = {
+        "shape": Image(np.ones((32, 33)), name="second"),
+        "place": Image(np.ones((32, 32)), name="second", translate=(1, 0)),
+        "scale": Image(np.ones((32, 32)), name="second", scale=(1, 2)),
+        "units": Image(np.ones((32, 32)), name="second", units=("um", "um")),
+    }
+    for other in others.values():
+        assert not share_grid(first, other)
+        with pytest.raises(ImageError, match=r"one pixel grid.*'first'.*'second'"):
+            open_image([first, other])
+    rgb = Image(np.ones((32, 32, 3)), rgb=True, name="colours")
+    with pytest.raises(ImageError, match="got the RGB layer 'colours'"):
+        open_image([first, rgb])
+
+
+def test_arguments_that_contradict_the_layer_are_told() -> None:
+    grey = Image(np.ones((32, 32)), name="grey")
+    with pytest.raises(ImageError, match="rgb=False as the layer 'grey' says"):
+        open_image(grey, rgb=True)
+    with pytest.raises(ImageError, match="every layer is one channel"):
+        open_image([grey, Image(np.ones((32, 32)))], channel_axis=0)
+    with pytest.raises(ImageError, match="four|mapping of the 3 channels"):
+        open_image([Image(np.ones((32, 32)), colormap="gray") for _ in range(3)])
+
+
+def test_taking_down_a_layer_reads_no_pixel() -> None:
+    class Untouchable:
+        shape, dtype, ndim, size = (64, 64), np.dtype(np.uint8), 2, 64 * 64
+
+        def __init__(self) -> None:
+            self.is_shut = False
+
+        def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+            assert not self.is_shut
+            return np.zeros(self.shape, np.uint8)[index]
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[np.uint8]:
+            return np.asarray(self[:], dtype)
+
+    data = Untouchable()
+    layers = [Image(data, contrast_limits=(0, 1), name=name) for name in "ab"]
+    data.is_shut = True
+    for what in (layers[0], layers):
+        held = take_layers(what)
+        assert held.shape_yx == (64, 64)
+        assert held.plane_shape == ()
+        assert not held.is_in_memory
+
+
+def test_an_image_of_nan_is_told_also_where_the_layer_has_limits() -> None:
+    layer = Image(np.full((64, 64), np.nan), contrast_limits=(0, 1))
+    with pytest.raises(ImageError, match="finite pixel"):
+        open_image(layer)
+
+
+def test_the_plain_image_does_not_depend_on_what_is_shown() -> None:
+    def plain(limits: tuple[float, float], *more: Image) -> NDArray[np.uint8]:
+        layer = Image(ramp(np.float32) / 255, contrast_limits=limits)
+        return seen(take_layers([layer, *more]).plain())
+
+    np.testing.assert_array_equal(plain((0, 1)), plain((0, 100)))
+    np.testing.assert_array_equal(plain((0, 1)), plain((0, 5), Image(ramp(np.float32))))
+    assert plain((0, 1)).any()
