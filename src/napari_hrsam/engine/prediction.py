@@ -116,6 +116,17 @@ class Prediction:
         mask.flags.writeable = False
         return mask
 
+    @property
+    def extent(self) -> Box:
+        """The part of `box` that holds the object, as far as `level_mask` tells; may be empty.
+
+        Level-0 pixels. A refined outline may lie a few pixels of the level outside.
+        """
+        around, scale = Box.around(self.level_mask), self.level_downsample
+        edges = (around.y0, around.x0, around.y1, around.x1)
+        place = Box(*(edge * scale for edge in edges)).shifted(self.box.y0, self.box.x0)
+        return place.intersection(self.box)
+
     def __bool__(self) -> bool:
         """Whether any pixel is set."""
         return bool(self.level_mask.any())

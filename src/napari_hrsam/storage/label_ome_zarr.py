@@ -24,6 +24,7 @@ from zarr.codecs import ZstdCodec
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import level_shape
+from napari_hrsam.storage.label_codec import DAMAGE, ChunkCodec, codec_of, damaged
 from napari_hrsam.storage.ome_metadata import OmeImage
 
 CHUNK_PX = 512
@@ -468,6 +469,7 @@ def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]
     """
     step, place = array.shards or array.chunks, folder / array.path
     counts = [math.ceil(size / part) for size, part in zip(array.shape, step, strict=True)]
+    codec = codec_of(place, array)
     for file in sorted(place.rglob("*")):
         key = file.relative_to(place).as_posix()
         numbers = re.split("[/.]", key.removeprefix("c/").removeprefix("c."))
@@ -477,9 +479,20 @@ def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]
         if array.metadata.encode_chunk_key(part) != key or not file.is_file():
             continue
         if all(i < count for i, count in zip(part, counts, strict=True)):
-            yield read_labels(
-                array, tuple(slice(i * n, (i + 1) * n) for i, n in zip(part, step, strict=True))
-            )
+            yield _inside(_decoded(codec, file, array), part, array)
+
+
+def _decoded(codec: ChunkCodec, file: Path, array: zarr.Array[Any]) -> NDArray[Any]:
+    try:
+        return codec.decode(file.read_bytes())
+    except DAMAGE as error:
+        raise damaged(str(file), f"of {array.store_path}", error) from error
+
+
+def _inside(chunk: NDArray[Any], place: tuple[int, ...], array: zarr.Array[Any]) -> NDArray[Any]:
+    """Cut off what lies beyond the end of the level: it is no label, whatever is written there."""
+    ends = (n - i * side for n, i, side in zip(array.shape, place, chunk.shape, strict=True))
+    return chunk[tuple(slice(end) for end in ends)]
 
 
 def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArray[Any]:
@@ -492,13 +505,8 @@ def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArr
     """
     try:
         return np.asarray(array[where])
-    # zarr and its codecs answer damaged chunks with any of these.
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise LabelsError(
-            f"expected readable labels, got a damaged chunk in {array.store_path} at "
-            f"{_text(where)} ({type(error).__name__}: {error}); bring the file back from a copy, "
-            "or delete it to make its pixels background"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(f"in {array.store_path}", f"at {_text(where)}", error) from error
 
 
 def _text(where: tuple[slice | int, ...]) -> str:
