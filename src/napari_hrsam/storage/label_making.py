@@ -27,6 +27,7 @@ from napari_hrsam.storage.label_ome_zarr import (
     multiscales_of,
     open_label_levels,
 )
+from napari_hrsam.storage.ome_metadata import OmeImage
 
 CHUNK_PX = 512
 """Side of a chunk: small objects rewrite little, large ones touch few files."""
@@ -64,7 +65,8 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
         Name of the label image.
     like : image, shape or None
         An image (something with ``shape_yx``), or the shape (..., height, width); not needed
-        beside an OME-Zarr image, but checked against it.
+        beside an OME-Zarr image, but checked against it. Labels alone take over the axes, scale
+        and units of an opened OME-Zarr image.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
         )
     try:
         root = _open_root(path)
-        plan = _plan(path, root, shape)
+        plan = _plan(path, root, shape, _frame_of(like, shape))
         return _make(path, root, name, plan)
     except OSError as error:
         raise LabelsError(
@@ -111,7 +113,9 @@ def _open_root(path: Path) -> zarr.Group | None:
         ) from error
 
 
-def _plan(path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None) -> _Plan:
+def _plan(
+    path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None, frame: _Frame | None
+) -> _Plan:
     if root is not None:
         attributes: dict[str, Any] = dict(root.attrs)
         if "multiscales" in attributes.get("ome", attributes):
@@ -126,7 +130,8 @@ def _plan(path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None) ->
             f"expected like=image or like=(height, width) for labels alone at {path}, got none; "
             "say how large the label image is"
         )
-    return _plan_alone(2 if root is not None and root.metadata.zarr_format == 2 else 3, shape)
+    zarr_format = 2 if root is not None and root.metadata.zarr_format == 2 else 3
+    return _plan_alone(zarr_format, shape, frame or _Frame.plain(len(shape)))
 
 
 def _plan_beside(
@@ -193,7 +198,42 @@ def _thinned(
     return kept
 
 
-def _plan_alone(zarr_format: int, shape: tuple[int, ...]) -> _Plan:
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where labels alone lie: the axes of level 0, the size of a pixel, the place of the first."""
+
+    axes: list[dict[str, Any]]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+    @classmethod
+    def plain(cls, num_axes: int) -> _Frame:
+        """Pixels of size 1, without a unit."""
+        planes = _PLANE_AXES.get(num_axes - 2, [])
+        space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+        return cls([*planes, *space], (1.0,) * num_axes, (0.0,) * num_axes)
+
+
+def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
+    """Take over axes, scale and units of an OME-Zarr image; None if it is another one."""
+    ome = getattr(like, "ome", None)
+    if not isinstance(ome, OmeImage) or shape is None:
+        return None
+    left_out = {ome.channel_axis, ome.axes.index("y"), ome.axes.index("x")}
+    planes = [axis for axis in range(len(ome.axes)) if axis not in left_out]
+    order = [*planes, ome.axes.index("y"), ome.axes.index("x")]
+    axes = []
+    for axis in order:
+        told = {"name": ome.axes[axis], "type": ome.types[axis], "unit": ome.units[axis]}
+        axes.append({key: value for key, value in told.items() if value})
+    return _Frame(
+        axes,
+        tuple(ome.scales[0][axis] for axis in order),
+        tuple(ome.translations[0][axis] for axis in order),
+    )
+
+
+def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Plan:
     planes, full = shape[:-2], (shape[-2], shape[-1])
     if len(planes) not in _PLANE_AXES:
         raise LabelsError(
@@ -201,21 +241,22 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...]) -> _Plan:
             "make one label image for each index of the others"
         )
     num_levels = 1 + max(0, math.ceil(math.log2(max(full) / CHUNK_PX)))
-    ones = [1.0] * len(planes)
-    zeros = [0.0] * len(planes)
     transforms: list[list[dict[str, Any]]] = []
     for level in range(num_levels):
-        scale, shift = 2.0**level, (2.0**level - 1) / 2
-        transforms.append([{"type": "scale", "scale": [*ones, scale, scale]}])
-        if level:
-            # The centre of a coarse pixel lies between the centres of its fine ones.
-            moved = [*zeros, shift, shift]
+        factors = [1.0] * len(planes) + [2.0**level] * 2
+        scale = [side * factor for side, factor in zip(frame.scale, factors, strict=True)]
+        # The centre of a coarse pixel lies between the centres of its fine ones.
+        moved = [
+            first + side * (factor - 1) / 2
+            for first, side, factor in zip(frame.translation, frame.scale, factors, strict=True)
+        ]
+        transforms.append([{"type": "scale", "scale": scale}])
+        if any(moved):
             transforms[-1].append({"type": "translation", "translation": moved})
-    space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     return _Plan(
         zarr_format=zarr_format,
         version="0.4" if zarr_format == 2 else "0.5",
-        axes=[*_PLANE_AXES[len(planes)], *space],
+        axes=frame.axes,
         shapes=[(*planes, *level_shape(full, level)) for level in range(num_levels)],
         paths=[str(level) for level in range(num_levels)],
         transforms=transforms,

@@ -52,7 +52,8 @@ def create_labels(path: str | PathLike[str], name: str, like: object = None) -> 
         Name of the label image; it comes to lie at ``labels/<name>``.
     like : image, shape or None
         An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
-        Not needed where ``path`` is an OME-Zarr image.
+        Not needed where ``path`` is an OME-Zarr image. Labels in a folder of their own take over
+        the axes, pixel size and units of an opened OME-Zarr image.
 
     Returns
     -------
