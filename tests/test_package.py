@@ -117,6 +117,7 @@ def test_wheel_holds_manifest_models_and_recording(wheel: zipfile.ZipFile) -> No
         "napari_hrsam/napari.yaml",
         "napari_hrsam/py.typed",
         "napari_hrsam/demo_clicks.json",
+        "napari_hrsam/weights/outline.safetensors",
     } <= names
     shipped = {f"napari_hrsam/weights/{path.name}" for path in (ROOT / "weights").iterdir()}
     assert any(name.endswith(".safetensors") for name in shipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -134,11 +135,26 @@ def test_a_case_that_fails_leaves_the_others(
     settings = replace(SETTINGS, model="no-such-model", commit_px=(60,), reopen_objects=0)
     first, second = measure_gigapixel(settings, folder=tmp_path)
     assert "no-such-model" in first["error"]
-    assert str(tmp_path) not in first["error"]
     assert "commit_60" in second
     [figures] = summarise([first, second])
     assert "cold_s" not in figures
     assert figures["commit_60_ms"] > 0
+
+
+def test_an_error_tells_no_path_of_the_machine(sample: Sample) -> None:
+    run_case("objects", sample.path, SETTINGS)
+    row = gigapixel._in_process("commits", sample.path, SETTINGS)
+    assert f"slide.ome.zarr/labels/{LABELS_NAME}" in row["error"]
+    assert str(sample.path.parent) not in row["error"]
+
+
+def test_a_process_that_dies_is_an_error_whatever_it_printed(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = subprocess.CompletedProcess([], returncode=-6, stdout='{"a": 1}\n', stderr="")
+    monkeypatch.setattr(gigapixel.subprocess, "run", lambda *_, **__: died)
+    row = gigapixel._in_process("commits", sample.path, SETTINGS)
+    assert row == {"size_px": 2048, "case": "commits", "error": "ended with status -6"}
 
 
 def test_a_case_without_a_display_is_told(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ COMMANDS = (
     "sample",
     "evaluate",
     "train",
+    "train-outline",
     "convert",
     "bench",
     "models",
@@ -51,7 +53,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"    {command} " in shown for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", shown, re.MULTILINE) for command in COMMANDS)
 
 
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +84,8 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--out", "x"],
         ["train", "--data", "x"],
         ["train", "--data", "x", "--out", "y", "--steps", "many"],
+        ["train-outline", "--data", "x"],
+        ["train-outline", "--out", "x"],
         ["convert"],
         ["convert", "a.pth", "--channel-order", "grb"],
         ["convert", "a.pth", "--dtype", "int8"],

@@ -19,6 +19,7 @@ from napari_hrsam.cli import (
     sample,
     segment,
     train,
+    train_outline,
 )
 from napari_hrsam.errors import HRSAMError
 
@@ -36,7 +37,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"napari-hrsam {napari_hrsam.__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, segment, embed, labels, sample, evaluate, train, convert, bench, about):
+    for module in (
+        demo,
+        segment,
+        embed,
+        labels,
+        sample,
+        evaluate,
+        train,
+        train_outline,
+        convert,
+        bench,
+        about,
+    ):
         module.add_commands(commands)
     return parser
 

@@ -144,7 +144,10 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        added: Tensor = self.narrow(F.gelu(self.widen(self.norm(self.mix(x)))))
+        # Depthwise convolutions have no fast bfloat16 gradient on CPUs: all else may be halved.
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = self.mix(x.float())
+        added: Tensor = self.narrow(F.gelu(self.widen(self.norm(mixed))))
         return x + added
 
 

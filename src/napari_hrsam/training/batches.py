@@ -88,11 +88,24 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Scene:
-    pixels: NDArray[np.uint8]  # (H, W) or (H, W, 3), image-wide limits applied
+class Scene:
+    """A decoded sample.
+
+    Attributes
+    ----------
+    pixels : (H, W) or (H, W, 3) uint8
+        With image-wide brightness limits applied.
+    labels : (H, W) int32
+    ids : (N,) int64
+        Objects of at least 16 pixels.
+    boxes : (N, 4) int64
+        Their y0, x0, y1, x1.
+    """
+
+    pixels: NDArray[np.uint8]
     labels: NDArray[np.int32]
     ids: NDArray[np.int64]
-    boxes: NDArray[np.int64]  # (num, 4) y0 x0 y1 x1
+    boxes: NDArray[np.int64]
 
 
 class CropSampler:
@@ -112,9 +125,9 @@ class CropSampler:
 
     def __init__(self, samples: Sequence[Sample], config: CropConfig) -> None:
         self.config = config
-        self._domains: dict[str, list[_Scene]] = {}
+        self._domains: dict[str, list[Scene]] = {}
         for sample in samples:
-            scene = _open_scene(sample)
+            scene = open_scene(sample)
             if scene.ids.size:
                 self._domains.setdefault(sample.domain, []).append(scene)
         if not self._domains:
@@ -169,10 +182,19 @@ class CropSampler:
         image, labels = np.rot90(image, turns), np.rot90(labels, turns)
         if flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        return _recolour(image, config, rng), [labels == i for i in ids]
+        return recolour(image, rng, grey=config.grey, polarity=config.polarity), [
+            labels == i for i in ids
+        ]
 
 
-def _open_scene(sample: Sample) -> _Scene:
+def open_scene(sample: Sample) -> Scene:
+    """Decode a sample and find its objects.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded.
+    """
     pixels, labels = sample.image(), sample.labels()
     if pixels.ndim == 2:
         (low, high), *_ = ArrayImage(pixels).contrast_limits
@@ -182,7 +204,7 @@ def _open_scene(sample: Sample) -> _Scene:
     slices = ndimage.find_objects(labels)
     ids = [i for i in range(1, areas.size) if areas[i] >= _MIN_AREA_PX]
     boxes = [(s[0].start, s[1].start, s[0].stop, s[1].stop) for s in (slices[i - 1] for i in ids)]
-    return _Scene(
+    return Scene(
         pixels=pixels,
         labels=labels,
         ids=np.array(ids, np.int64),
@@ -191,7 +213,7 @@ def _open_scene(sample: Sample) -> _Scene:
 
 
 def _cut(
-    scene: _Scene, box: NDArray[np.int64], config: CropConfig, rng: np.random.Generator
+    scene: Scene, box: NDArray[np.int64], config: CropConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Cut a square around an object and resize it to the crop."""
     y0, x0, y1, x1 = (float(v) for v in box)
@@ -207,7 +229,7 @@ def _cut(
 
 
 def _resample(
-    scene: _Scene, top: float, left: float, window: float, crop: int
+    scene: Scene, top: float, left: float, window: float, crop: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     height, width = scene.labels.shape
     image = np.empty((crop, crop, 3), np.uint8)
@@ -256,17 +278,29 @@ def _visible(
     return [chosen, *others[: config.objects_per_crop - 1]]
 
 
-def _recolour(
-    image: NDArray[np.uint8], config: CropConfig, rng: np.random.Generator
+def recolour(
+    image: NDArray[np.uint8], rng: np.random.Generator, *, grey: float, polarity: float
 ) -> NDArray[np.uint8]:
-    """Change intensity, contrast, colour, polarity, noise and sharpness."""
+    """Change intensity, contrast, colour, polarity, noise and sharpness.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    rng : Generator
+    grey, polarity : float, 0..1
+        How often the image is made grey, and inverted.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+    """
     x = image.astype(np.float32) / 255.0
-    if rng.random() < config.grey:
+    if rng.random() < grey:
         x = np.repeat(x @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
     x **= np.float32(np.exp(rng.normal(0, 0.25)))
     gain = np.exp(rng.normal(0, 0.2)) * np.exp(rng.normal(0, 0.07, 3))
     x = (x - 0.5) * gain.astype(np.float32) + np.float32(0.5 + rng.normal(0, 0.08))
-    if rng.random() < config.polarity:
+    if rng.random() < polarity:
         x = 1.0 - x
     if rng.random() < 0.05:
         x = x[..., rng.permutation(3)]
