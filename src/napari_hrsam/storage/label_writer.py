@@ -136,7 +136,6 @@ class LevelWriter:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
         except BaseException as error:
-            self.forget()
             self.files.abandon()
             if isinstance(error, OSError):
                 raise unwritable(str(self.levels.folder), error) from error
