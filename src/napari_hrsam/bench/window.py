@@ -22,7 +22,7 @@ WAIT_S = 300.0
 
 def measure_shown(sample: Sample, settings: Settings) -> dict[str, Any]:
     """Show the image alone, at the places and zooms at which objects would be drawn."""
-    viewer = _viewer(sample)
+    viewer = show_slide(sample)
     for found in chosen_objects(sample, settings.num_objects):
         _look_at(viewer, found)
     figures = {"peak_bytes": peak_bytes()}
@@ -35,7 +35,7 @@ def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
     from napari_hrsam.plugin.controller import SegmentController
     from napari_hrsam.storage.label_places import LabelFile
 
-    viewer = _viewer(sample)
+    viewer = show_slide(sample)
     controller = SegmentController(viewer)
     controller.start(
         viewer.layers[0],
@@ -79,7 +79,8 @@ def chosen_objects(sample: Sample, num: int) -> list[SceneObject]:
     return chosen
 
 
-def _viewer(sample: Sample) -> napari.Viewer:
+def show_slide(sample: Sample) -> napari.Viewer:
+    """Open a window that shows a slide."""
     require("qtpy.QtWidgets", extra="all")
     napari = require("napari", extra="all")
     viewer = napari.Viewer()
@@ -98,8 +99,8 @@ def _viewer(sample: Sample) -> napari.Viewer:
 
 def _look_at(viewer: napari.Viewer, found: SceneObject) -> None:
     """Zoom to the level that suits an object, and have napari draw it."""
-    viewer.camera.center = tuple(PIXEL_UM * place for place in found.centre_yx)
-    viewer.camera.zoom = 1 / (PIXEL_UM * 2.0 ** level_for_object(found))
+    viewer.scene.camera.center = tuple(PIXEL_UM * place for place in found.centre_yx)
+    viewer.scene.camera.zoom = 1 / (PIXEL_UM * 2.0 ** level_for_object(found))
     _draw(0.3)
 
 
