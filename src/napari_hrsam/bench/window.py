@@ -68,6 +68,8 @@ def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
         "peak_bytes": peak_bytes(),
     }
     controller.stop()
+    # Reading ahead ends first: the process is not to end in the middle of it.
+    controller.wait(WAIT_S)
     controller.close()
     viewer.close()
     return figures
