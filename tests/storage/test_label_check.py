@@ -318,6 +318,10 @@ def test_files_that_are_no_chunks_are_noted(tmp_path: Path) -> None:
     assert report.notes == (
         "level 0 has 2 files that are no chunks, such as Thumbs.db; they do no harm",
     )
+    # What a killed program left is cleared away, what a person put there is not.
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert "level 0 has 1 files that are no chunks, such as Thumbs.db" in report.notes[0]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_repair_needs_to_be_the_only_writer(tmp_path: Path) -> None:

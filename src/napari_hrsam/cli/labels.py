@@ -14,7 +14,8 @@ from napari_hrsam.geometry import Box
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.storage.export_source import Exported
-    from napari_hrsam.storage.label_check import LabelsReport, Problem
+    from napari_hrsam.storage.label_check import LabelsReport
+    from napari_hrsam.storage.label_check_levels import Problem
 
 MAX_ROWS = 50
 """Problems shown in the table; JSON holds all."""

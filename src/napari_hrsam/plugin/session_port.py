@@ -92,6 +92,16 @@ class SessionPort(ModelPort):
         return None if self._display is None else self._display.layers
 
     @property
+    def channels(self) -> ChannelLayers:
+        """The layers that the model sees as colours; empty for the image layer alone."""
+        return {} if self._input is None else self._input.channels
+
+    @property
+    def tile_px(self) -> int:
+        """Side of the model's tile in pixels of the level looked at; 0 without a session."""
+        return 0 if self._display is None else self._display.tile_px
+
+    @property
     def target_in_use(self) -> Target | None:
         """Where the objects of the running session go, or None."""
         if self._display is None:
