@@ -91,6 +91,23 @@ def test_full_chunks_of_a_huge_object_keep_other_objects_and_their_undo(
     assert len(chunks(labels)) == len(list(_chunks_of(small)))
 
 
+def test_chunks_that_objects_fill_hold_each_its_own_label(store: LabelStore) -> None:
+    # Whole chunks, and chunks that the end of the labels cuts.
+    parts = [Box(0, 0, 900, 512), Box(0, 512, 900, 1024), Box(0, 1024, 900, 1100)]
+    for label, part in enumerate(parts, 1):
+        store.write(part, np.ones(part.shape_yx, bool), label)
+    expected = np.zeros((900, 1100), np.uint32)
+    for label, part in enumerate(parts, 1):
+        expected[part.slices] = label
+    np.testing.assert_array_equal(pixels(store), expected)
+    edit = store.write(Box(0, 0, 900, 1100), np.ones((900, 1100), bool), 9, overwrite=True)
+    assert (pixels(store) == 9).all()
+    store.revert(edit)
+    np.testing.assert_array_equal(pixels(store), expected)
+    if isinstance(store, PyramidLabels):
+        require_consistent_levels(store)
+
+
 def _chunks_of(box: Box) -> set[tuple[int, int]]:
     return {(y // 512, x // 512) for y in (box.y0, box.y1 - 1) for x in (box.x0, box.x1 - 1)}
 
