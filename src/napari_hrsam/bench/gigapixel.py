@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_hrsam.bench.settings import LABELS_NAME, Settings
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.demo import missing_display
 from napari_hrsam.sample import Sample, make_sample, open_sample
-from napari_hrsam.storage.embedding_store import EMBEDDINGS_VARIABLE
 
 Say = Callable[[str], object]
 Row = dict[str, Any]
