@@ -60,6 +60,8 @@ def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argpars
     )
     parser.add_argument("name", metavar="NAME", help="name of the label image in it")
     add_json(parser)
+    # Said before the verb it counts as well.
+    parser.set_defaults(debug=argparse.SUPPRESS)
     return parser
 
 
