@@ -506,6 +506,25 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
         assert labels.read(Box(410, 700, 420, 710)).all()
 
 
+def test_a_commit_made_after_stop_is_shown(
+    running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_reads_ahead(False)
+    running.pin_level(5)
+    model.gate.clear()
+    running.click(MIDDLE)
+    running.commit()
+    running.stop()
+    model.gate.set()
+    refreshed: list[bool] = []
+    monkeypatch.setattr(Labels, "refresh", lambda *_, **__: refreshed.append(True))
+    running.wait()
+    objects = viewer.layers["slide [objects]"]
+    assert np.any(objects.data[-1])
+    assert np.asarray(objects.data[3][MIDDLE[0] >> 3, MIDDLE[1] >> 3]) == 1
+    assert refreshed
+
+
 def test_removing_the_objects_layer_ends_the_session_and_frees_the_labels(
     running: SegmentController, viewer: ViewerModel
 ) -> None:
