@@ -20,7 +20,6 @@ def prediction(level: int, shape: tuple[int, int], clicks: object = ()) -> Predi
         iou=0.5,
         logits=logits[::4, ::4],
         is_cut=False,
-        outline_level=0,
         seconds={},
     )
 
@@ -59,8 +58,6 @@ def test_masks_cannot_be_changed_by_accident() -> None:
 def test_a_mask_without_object_is_false_and_of_no_extent() -> None:
     logits = np.full((64, 64), -1, np.float32)
     field = LogitField(Tile(2, 0, 0, 64), logits, (900, 900))
-    found = Prediction(
-        field=field, iou=0.0, logits=logits[::4, ::4], is_cut=False, outline_level=0, seconds={}
-    )
+    found = Prediction(field=field, iou=0.0, logits=logits[::4, ::4], is_cut=False, seconds={})
     assert not found
     assert found.extent.area == 0

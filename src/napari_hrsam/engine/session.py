@@ -275,8 +275,14 @@ class Session(EncodesAhead):
 
     @property
     def needs_refining(self) -> bool:
-        """Whether the current object is larger than a tile and its outline still coarse."""
-        return self.prediction is not None and self.prediction.needs_refining
+        """Whether the current object's outline is coarser than `outline_level` wants it."""
+        return bool(self._steps) and self._steps[-1].prediction.field.level > self._wanted_outline
+
+    @property
+    def _wanted_outline(self) -> int:
+        """Level of the current object's final outline; enlarging it beyond level 0 adds nothing."""
+        wanted = self.outline_level
+        return max(0, self._steps[-1].first_level if wanted is None else wanted)
 
     def refine(self, progress: Progress | None = None) -> Prediction:
         """Draw the outline of an object that is larger than a tile at the level where it is wanted.
@@ -297,16 +303,15 @@ class Session(EncodesAhead):
             If pixels cannot be read. The object stays as it was.
         """
         prediction = self._required()
-        if not prediction.needs_refining:
+        if not self.needs_refining:
             return prediction
         step = self._steps[-1]
-        level = max(prediction.outline_level, 0)
         field = refine_outline(
             self.image,
             self._outliner,
             prediction.field,
             step.prompts.obeyed() if self._drawer.obey_clicks else Prompts(),
-            level,
+            self._wanted_outline,
             progress,
         )
         prediction = replace(prediction, field=field)
@@ -448,7 +453,6 @@ class Session(EncodesAhead):
             iou=look.iou,
             logits=look.low_res,
             is_cut=self._drawer.is_cut(look, obeyed),
-            outline_level=first_level if self.outline_level is None else self.outline_level,
             seconds={
                 "encode_s": sum(one.encode_s for one in looks),
                 "decode_s": sum(one.decode_s for one in looks),

@@ -18,9 +18,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.journal import Journal, JournalEdit
+from napari_hrsam.storage.label_making import create_label_levels
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
-    create_label_levels,
     open_label_levels,
     read_labels,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.storage.journal import Block
+from napari_hrsam.storage.label_blocks import Block, Blocks
 from napari_hrsam.storage.label_cells import (
     Cell,
     CellGrid,
@@ -35,17 +35,6 @@ MAX_CELL_BYTES = 64 * 2**20
 """Memory for the cells that were read or written last, all levels together."""
 
 _Place = tuple[int, int]
-
-
-class Blocks(Protocol):
-    """What an edit changes; see `JournalBlocks`."""
-
-    @property
-    def boxes(self) -> Sequence[Box]:
-        """Where the blocks lie; together they hold every changed pixel once."""
-
-    def read(self, index: int) -> Block:
-        """Read a block."""
 
 
 class LevelWriter:
