@@ -19,14 +19,13 @@ from hypothesis import strategies as st
 
 from napari_hrsam.errors import EmbeddingsError
 from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.embedding_layout import pack, unpack
 from napari_hrsam.storage.embedding_store import (
     DEFAULT_MAX_BYTES,
     EMBEDDINGS_VARIABLE,
     EmbeddingKey,
     EmbeddingStore,
     default_folder,
-    pack,
-    unpack,
 )
 from napari_hrsam.storage.fingerprint import ImageIdentity
 
