@@ -98,8 +98,7 @@ def add_cache(parser: argparse.ArgumentParser, use: str) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help=f"{use} (default: NAPARI_HRSAM_EMBEDDINGS, or embeddings in the cache folder that "
-        "`napari-hrsam info` names)",
+        help=f"{use} (default: the folder of embeddings that `napari-hrsam info` names)",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import uuid
 from contextlib import suppress
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
-from napari_hrsam.cache import cache_folder
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
 from napari_hrsam.errors import EmbeddingsError
 from napari_hrsam.geometry import Tile
 from napari_hrsam.storage.capped_folder import CappedFolder
@@ -36,9 +35,6 @@ __all__ = ["EmbeddingKey", "EmbeddingStore"]
 
 logger = logging.getLogger(__name__)
 
-EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
-"""Environment variable with the folder of embeddings, instead of one in the cache folder."""
-
 DEFAULT_MAX_BYTES = 8_000_000_000
 """What the embeddings of a folder may take until the folder is given another limit."""
 
@@ -53,8 +49,7 @@ class EmbeddingStore:
     Parameters
     ----------
     folder : path, optional
-        Made at the first write. By default `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache
-        folder (`NAPARI_HRSAM_CACHE`, or the user's).
+        Made at the first write. By default `embeddings_folder`.
     max_bytes : int, optional
         What the embeddings may take. The folder keeps the number at the first write, for all
         programs that use it. By default the number that the folder was given last, or 8 GB.
@@ -78,7 +73,7 @@ class EmbeddingStore:
         max_bytes: int | None = None,
         read_only: bool = False,
     ) -> None:
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = embeddings_folder() if folder is None else Path(folder)
         self.is_read_only = read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise EmbeddingsError(
@@ -314,12 +309,6 @@ class _DamageError(Exception):
     def __init__(self, path: Path, error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
         self.path = path
-
-
-def default_folder() -> Path:
-    """Where embeddings are kept: `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache folder."""
-    chosen = os.environ.get(EMBEDDINGS_VARIABLE)
-    return Path(chosen) if chosen else cache_folder() / "embeddings"
 
 
 def _kept_max_bytes(folder: Path) -> int:

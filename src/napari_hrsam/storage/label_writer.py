@@ -136,7 +136,6 @@ class LevelWriter:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
         except BaseException as error:
-            self.forget()
             self.files.abandon()
             if isinstance(error, OSError):
                 raise unwritable(str(self.levels.folder), error) from error
@@ -285,10 +284,7 @@ class _Update:
             try:
                 current = self._writer.read(level, self._plane, place)
             except LabelsError:
-                # A damaged chunk of a coarser level is made anew.
-                logger.warning(
-                    "deriving a damaged part of level %d of %s", level, self._writer.levels.folder
-                )
+                self._warn(level)
                 part = box
         found = self._coarse(level, part)
         if part == box:
@@ -338,10 +334,16 @@ class _Update:
         except LabelsError:
             if level == 0:
                 raise
+            self._warn(level)
         self._left[level].add(place)
         self._parts[level][place] = self._writer.grids[level].box(place)
         self._update(level, place)
         return self._writer.read(level, self._plane, place)
+
+    def _warn(self, level: int) -> None:
+        # What is damaged in a coarser level is made anew.
+        folder = self._writer.levels.folder
+        logger.warning("deriving a damaged part of level %d of %s", level, folder)
 
     def _common(
         self, level: int, place: _Place, box: Box
