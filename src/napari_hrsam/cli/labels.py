@@ -54,14 +54,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(verbs, name, summary=summary, example=example)
+    parser = add_command(verbs, name, summary=summary, example=example, is_verb=True)
     parser.add_argument(
         "path", metavar="PATH", help="an OME-Zarr image, or a folder of labels alone"
     )
     parser.add_argument("name", metavar="NAME", help="name of the label image in it")
     add_json(parser)
-    # Said before the verb it counts as well.
-    parser.set_defaults(debug=argparse.SUPPRESS)
     return parser
 
 
