@@ -54,7 +54,8 @@ def gigapixel_table(figures: dict[str, Any]) -> str:
             lines.append([title, *cells])
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return (
-        f"{table}\n\nOn generated images that nobody prepared, with `{figures['settings']['model']}` "
+        f"{table}\n\nOn generated images that nobody prepared, "
+        f"with `{figures['settings']['model']}` "
         f"on {figures['cpu_count']} cores of an {figures['cpu']}, without a GPU. From\n\n"
         f"```\n{figures['command']}\n```"
     )
