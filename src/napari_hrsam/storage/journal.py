@@ -26,6 +26,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
+from napari_hrsam.storage.safe_files import force
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -133,7 +134,9 @@ class Journal:
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
             finally:
                 database.close()
+            force([partial])
             partial.rename(path)
+            force([path.parent, path.parent.parent])
         return cls(path, dtype)
 
     def close(self) -> None:

@@ -103,9 +103,16 @@ def verify_labels(
             problems.append(Problem(kind="metadata", text=str(error)))
         return LabelsReport(problems=tuple(problems), notes=("no pixels were looked at",))
     if not repair:
-        return _checked(labels, problems, None, progress)
+        check = LevelCheck(labels, None, progress)
+        check.run()
+        return _report(check, problems)
     with _writable(folder.parents[1], name) as arrays:
-        return _checked(labels, problems, arrays, progress)
+        check = LevelCheck(labels, arrays, progress)
+        check.run()
+    if (folder / JOURNAL_FILE).exists():
+        # Now that the coarsest level shows them, ids that another program used are noticed.
+        open_labels(folder.parents[1], name).close()
+    return _report(check, problems)
 
 
 @contextmanager
@@ -128,14 +135,8 @@ def _writable(path: Path, name: str) -> Iterator[tuple[zarr.Array[Any], ...]]:
         yield open_label_levels(path, name).arrays
 
 
-def _checked(
-    labels: StoredLabels,
-    problems: list[Problem],
-    arrays: tuple[zarr.Array[Any], ...] | None,
-    progress: Progress | None,
-) -> LabelsReport:
-    check = LevelCheck(labels, arrays, progress)
-    check.run()
+def _report(check: LevelCheck, problems: list[Problem]) -> LabelsReport:
+    labels = check.labels
     problems = [*problems, *check.problems, *_journal_problems(labels, check.found)]
     highest = max((max(found, default=0) for found in check.found.values()), default=0)
     return LabelsReport(

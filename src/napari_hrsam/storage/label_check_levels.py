@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.label_downsampling import AxisRatio, majority
 from napari_hrsam.storage.stored_labels import (
+    REGION_PX,
     RegionGrid,
     StoredFiles,
     StoredLabels,
@@ -177,36 +178,55 @@ class LevelCheck:
     def _compare(self, task: _Task) -> None:
         """Compare a region with the majority of what lies under it."""
         level, plane, box = task.level, task.plane, task.box
-        rows, columns = self._ratios(level)
-        y, x = rows.edges(box.y0, box.y1), columns.edges(box.x0, box.x1)
-        source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
-        fine = self._read(level - 1, plane, source)
+        expected = self._expected(level, plane, box)
         coarse = self._read(level, plane, box)
-        if fine is None:
+        if expected is None:
             return
-        expected: NDArray[Any] = np.zeros(box.shape_yx, fine.dtype)
-        if fine.any():
-            expected = majority(fine, y - y[0], x - x[0])
-        if coarse is None:
-            if self.arrays is not None:
-                self._write(task, expected)
+        differs = np.ones(box.shape_yx, bool) if coarse is None else coarse != expected
+        if not differs.any():
             return
-        differs = coarse != expected
-        if differs.any():
-            if self.arrays is not None:
-                self._write(task, expected)
-            where = Box.around(differs).shifted(box.y0, box.x0)
+        if coarse is not None:
             self.problems.append(
                 Problem(
                     kind="level",
                     text=f"{np.count_nonzero(differs)} pixels differ from the majority of level "
                     f"{level - 1}",
                     level=level,
-                    box=where,
+                    box=Box.around(differs).shifted(box.y0, box.x0),
                     plane=plane,
-                    is_repaired=self.arrays is not None,
                 )
             )
+        if self.arrays is not None:
+            self._write(task, expected)
+            self._mark_repaired(task)
+
+    def _expected(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any] | None:
+        """Compute a region from the level before; None if some of that is damaged."""
+        rows, columns = self._ratios(level)
+        # Beside a level that is many times finer, few pixels are computed at once.
+        step = max(
+            1, 2 * REGION_PX // max(-(-axis.fine // axis.coarse) for axis in (rows, columns))
+        )
+        expected: NDArray[Any] | None = np.zeros(box.shape_yx, self.labels.dtype)
+        for y0 in range(box.y0, box.y1, step):
+            for x0 in range(box.x0, box.x1, step):
+                part = Box(y0, x0, y0 + step, x0 + step).intersection(box)
+                y, x = rows.edges(part.y0, part.y1), columns.edges(part.x0, part.x1)
+                source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
+                fine = self._read(level - 1, plane, source)
+                if fine is None:
+                    expected = None
+                elif expected is not None and fine.any():
+                    place = part.shifted(-box.y0, -box.x0).slices
+                    expected[place] = majority(fine, y - y[0], x - x[0])
+        return expected
+
+    def _mark_repaired(self, task: _Task) -> None:
+        """Note that what was wrong in a region is right now."""
+        for number, problem in enumerate(self.problems):
+            is_here = (problem.level, problem.plane) == (task.level, task.plane)
+            if is_here and problem.box is not None and problem.box.intersection(task.box).area:
+                self.problems[number] = replace(problem, is_repaired=True)
 
     def _read(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any] | None:
         """Read a box; None if a chunk is damaged, which is noted once."""
@@ -237,7 +257,6 @@ class LevelCheck:
     def _add_damage(
         self, level: int, plane: tuple[int, ...], chunk: Box, error: LabelsError
     ) -> None:
-        is_repaired = level > 0 and self.arrays is not None
         if (level, plane, chunk) in self.damaged:
             return
         self.damaged.add((level, plane, chunk))
@@ -254,7 +273,6 @@ class LevelCheck:
                 level=level,
                 box=chunk,
                 plane=plane,
-                is_repaired=is_repaired,
             )
         )
 

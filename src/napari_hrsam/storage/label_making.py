@@ -28,6 +28,7 @@ from napari_hrsam.storage.label_ome_zarr import (
     open_label_levels,
 )
 from napari_hrsam.storage.ome_metadata import OmeImage
+from napari_hrsam.storage.safe_files import force
 
 CHUNK_PX = 512
 """Side of a chunk: small objects rewrite little, large ones touch few files."""
@@ -281,9 +282,23 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
     for place, shape in zip(plan.paths, plan.shapes, strict=True):
         _create_array(group, place, shape, plan)
     group.attrs.update(_attributes(name, plan))
+    # All of it is on the disk before the first commit can be: that one survives a power cut.
+    force([partial, *partial.rglob("*")])
     partial.rename(folder)
     _list_name(path, name, plan)
+    above = [path, folder.parent]
+    force(
+        [
+            *above,
+            path.parent,
+            *(file for one in above for file in one.iterdir() if _is_metadata(file)),
+        ]
+    )
     return open_label_levels(path, name)
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.name in ("zarr.json", ".zgroup", ".zattrs")
 
 
 def _create_array(group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,6 @@ class LevelWriter:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
         except BaseException as error:
-            self.forget()
             self.files.abandon()
             if isinstance(error, OSError):
                 raise unwritable(str(self.levels.folder), error) from error
@@ -285,10 +284,7 @@ class _Update:
             try:
                 current = self._writer.read(level, self._plane, place)
             except LabelsError:
-                # A damaged chunk of a coarser level is made anew.
-                logger.warning(
-                    "deriving a damaged part of level %d of %s", level, self._writer.levels.folder
-                )
+                self._warn(level)
                 part = box
         found = self._coarse(level, part)
         if part == box:
@@ -312,16 +308,17 @@ class _Update:
         cells = {place: self._source(level - 1, place) for place in places}
         if all(cell is None for cell in cells.values()):
             return None
-        if all(_is_full_of(cell, self._label) for cell in cells.values()):
-            return OneLabel(self._label)
+        label = _only_label(cells.values())
+        if label is not None and all(_is_full(cell) for cell in cells.values()):
+            return OneLabel(label)
         y, x = y - y[0], x - x[0]
-        if all(_holds_only(cell, self._label) for cell in cells.values()):
+        if label is not None:
             mask = np.zeros(source.shape_yx, np.bool_)
             for place, cell in cells.items():
                 if isinstance(cell, OneLabel):
                     to, inside = self._common(level - 1, place, source)
                     mask[to] = True if cell.mask is None else cell.mask[inside]
-            return one_label(self._label, any_set(mask, y, x))
+            return one_label(label, any_set(mask, y, x))
         values = np.zeros(source.shape_yx, self._dtype)
         for place, cell in cells.items():
             if cell is not None:
@@ -338,10 +335,16 @@ class _Update:
         except LabelsError:
             if level == 0:
                 raise
+            self._warn(level)
         self._left[level].add(place)
         self._parts[level][place] = self._writer.grids[level].box(place)
         self._update(level, place)
         return self._writer.read(level, self._plane, place)
+
+    def _warn(self, level: int) -> None:
+        # What is damaged in a coarser level is made anew.
+        folder = self._writer.levels.folder
+        logger.warning("deriving a damaged part of level %d of %s", level, folder)
 
     def _common(
         self, level: int, place: _Place, box: Box
@@ -377,12 +380,16 @@ def _replaces(block: Block, box: Box) -> bool:
     return block.changed is None and block.before is None and box.union(block.box) == block.box
 
 
-def _holds_only(cell: Cell, label: int) -> bool:
-    return cell is None or (isinstance(cell, OneLabel) and cell.label == label)
+def _only_label(cells: Iterable[Cell]) -> int | None:
+    """Return the one label that there is in some cells; None if there may be several, or none."""
+    labels = {
+        cell.label if isinstance(cell, OneLabel) else None for cell in cells if cell is not None
+    }
+    return labels.pop() if len(labels) == 1 else None
 
 
-def _is_full_of(cell: Cell, label: int) -> bool:
-    return isinstance(cell, OneLabel) and cell.label == label and cell.mask is None
+def _is_full(cell: Cell) -> bool:
+    return isinstance(cell, OneLabel) and cell.mask is None
 
 
 def _num_bytes(cell: Cell) -> int:

@@ -7,9 +7,10 @@ cut leaves no file cut short.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
@@ -19,7 +20,7 @@ MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
 
 NUM_THREADS = 16
-"""Files that are forced onto the disk, or removed, at a time. The system then writes its own
+"""Files that are forced onto the disk, renamed or removed at a time. The system then writes its own
 journal once for all: 64 files take 3 ms in place of 15, on a busy machine 8 in place of 190."""
 
 _IS_POSIX = os.name == "posix"
@@ -105,18 +106,32 @@ class FileBatch:
 
     def _flush(self) -> None:
         self._together(_force_file, [_partial(path) for path, new in self._waiting.items() if new])
-        for path, is_new in self._waiting.items():
-            if is_new:
-                os.replace(_partial(path), path)
+        self._together(_rename, [path for path, is_new in self._waiting.items() if is_new])
         self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
         self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
+
+
+def force(paths: Iterable[Path]) -> None:
+    """Bring some files, and the names in some folders, onto the disk.
+
+    Raises OSError when the disk fails.
+    """
+    for path in paths:
+        if path.is_dir():
+            _force_folder(str(path))
+        else:
+            _force_file(str(path))
 
 
 def _partial(path: str) -> str:
     # One writer at a time: the name need not be random, and what a crash left is used again.
     folder, name = os.path.split(path)
     return f"{folder}/.{name}.partial"
+
+
+def _rename(path: str) -> None:
+    os.replace(_partial(path), path)
 
 
 def _remove(path: str) -> None:
