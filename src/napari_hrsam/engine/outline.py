@@ -34,7 +34,7 @@ PATCH_SHARE = 1 / 8
 patch lies in a tile that has at least as much around it where the image goes on."""
 
 BAND_PX = 3
-"""Up to this many pixels of the coarser level the network's answer counts; at twice as many no more.
+"""Up to this many pixels of the coarser level the network's answer counts; at twice as many not.
 
 Further out it rather finds other things.
 """
