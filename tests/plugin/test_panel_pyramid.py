@@ -652,11 +652,18 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert np.any(outlining.layers.target.data[-1])
 
 
-def test_an_escape_too_many_gives_up_no_quick_commit(running: SegmentController) -> None:
-    running.pin_level(0)
+def test_an_escape_too_many_gives_up_no_commit_that_nobody_waits_for(
+    running: SegmentController, model: Any
+) -> None:
+    running.set_reads_ahead(False)
+    running.set_outlines_fully(True)
+    running.pin_level(2)
+    running.wait()
+    model.gate.clear()
     running.click(SMALL)
     running.commit()
     running.cancel()
+    model.gate.set()
     running.wait()
     assert running.state.num_committed == 1
 
