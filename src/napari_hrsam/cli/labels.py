@@ -54,7 +54,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(verbs, name, summary=summary, example=example)
+    parser = add_command(verbs, name, summary=summary, example=example, is_verb=True)
     parser.add_argument(
         "path", metavar="PATH", help="an OME-Zarr image, or a folder of labels alone"
     )
