@@ -8,6 +8,9 @@ from pathlib import Path
 CACHE_VARIABLE = "NAPARI_HRSAM_CACHE"
 """Environment variable with the folder for downloads and embeddings, instead of the user's."""
 
+EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
+"""Environment variable with the folder of embeddings, instead of one in the cache folder."""
+
 
 def cache_folder() -> Path:
     """Where downloads and embeddings go: `CACHE_VARIABLE`, or the user's cache."""
@@ -17,3 +20,9 @@ def cache_folder() -> Path:
     import pooch
 
     return Path(pooch.os_cache("napari-hrsam"))
+
+
+def embeddings_folder() -> Path:
+    """Where embeddings go: `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache folder."""
+    chosen = os.environ.get(EMBEDDINGS_VARIABLE)
+    return Path(chosen) if chosen else cache_folder() / "embeddings"

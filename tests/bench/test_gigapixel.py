@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -92,13 +94,18 @@ def test_encoding_ahead_is_timed(sample: Sample) -> None:
     assert figures["encoded_mpx_per_s"] >= figures["image_mpx_per_s"]
 
 
-def test_objects_of_three_kinds_are_drawn_in_napari(sample: Sample) -> None:
-    chosen = window.chosen_objects(sample, 7)
-    assert [found.kind for found in chosen] == ["lobule", *["gland"] * 3, *["nucleus"] * 3]
-    assert len({found.label for found in chosen}) == 7
+@pytest.mark.parametrize("size_px", [10_000, 100_000])
+def test_objects_of_the_same_diameters_are_drawn_whatever_the_image(
+    size_px: int, tmp_path: Path
+) -> None:
+    sample = make_sample(tmp_path / "slide.ome.zarr", size_px)
+    chosen = window.chosen_objects(sample, 9)
+    diameters = [found.diameter_px for found in chosen]
+    assert len({found.label for found in chosen}) == 9
+    np.testing.assert_allclose(diameters, np.geomspace(2000, 20, 9), rtol=0.35)
     for found in chosen:
         shown_px = max(found.box.shape_yx) / 2.0 ** clicks.level_for_object(found)
-        assert 25 <= shown_px <= 150
+        assert 70 <= shown_px <= 145
 
 
 @pytest.mark.slow
@@ -134,11 +141,27 @@ def test_a_case_that_fails_leaves_the_others(
     settings = replace(SETTINGS, model="no-such-model", commit_px=(60,), reopen_objects=0)
     first, second = measure_gigapixel(settings, folder=tmp_path)
     assert "no-such-model" in first["error"]
-    assert str(tmp_path) not in first["error"]
+    assert re.search(r" \(\w+\.py, line \d+\)$", first["error"])
     assert "commit_60" in second
     [figures] = summarise([first, second])
     assert "cold_s" not in figures
     assert figures["commit_60_ms"] > 0
+
+
+def test_an_error_tells_no_path_of_the_machine(sample: Sample) -> None:
+    run_case("objects", sample.path, SETTINGS)
+    row = gigapixel._in_process("commits", sample.path, SETTINGS)
+    assert f"slide.ome.zarr/labels/{LABELS_NAME}" in row["error"]
+    assert str(sample.path.parent) not in row["error"]
+
+
+def test_a_process_that_dies_is_an_error_whatever_it_printed(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = subprocess.CompletedProcess([], returncode=-6, stdout='{"a": 1}\n', stderr="")
+    monkeypatch.setattr(gigapixel.subprocess, "run", lambda *_, **__: died)
+    row = gigapixel._in_process("commits", sample.path, SETTINGS)
+    assert row == {"size_px": 2048, "case": "commits", "error": "ended with status -6"}
 
 
 def test_a_case_without_a_display_is_told(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def test_models_are_listed_in_a_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert "to fetch, 375 MB" in row
     assert "SA-1B" in row
     assert "NAPARI_HRSAM_CACHE" in folders
+    assert "NAPARI_HRSAM_EMBEDDINGS" in folders
 
 
 def test_models_as_json_name_size_licence_and_weights(

@@ -15,10 +15,11 @@ import pytest
 import zarr
 from ome_files import halves, write_ome
 
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.cli import main
 from napari_hrsam.cli.embed import Progress, _duration
 from napari_hrsam.geometry import TileGrid
-from napari_hrsam.storage.embedding_store import EMBEDDINGS_VARIABLE, EmbeddingStore
+from napari_hrsam.storage.embedding_store import EmbeddingStore
 from napari_hrsam.storage.opening import open_image
 
 

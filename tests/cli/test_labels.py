@@ -14,6 +14,7 @@ import tifffile
 from label_files import blobs, write_labels
 
 from napari_hrsam.cli import main
+from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.label_pyramid import create_labels
 
 
@@ -192,6 +193,15 @@ def test_what_fails_exits_with_1_and_one_line(
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert line.startswith("napari-hrsam: expected")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "verify"], ["verify", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(
+    slide: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    with pytest.raises(LabelsError, match="expected a label image 'nuclei'"):
+        run(*arguments, slide, "nuclei")
 
 
 def test_labels_open_elsewhere_are_not_repaired(

@@ -38,7 +38,7 @@ def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
     field = LogitField(Tile(3, 0, 0, 16), logits, (120, 110))
     once = field.read(field.box)
-    monkeypatch.setattr("napari_hrsam.engine.fields.SAMPLE_PIXELS", 300)
+    monkeypatch.setattr("napari_hrsam.engine.fields.BLOCK_PX", 8)
     in_strips = field.read(field.box)
     np.testing.assert_array_equal(in_strips, once)
     assert 0.2 < once.mean() < 0.8

@@ -165,7 +165,7 @@ def test_a_process_killed_at_any_moment_loses_nothing_and_leaves_nothing_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: subprocess.Popen[str]
 ) -> None:
     # Small chunks: a disc lies on several hundred of them, as a huge object on large ones.
-    monkeypatch.setattr("napari_hrsam.storage.label_ome_zarr.CHUNK_PX", CHUNK_PX)
+    monkeypatch.setattr("napari_hrsam.storage.label_making.CHUNK_PX", CHUNK_PX)
     create_labels(tmp_path / "labels", "cells", SHAPE).close()
     embeddings = Embeddings(tmp_path / "embeddings")
     truth, chance, num_steps = Truth(), np.random.default_rng(0), 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from napari_hrsam.engine.session import Session
+from napari_hrsam.engine.session import Prediction, Session
 from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig
 from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.storage.embedding_store import EmbeddingStore
 
 LINEAR_STEM = ModelConfig(
     name="small",
@@ -76,3 +78,22 @@ def test_nan_weights_are_an_error_and_not_a_mask(segmenter: Segmenter) -> None:
         RuntimeError, match=f"NaN or infinity in the embedding that {segmenter.name}"
     ):
         Session(segmenter, IMAGE).click((100, 90))
+
+
+def test_embeddings_from_the_disk_give_the_same_masks(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(store: EmbeddingStore | None) -> list[Prediction]:
+        with Session(segmenter, IMAGE, embeddings=store) as session:
+            return [
+                session.click((100.0, 90.0)),
+                session.click((110.0, 90.0), positive=False),
+                session.box((10, 10, 290, 190)),
+            ]
+
+    made, _ = drawn(None), drawn(EmbeddingStore(tmp_path))
+    monkeypatch.setattr(segmenter, "encode", None)
+    for first, second in zip(made, drawn(EmbeddingStore(tmp_path)), strict=True):
+        np.testing.assert_array_equal(first.mask, second.mask)
+        np.testing.assert_array_equal(first.logits, second.logits)
+        assert first.iou == second.iou

@@ -18,7 +18,8 @@ def test_it_draws_what_a_session_draws(model: Any, scene: Any) -> None:
     session = Session(model, image)
     session.box((30, 40, 80, 90))
     for point, label in zip(points, labels, strict=True):
-        prediction = session.click(point, bool(label))
+        session.click(point, bool(label))
+    prediction = session.refine()
     assert mask.shape == (200, 160)
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask[prediction.box.slices], prediction.mask)
@@ -34,6 +35,12 @@ def test_points_are_positive_unless_said_otherwise_and_may_be_an_array(
 
 def test_a_box_alone_is_enough(model: Any, scene: Any) -> None:
     assert segment(scene[0], box=np.array([40, 48, 72, 80]), model=model).sum() > 500
+
+
+def test_an_image_too_large_for_one_array_is_refused(model: Any) -> None:
+    image = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (20_000, 20_000), (0, 0))
+    with pytest.raises(ImageError, match="at most 268,435,456 pixels.*use a Session"):
+        segment(image, [(5, 5)], model=model)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import pytest
 import torch
 from napari.components import ViewerModel
 from numpy.typing import NDArray
+from panel_window import Window
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from napari_hrsam.modeling.segmenter import ImageFeatures
 from napari_hrsam.plugin.controller import SegmentController
+from napari_hrsam.plugin.segment_widget import SegmentWidget
 from napari_hrsam.storage.label_places import LABELS_VARIABLE
 
 TILE_PX = 64
@@ -187,3 +189,29 @@ def labels_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "my labels"
     monkeypatch.setenv(LABELS_VARIABLE, str(folder))
     return folder
+
+
+@pytest.fixture
+def open_window(
+    make_napari_viewer: Any, qtbot: Any, model: Any, pixels: NDArray[np.uint8]
+) -> Iterator[Callable[..., Window]]:
+    windows: list[Window] = []
+
+    def make(
+        load_model: Any = lambda *_, **__: model,
+        *,
+        show: bool = False,
+        data: Any = pixels,
+        **options: Any,
+    ) -> Window:
+        viewer = make_napari_viewer(show=show)
+        viewer.add_image(data, **{"rgb": True, "name": "scene", **options})
+        panel = SegmentWidget(viewer, load_model=load_model)
+        viewer.window.add_dock_widget(panel, name="Segment by clicking")
+        windows.append(Window(viewer, panel, qtbot))
+        return windows[-1]
+
+    yield make
+    model.gate.set()
+    for window in windows:
+        window.controller.close()

@@ -357,6 +357,21 @@ def test_the_zoom_gives_the_level(
     assert controller.state.level == level, "the object keeps its level"
 
 
+def test_an_object_beyond_what_was_looked_at_is_said_to_go_on(
+    controller: SegmentController, viewer: ViewerModel
+) -> None:
+    viewer.add_image(np.zeros((4096, 4096), np.uint8))
+    controller.start()
+    controller.wait()
+    viewer.scene.camera.zoom = 1.0
+    controller.click((2000, 2000))
+    controller.wait()
+    assert controller.state.message.startswith("The object goes on beyond this mask")
+    controller.click((1000, 1000))
+    controller.wait()
+    assert "C commits" in controller.state.message, "the next click shows all of it"
+
+
 def test_the_level_counts_scale_and_units(
     controller: SegmentController, viewer: ViewerModel
 ) -> None:

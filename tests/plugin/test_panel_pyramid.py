@@ -401,6 +401,23 @@ def test_existing_labels_are_gone_on_with_by_name(
     assert np.unique(level0).tolist() == [0, 41, 42]
 
 
+def test_the_view_of_labels_on_disk_can_be_chosen_as_the_target(
+    ome_slide: tuple[Image, Path], controller: SegmentController
+) -> None:
+    image, path = ome_slide
+    controller.start(image, target=LabelFile(path, "cells"))
+    controller.wait()
+    commit_at(controller, (416, 704), 0)
+    assert controller.layers is not None
+    view = controller.layers.target
+    controller.stop()
+    controller.wait()
+    controller.start(image, target=view)
+    controller.wait()
+    assert folder(controller) == path / "labels" / "cells"
+    assert controller.target_in_use == LabelFile(path, "cells")
+
+
 def test_labels_that_are_open_elsewhere_are_told_and_can_be_taken_later(
     ome_slide: tuple[Image, Path], controller: SegmentController, model: Any
 ) -> None:
@@ -489,6 +506,25 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
         assert labels.read(Box(410, 700, 420, 710)).all()
 
 
+def test_a_commit_made_after_stop_is_shown(
+    running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_reads_ahead(False)
+    running.pin_level(5)
+    model.gate.clear()
+    running.click(MIDDLE)
+    running.commit()
+    running.stop()
+    model.gate.set()
+    refreshed: list[bool] = []
+    monkeypatch.setattr(Labels, "refresh", lambda *_, **__: refreshed.append(True))
+    running.wait()
+    objects = viewer.layers["slide [objects]"]
+    assert np.any(objects.data[-1])
+    assert np.asarray(objects.data[3][MIDDLE[0] >> 3, MIDDLE[1] >> 3]) == 1
+    assert refreshed
+
+
 def test_removing_the_objects_layer_ends_the_session_and_frees_the_labels(
     running: SegmentController, viewer: ViewerModel
 ) -> None:
@@ -566,6 +602,9 @@ def outlining(
     running.pin_level(5)
     running.click(MIDDLE)
     running.wait()
+    assert running.layers is not None
+    running.layers.preview.layer.brush_size = 1
+    running.layers.preview.layer.paint((3, 5), 1)
     running.commit()
     end = time.monotonic() + 20
     while running.state.progress is None and time.monotonic() < end:
@@ -589,7 +628,9 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert outlining.state.progress is None
     assert outlining.state.num_prompts == 1
     assert outlining.layers is not None
-    assert outlining.layers.preview.pixels.any()
+    assert outlining.layers.preview.pixels.sum() > 500
+    assert outlining.layers.preview.pixels[3, 5] == 1, "what was painted"
+    assert outlining.layers.preview.strokes() is not None
     assert not np.any(outlining.layers.target.data[-1])
     outlining.set_outlines_fully(False)
     outlining.commit()

@@ -3,105 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
+from panel_window import LEFT, NO_KEY, RIGHT, SHIFT, TIMEOUT_MS
+from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin import qt_binding
 from napari_hrsam.plugin.engine_thread import THREAD_NAME
 from napari_hrsam.plugin.loading import load_named_model
-from napari_hrsam.plugin.segment_widget import SegmentWidget
 from napari_hrsam.plugin.state import Phase
 
-LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
-NO_KEY, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
 INSIDE, BESIDE = (30, 30), (5, 5)
-TIMEOUT_MS = 30_000
-
-
-class Window:
-    """A viewer with the panel, driven as a person does."""
-
-    def __init__(self, viewer: Any, panel: SegmentWidget, qtbot: Any) -> None:
-        self.viewer, self.panel, self.qtbot = viewer, panel, qtbot
-        self.controller = panel.controller
-
-    @property
-    def canvas(self) -> QWidget:
-        return self.viewer.window._qt_viewer.canvas.native  # type: ignore[no-any-return]
-
-    def idle(self) -> None:
-        self.qtbot.waitUntil(lambda: not self.controller.state.is_busy, timeout=TIMEOUT_MS)
-
-    def start(self) -> None:
-        self.panel.start_button.click()
-        self.qtbot.waitUntil(lambda: self.controller.state.phase is Phase.READY, timeout=TIMEOUT_MS)
-        self.idle()
-        self.viewer.scene.camera.zoom = 3.0  # the whole image is on screen
-        QApplication.processEvents()
-
-    def place(self, data_yx: tuple[float, float]) -> QPoint:
-        image = self.controller.image_layer
-        assert image is not None
-        camera = self.viewer.scene.camera
-        world = np.asarray(image.data_to_world(data_yx))
-        offset = (world - np.asarray(camera.center)[-2:]) * camera.zoom
-        size = self.canvas.size()
-        return QPoint(round(size.width() / 2 + offset[1]), round(size.height() / 2 + offset[0]))
-
-    def click(self, at: tuple[float, float], button: Any = LEFT, modifier: Any = NO_KEY) -> None:
-        QTest.mousePress(self.canvas, button, modifier, self.place(at))
-        QTest.mouseRelease(self.canvas, button, modifier, self.place(at))
-        self.idle()
-
-    def drag(self, start: tuple[float, float], end: tuple[float, float], modifier: Any) -> None:
-        first, last = self.place(start), self.place(end)
-        QTest.mousePress(self.canvas, LEFT, modifier, first)
-        for share in np.linspace(0.2, 1, 5):
-            at = QPointF(
-                first.x() + (last.x() - first.x()) * share,
-                first.y() + (last.y() - first.y()) * share,
-            )
-            away = QPointF(self.canvas.mapToGlobal(at.toPoint()))
-            move = QMouseEvent(
-                QEvent.Type.MouseMove, at, away, Qt.MouseButton.NoButton, LEFT, modifier
-            )
-            QApplication.sendEvent(self.canvas, move)
-            QTest.qWait(30)  # vispy drops moves that come faster
-        QTest.mouseRelease(self.canvas, LEFT, modifier, last)
-        self.idle()
-
-    def camera(self) -> tuple[Any, ...]:
-        camera = self.viewer.scene.camera
-        return camera.zoom, tuple(camera.center)
-
-
-@pytest.fixture
-def open_window(
-    make_napari_viewer: Any, qtbot: Any, model: Any, pixels: NDArray[np.uint8]
-) -> Iterator[Callable[..., Window]]:
-    windows: list[Window] = []
-
-    def make(load_model: Any = lambda *_, **__: model, *, show: bool = False) -> Window:
-        viewer = make_napari_viewer(show=show)
-        viewer.add_image(pixels, rgb=True, name="scene")
-        panel = SegmentWidget(viewer, load_model=load_model)
-        viewer.window.add_dock_widget(panel, name="Segment by clicking")
-        windows.append(Window(viewer, panel, qtbot))
-        return windows[-1]
-
-    yield make
-    model.gate.set()
-    for window in windows:
-        window.controller.close()
 
 
 def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_]) -> None:

@@ -17,16 +17,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
 from napari_hrsam.errors import EmbeddingsError
 from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.embedding_layout import pack, unpack
 from napari_hrsam.storage.embedding_store import (
     DEFAULT_MAX_BYTES,
-    EMBEDDINGS_VARIABLE,
     EmbeddingKey,
     EmbeddingStore,
-    default_folder,
-    pack,
-    unpack,
 )
 from napari_hrsam.storage.fingerprint import ImageIdentity
 
@@ -282,7 +280,7 @@ def test_the_default_place_follows_the_environment(
 ) -> None:
     monkeypatch.setenv("NAPARI_HRSAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(EMBEDDINGS_VARIABLE, raising=False)
-    assert default_folder() == EmbeddingStore().folder == tmp_path / "cache" / "embeddings"
+    assert embeddings_folder() == EmbeddingStore().folder == tmp_path / "cache" / "embeddings"
     monkeypatch.setenv(EMBEDDINGS_VARIABLE, str(tmp_path / "scratch"))
     assert EmbeddingStore().folder == tmp_path / "scratch"
     assert EmbeddingStore(tmp_path).folder == tmp_path

@@ -282,6 +282,21 @@ def _turn(a: tuple[int, ...], b: tuple[int, ...], c: tuple[int, ...]) -> int:
     return int(np.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])))
 
 
+def test_a_hole_in_a_bump_stays_inside(tmp_path: Path) -> None:
+    """Without its bump, the outline would pass beside the hole and touch nothing."""
+    labels = np.zeros((50, 60), np.uint8)
+    labels[10:40, 10:50], labels[20:27, 50:53] = 1, 1
+    labels[23, 51] = 0
+    _, outlines = traced(tmp_path, labels, 16)
+    ((exterior, hole),) = simplified(outlines[1].polygons, 4.0)
+    assert filled(((exterior,),), labels.shape)[23, 51]
+    np.testing.assert_array_equal(np.argwhere(filled(((hole,),), labels.shape)), [[23, 51]])
+    labels[23, 51] = 1
+    _, outlines = traced(tmp_path / "b", labels, 16)
+    ((exterior,),) = simplified(outlines[1].polygons, 4.0)
+    assert len(exterior) == 4
+
+
 def test_a_round_outline_is_simplified_to_few_corners(tmp_path: Path) -> None:
     y, x = np.ogrid[:300, :300]
     labels = (np.hypot(y - 150, x - 150) < 120).astype(np.uint8)

@@ -10,7 +10,8 @@ import pytest
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.journal import Block, Journal, JournalEdit
+from napari_hrsam.storage.journal import Journal, JournalEdit
+from napari_hrsam.storage.label_blocks import Block
 
 U4 = np.dtype("u4")
 PROMPTS = Prompts().with_click((3.25, 4), True).with_click((1, 2), False).with_box((0, 1, 9, 8.5))

@@ -17,8 +17,9 @@ from label_files import blobs, coarser, write_labels
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage import stored_labels
+from napari_hrsam.storage import label_check_levels, stored_labels
 from napari_hrsam.storage.label_check import verify_labels
+from napari_hrsam.storage.label_downsampling import majority
 from napari_hrsam.storage.label_pyramid import create_labels, open_labels
 
 SHAPE = (150, 200)
@@ -142,6 +143,41 @@ def test_a_damaged_chunk_is_named_and_level_0_is_left_alone(
         assert not report.is_sound
         assert "bring the file back from a copy" in report.problems[0].text
     assert files_of(folder / "0") == before
+
+
+def test_a_chunk_above_a_damaged_one_cannot_be_repaired(tmp_path: Path) -> None:
+    write_labels(tmp_path, blobs(SHAPE, 30), num_levels=3)
+    for chunk in ("0/c/2/2", "1/c/1/1"):
+        (tmp_path / "labels/cells" / chunk).write_bytes(b"damage")
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert not report.is_sound
+    assert {(p.level, p.is_repaired) for p in report.problems if p.kind == "chunk"} == {
+        (0, False),
+        (1, False),
+    }
+
+
+@pytest.mark.parametrize("region_px", [8, 64])
+def test_a_level_many_times_coarser_is_compared_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region_px: int
+) -> None:
+    monkeypatch.setattr(label_check_levels, "REGION_PX", region_px)
+    labels = blobs((144, 208), 9)
+    group = write_labels(tmp_path, labels, num_levels=1)
+    coarse = majority(labels, np.arange(0, 145, 8), np.arange(0, 209, 8))
+    array = group.create_array(
+        "1", shape=coarse.shape, chunks=(16, 16), dtype="u4", dimension_names=["y", "x"]
+    )
+    array[...] = coarse
+    ome = dict(group.attrs["ome"])
+    steps = [{"type": "scale", "scale": [8.0, 8.0]}]
+    ome["multiscales"][0]["datasets"].append({"path": "1", "coordinateTransformations": steps})
+    group.attrs["ome"] = ome
+    assert verify_labels(tmp_path, "cells").problems == ()
+    array[17, 25] = 99
+    (problem,) = verify_labels(tmp_path, "cells", repair=True).problems
+    assert (problem.box, problem.is_repaired) == (Box(17, 25, 18, 26), True)
+    np.testing.assert_array_equal(array, coarse)
 
 
 def test_a_damaged_chunk_of_several_planes_is_made_anew(tmp_path: Path) -> None:
@@ -296,8 +332,18 @@ def test_ids_that_would_be_given_twice_are_told(tmp_path: Path) -> None:
     array[20, 20] = 8
     (problem,) = verify_labels(tmp_path, "cells").problems
     assert "would get the id 2, but there are ids up to 8" in problem.text
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
     with open_labels(tmp_path, "cells") as labels:
         assert labels.next_label() == 9
+    assert verify_labels(tmp_path, "cells").problems == ()
+
+
+def test_another_programs_ids_above_ours_are_noticed_by_repair(tmp_path: Path) -> None:
+    """It drew at level 0 only, so that opening the labels does not show them."""
+    create_labels(tmp_path, "cells", (1500, 600)).close()
+    zarr.open_array(tmp_path / "labels/cells/0", mode="r+")[700:720, 300] = 8
+    assert not verify_labels(tmp_path, "cells").is_sound
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
     assert verify_labels(tmp_path, "cells").problems == ()
 
 
@@ -318,6 +364,10 @@ def test_files_that_are_no_chunks_are_noted(tmp_path: Path) -> None:
     assert report.notes == (
         "level 0 has 2 files that are no chunks, such as Thumbs.db; they do no harm",
     )
+    # What a killed program left is cleared away, what a person put there is not.
+    report = verify_labels(tmp_path, "cells", repair=True)
+    assert "level 0 has 1 files that are no chunks, such as Thumbs.db" in report.notes[0]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_repair_needs_to_be_the_only_writer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import zarr
 from label_checks import require_consistent_levels
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
+from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.label_codec import _ByZarr, _ByZstd, codec_of
 from napari_hrsam.storage.label_pyramid import create_labels, open_labels
@@ -122,3 +124,23 @@ def test_our_own_labels_are_encoded_in_one_call(tmp_path: Path) -> None:
         edit = labels.write(Box(0, 0, 90, 80), np.ones((90, 80), bool), 7)
         assert (np.asarray(labels.levels[0][:]) == 7).all()
         assert edit.label == 7
+
+
+def test_the_highest_id_is_that_of_the_pixels_inside_and_a_damaged_chunk_is_named(
+    tmp_path: Path,
+) -> None:
+    group = zarr.open_group(tmp_path / "labels" / "old", mode="w")
+    group.create_array("0", shape=(100, 90), dtype="u4", chunks=(64, 64))[:] = LABELS
+    whole = zarr.create_array(tmp_path / "whole", shape=(128, 128), dtype="u4", chunks=(64, 64))
+    whole[:] = 99
+    whole[:100, :90] = LABELS
+    # Another program wrote something beyond the end.
+    chunk = tmp_path / "labels" / "old" / "0" / "c" / "1" / "1"
+    chunk.write_bytes((tmp_path / "whole" / "c" / "1" / "1").read_bytes())
+    group.attrs["multiscales"] = [{"version": "0.4", "datasets": [{"path": "0"}]}]
+    with open_labels(tmp_path, "old") as labels:
+        assert labels.next_label() == 4
+    shutil.rmtree(labels.folder / ".journal")
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(LabelsError, match=rf"a damaged chunk {chunk} \(of .*or delete it to make"):
+        open_labels(tmp_path, "old")

@@ -55,6 +55,20 @@ def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_an_interrupted_commit_leaves_no_stray_files_and_is_taken_back(
+    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels.write(PLACE, ones(PLACE), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            labels.write(PLACE, ones(PLACE), 2, overwrite=True)
+    assert not list(labels.folder.rglob("*.partial"))
+    assert [edit.label for edit in labels.history().done] == [1]
+    assert (labels.read(PLACE) == 1).all()
+    require_consistent_levels(labels)
+
+
 class Disk:
     """A disk that is full from the n-th write of a chunk on, until it is emptied."""
 

@@ -71,7 +71,7 @@ def test_a_damaged_chunk_of_a_level_between_is_derived_again_with_the_others(
     labels: PyramidLabels, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels.write(Box(0, 0, 1100, 1300), ones(WHOLE), 1)
-    (labels.folder / "1" / "c" / "1" / "1").write_bytes(b"garbage")
+    (labels.folder / "1" / "c" / "0" / "1").write_bytes(b"garbage")
     # Two corners: the part between them is derived too, from the damaged chunk.
     mask = np.zeros(SHAPE, bool)
     mask[:5, :5] = mask[-5:, -5:] = True

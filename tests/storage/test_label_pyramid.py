@@ -122,7 +122,7 @@ def test_any_series_of_commits_undos_and_redos_equals_an_array(
         make_image(folder, "0.5", [(1, *size) for size in sizes])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("napari_hrsam.storage.label_writer.MAX_CELL_BYTES", cell_bytes)
-        patch.setattr("napari_hrsam.storage.label_ome_zarr.CHUNK_PX", chunk_px)
+        patch.setattr("napari_hrsam.storage.label_making.CHUNK_PX", chunk_px)
         labels = create_labels(folder, "cells", shape)
         for _ in range(14):
             step = rng.integers(5)

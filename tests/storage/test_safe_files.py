@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from ome_files import write_ome
 
+from napari_hrsam.storage.label_pyramid import create_labels
 from napari_hrsam.storage.safe_files import FileBatch
 
 
@@ -114,3 +117,19 @@ def test_no_file_is_renamed_that_could_not_be_forced_onto_the_disk(
     assert not (tmp_path / "a").exists()
     files.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_a_new_label_image_is_on_the_disk_before_anything_is_drawn(
+    tmp_path: Path, calls: list[tuple[str, str]], has_image: bool
+) -> None:
+    if has_image:
+        write_ome(tmp_path / "a", [np.zeros((600, 700), np.uint8)], version="0.4")
+    with create_labels(tmp_path / "a", "cells", (600, 700)) as labels:
+        forced = {name for what, name in calls if what == "fsync"}
+        made = {path.name for path in labels.folder.rglob("*")}
+        # What SQLite forces itself, and what is of no use after a power cut.
+        made -= {path.name for path in (labels.folder / ".journal").iterdir()}
+        assert made | {"labels", "a", tmp_path.name, ".journal"} <= forced
+        # Under their first names.
+        assert {".cells.partial", "journal.sqlite.partial"} <= forced

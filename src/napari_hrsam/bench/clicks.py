@@ -35,10 +35,11 @@ def measure_clicks(sample: Sample, settings: Settings) -> dict[str, Any]:
     Returns
     -------
     dict
-        Seconds unless told otherwise. ``first_click_s``: the image and a session are opened and
-        the first object is clicked. ``cold``: new sessions on other objects. ``overview``: the
-        same, on the largest object at a coarse level. ``warm_p50_s``, ``warm_p95_s``: clicks on a
-        tile that is encoded. ``read_s``: what reading one tile takes of a cold click.
+        Seconds unless told otherwise. ``open_s``: the image is opened. ``first_click_s``: image
+        and session are opened and the first object is clicked, the first thing after the model is
+        loaded. ``cold``: new sessions on other objects. ``overview``: the same, on the largest
+        object at a coarse level. ``warm_p50_s``, ``warm_p95_s``: clicks on a tile that is encoded.
+        ``read_s``: what reading one tile takes of a cold click.
     """
     started = time.perf_counter()
     model = load_model(settings.model, device=settings.device)
@@ -57,6 +58,7 @@ def measure_clicks(sample: Sample, settings: Settings) -> dict[str, Any]:
     seconds = _warm(model, image, warm, settings.num_warm)
     return {
         "load_model_s": load_s,
+        "open_s": timed(lambda: open_image(sample.path))[0],
         "first_click_s": first_s,
         "cold": summary([timed(partial(cold, image, found)) for found in others]),
         "overview": summary(overview),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_hrsam.bench.settings import LABELS_NAME, Settings
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.demo import missing_display
 from napari_hrsam.sample import Sample, make_sample, open_sample
-from napari_hrsam.storage.embedding_store import EMBEDDINGS_VARIABLE
 
 Say = Callable[[str], object]
 Row = dict[str, Any]
@@ -128,12 +129,19 @@ def _in_process(case: str, path: Path, settings: Settings) -> Row:
         return {**row, "error": f"took longer than {CASE_TIMEOUT_S} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        told = done.stderr.strip().splitlines()
-        last = told[-1] if told else f"ended with status {done.returncode}"
         # A path of this machine says nothing to a reader of the results.
-        return {**row, "error": last.replace(str(path), path.name)}
+        return {**row, "error": _last_words(done).replace(str(path), path.name)}
     figures: Row = json.loads(lines[-1])
     return {**row, **figures}
+
+
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Tell the error of a process that failed, and the line of code that raised it."""
+    told = done.stderr.strip().splitlines()
+    if not told:
+        return f"ended with status {done.returncode}"
+    places = re.findall(r'File "[^"]*?([^"/\\\\]+)", line (\d+)', done.stderr)
+    return f"{told[-1]} ({places[-1][0]}, line {places[-1][1]})" if places else told[-1]
 
 
 def summarise(rows: list[Row]) -> list[Row]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from napari_hrsam._optional import require
 from napari_hrsam.bench.clicks import level_for_object
@@ -17,12 +20,14 @@ if TYPE_CHECKING:
     import napari
 
 WINDOW_PX = (1200, 900)
-WAIT_S = 300.0
+WAIT_S = 600.0
+DIAMETERS_PX = (2000.0, 20.0)
+"""Of the objects that are drawn: an image of 10,000 px holds such objects too."""
 
 
 def measure_shown(sample: Sample, settings: Settings) -> dict[str, Any]:
     """Show the image alone, at the places and zooms at which objects would be drawn."""
-    viewer = _viewer(sample)
+    viewer = show_slide(sample)
     for found in chosen_objects(sample, settings.num_objects):
         _look_at(viewer, found)
     figures = {"peak_bytes": peak_bytes()}
@@ -35,7 +40,7 @@ def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
     from napari_hrsam.plugin.controller import SegmentController
     from napari_hrsam.storage.label_places import LabelFile
 
-    viewer = _viewer(sample)
+    viewer = show_slide(sample)
     controller = SegmentController(viewer)
     controller.start(
         viewer.layers[0],
@@ -45,7 +50,8 @@ def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
     )
     controller.wait(WAIT_S)
     seconds = []
-    for found in chosen_objects(sample, settings.num_objects):
+    chosen = chosen_objects(sample, settings.num_objects)
+    for found in chosen:
         _look_at(viewer, found)
         started = time.perf_counter()
         controller.click(found.centre_yx)
@@ -57,29 +63,35 @@ def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
     num_committed = controller.state.num_committed
     figures = {
         "num_committed": num_committed,
+        "diameters_px": [round(found.diameter_px) for found in chosen],
         "longest_object_s": max(seconds),
         "peak_bytes": peak_bytes(),
     }
     controller.stop()
+    # Reading ahead ends first: the process is not to end in the middle of it.
+    controller.wait(WAIT_S)
     controller.close()
     viewer.close()
     return figures
 
 
 def chosen_objects(sample: Sample, num: int) -> list[SceneObject]:
-    """Choose objects of all kinds but the giant ones: one lobule, and as many glands as nuclei."""
-    kinds = {
-        kind: [found for found in sample.objects if found.kind == kind]
-        for kind in ("lobule", "gland", "nucleus")
-    }
-    chosen = kinds["lobule"][-1:]
-    for kind, wanted in (("gland", (num - 1) // 2), ("nucleus", num - 1 - (num - 1) // 2)):
-        group = kinds[kind]
-        chosen += [group[place * len(group) // wanted] for place in range(wanted)]
+    """Choose objects of about the same diameters whatever the image's size, the largest first.
+
+    Each is the nearest to one of `num` diameters that are evenly spread, by their logarithms, over
+    `DIAMETERS_PX`; none is chosen twice.
+    """
+    left = list(sample.objects)
+    chosen = []
+    for wanted in np.geomspace(*DIAMETERS_PX, num):
+        nearest = min(left, key=lambda found: abs(math.log(found.diameter_px / wanted)))
+        left.remove(nearest)
+        chosen.append(nearest)
     return chosen
 
 
-def _viewer(sample: Sample) -> napari.Viewer:
+def show_slide(sample: Sample) -> napari.Viewer:
+    """Open a window that shows a slide."""
     require("qtpy.QtWidgets", extra="all")
     napari = require("napari", extra="all")
     viewer = napari.Viewer()
@@ -98,8 +110,8 @@ def _viewer(sample: Sample) -> napari.Viewer:
 
 def _look_at(viewer: napari.Viewer, found: SceneObject) -> None:
     """Zoom to the level that suits an object, and have napari draw it."""
-    viewer.camera.center = tuple(PIXEL_UM * place for place in found.centre_yx)
-    viewer.camera.zoom = 1 / (PIXEL_UM * 2.0 ** level_for_object(found))
+    viewer.scene.camera.center = tuple(PIXEL_UM * place for place in found.centre_yx)
+    viewer.scene.camera.zoom = 1 / (PIXEL_UM * 2.0 ** level_for_object(found))
     _draw(0.3)
 
 

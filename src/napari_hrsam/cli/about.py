@@ -10,7 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import napari_hrsam
-from napari_hrsam.cache import CACHE_VARIABLE, cache_folder
+from napari_hrsam.cache import (
+    CACHE_VARIABLE,
+    EMBEDDINGS_VARIABLE,
+    cache_folder,
+    embeddings_folder,
+)
 from napari_hrsam.cli.options import add_command, add_json, put_json, say, table
 
 if TYPE_CHECKING:
@@ -183,6 +188,7 @@ def collect_folders() -> dict[str, str]:
         f"{download.WEIGHTS_VARIABLE}": chosen or "not set",
         "shipped": ", ".join(map(str, shipped)) or "none",
         f"downloads ({CACHE_VARIABLE})": str(cache_folder()),
+        f"embeddings ({EMBEDDINGS_VARIABLE})": str(embeddings_folder()),
     }
 
 

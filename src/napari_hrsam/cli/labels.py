@@ -14,7 +14,8 @@ from napari_hrsam.geometry import Box
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.storage.export_source import Exported
-    from napari_hrsam.storage.label_check import LabelsReport, Problem
+    from napari_hrsam.storage.label_check import LabelsReport
+    from napari_hrsam.storage.label_check_levels import Problem
 
 MAX_ROWS = 50
 """Problems shown in the table; JSON holds all."""
@@ -53,7 +54,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(verbs, name, summary=summary, example=example)
+    parser = add_command(verbs, name, summary=summary, example=example, is_verb=True)
     parser.add_argument(
         "path", metavar="PATH", help="an OME-Zarr image, or a folder of labels alone"
     )

@@ -23,8 +23,9 @@ def add_command(
     *,
     summary: str,
     example: str,
+    is_verb: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command with its one-line summary, an example, and ``--debug``."""
+    """Add a command, or a verb of one, with its one-line summary, an example, and ``--debug``."""
     parser = commands.add_parser(
         name,
         help=summary,
@@ -33,7 +34,11 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--debug", action="store_true", help="log everything and show tracebacks of errors"
+        "--debug",
+        action="store_true",
+        # What was said before the verb is not taken back.
+        default=argparse.SUPPRESS if is_verb else False,
+        help="log everything and show tracebacks of errors",
     )
     return parser
 
@@ -98,8 +103,7 @@ def add_cache(parser: argparse.ArgumentParser, use: str) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help=f"{use} (default: NAPARI_HRSAM_EMBEDDINGS, or embeddings in the cache folder that "
-        "`napari-hrsam info` names)",
+        help=f"{use} (default: the folder of embeddings that `napari-hrsam info` names)",
     )
 
 

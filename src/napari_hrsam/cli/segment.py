@@ -21,8 +21,11 @@ from napari_hrsam.cli.options import (
     open_shown,
     put_json,
     say,
+    show_progress,
     table,
 )
+from napari_hrsam.engine.prediction import MAX_DENSE_PX
+from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.overlay import draw_overlay
 from napari_hrsam.prompts import Prompts
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.tile_source import PyramidImage
 
 MAX_WHOLE_PX = 2**28
-"""Pixels of an image whose mask is written whole; of a larger one it is the tile's part."""
+"""Pixels of an image whose mask is written whole; of a larger one it is the object's part."""
+
+MARGIN_PX = 16
+"""Room around the object in a mask of a part, in pixels of the level."""
 
 MAX_OVERLAY_PX = 4096
 """Longest side of an overlay of a part; a larger part is shown at a coarser level."""
@@ -137,13 +143,10 @@ def _segment(
     kept = store if store.folder.is_dir() else None
     with Session(model, image, embeddings=kept) as session:
         seconds = [dict(prediction.seconds) for prediction in _prompt(session, args)]
-        prediction, prompts = session.prediction, session.prompts
-    assert prediction is not None
-    box, mask = prediction.box, prediction.mask
-    if math.prod(image.shape_yx) <= MAX_WHOLE_PX:
-        box = Box.of_shape(image.shape_yx)
-        mask = np.zeros(image.shape_yx, dtype=bool)
-        mask[prediction.box.slices] = prediction.mask
+        prediction = session.refine(show_progress if session.needs_refining else None)
+        prompts = session.prompts
+    box = _written(prediction, image)
+    mask = prediction.region.read(box)
     stem = args.out / Path(path).stem
     mask_path = stem.with_name(f"{stem.name}_mask.{args.format}")
     write_mask(mask_path, mask)
@@ -166,6 +169,24 @@ def _segment(
     }
 
 
+def _written(prediction: Prediction, image: PyramidImage) -> Box:
+    """Choose the part of the image that is written: all of it, or some room around the object."""
+    if math.prod(image.shape_yx) <= MAX_WHOLE_PX:
+        return Box.of_shape(image.shape_yx)
+    step = prediction.level_downsample
+    box = (prediction.extent if prediction else prediction.box).expand(MARGIN_PX * step)
+    # Masks of a part begin at whole pixels of the level they were made at.
+    edges = (box.y0 // step, box.x0 // step, -(-box.y1 // step), -(-box.x1 // step))
+    box = Box(*(edge * step for edge in edges)).clip(image.shape_yx)
+    if box.area > MAX_DENSE_PX:
+        raise ImageError(
+            f"expected an object of at most {MAX_DENSE_PX:,} pixels for one mask file, got one "
+            f"over {box}; commit it to labels in a Session, or look from further away with a "
+            "larger --level"
+        )
+    return box
+
+
 def _where(box: Box, image: PyramidImage) -> str:
     """Say which part of the image a mask covers, if not all of it."""
     if box.shape_yx == image.shape_yx:
@@ -185,7 +206,6 @@ def _overlay(
     while box.shape_yx != image.shape_yx and max(level_shape(box.shape_yx, level)) > MAX_OVERLAY_PX:
         level += 1
     step = 2**level
-    # Masks of a part begin at whole pixels of the level they were made at, which is no finer.
     tile = Tile(level, box.y0 // step, box.x0 // step, max(level_shape(box.shape_yx, level)), plane)
     small = mask[::step, ::step].astype(np.uint8)
     height, width = small.shape

@@ -7,8 +7,9 @@ cells of logits along the object's outline. Where a layer has no cell, the layer
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from napari_hrsam.geometry import Box, Tile, downsample, pixel_of
 QUANTUM = 1 / 16
 """Step of the logits kept in cells, which are bytes: 8 either way, far beyond any doubt."""
 
-SAMPLE_PIXELS = 2_000_000
-"""Level-0 pixels interpolated at a time, so that a large box needs little memory."""
+BLOCK_PX = 256
+"""Side of the level-0 blocks in which a box is read; most of them are all object or none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,22 +36,34 @@ class CellLayer:
         Side of a cell in pixels of the level; cells lie on a grid from pixel (0, 0).
     cells : mapping of (row, column) to (cell_px, cell_px) int8
         Logits in steps of `QUANTUM`.
+    signs : dict of (row, column) to bool or None
+        Whether a cell is all object (True) or has none (False).
     """
 
     level: int
     cell_px: int
     cells: Mapping[tuple[int, int], NDArray[np.int8]]
+    signs: dict[tuple[int, int], bool | None] = field(init=False)
 
-    def under(self, box: Box) -> Iterator[tuple[Box, NDArray[np.int8]]]:
-        """Go through the cells that a box (in pixels of the level) touches, with their places."""
-        for row, column in itertools.product(
+    def __post_init__(self) -> None:
+        """Look at every cell once."""
+        signs = {
+            place: None if cell.max() > 0 >= cell.min() else bool(cell.max() > 0)
+            for place, cell in self.cells.items()
+        }
+        object.__setattr__(self, "signs", signs)
+
+    def under(self, box: Box) -> Iterator[tuple[int, int]]:
+        """Go through the places of cells that a box (in pixels of the level) touches."""
+        return itertools.product(
             range(box.y0 // self.cell_px, -(-box.y1 // self.cell_px)),
             range(box.x0 // self.cell_px, -(-box.x1 // self.cell_px)),
-        ):
-            cell = self.cells.get((row, column))
-            if cell is not None:
-                y0, x0 = row * self.cell_px, column * self.cell_px
-                yield Box(y0, x0, y0 + self.cell_px, x0 + self.cell_px), cell
+        )
+
+    def place(self, cell: tuple[int, int]) -> Box:
+        """Return where a cell lies, in pixels of the level."""
+        y0, x0 = cell[0] * self.cell_px, cell[1] * self.cell_px
+        return Box(y0, x0, y0 + self.cell_px, x0 + self.cell_px)
 
 
 def to_cell(logits: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -91,6 +104,8 @@ class LogitField:
         self._shape_yx = shape_yx
         self._clicks = {pixel_of(point): label for point, label in clicks}
         self._box = tile.box0.clip(shape_yx)
+        # How many logits above 0 lie above and left of each: the sums of any box in four reads.
+        self._sums = np.pad(np.cumsum(np.cumsum(logits > 0, 0, np.int32), 1), ((1, 0), (1, 0)))
 
     @property
     def box(self) -> Box:
@@ -116,11 +131,17 @@ class LogitField:
         """Return the mask over a box of level-0 pixels; False outside its own box."""
         mask = np.zeros(box.shape_yx, np.bool_)
         common = box.intersection(self._box)
-        if common.area and self.fills(common) is not False:
-            step = max(1, SAMPLE_PIXELS // common.width)
-            for y0 in range(common.y0, common.y1, step):
-                part = Box(y0, common.x0, min(y0 + step, common.y1), common.x1)
-                mask[part.shifted(-box.y0, -box.x0).slices] = self.sample(0, part) > 0
+        for y, x in itertools.product(
+            range(common.y0 // BLOCK_PX * BLOCK_PX, common.y1, BLOCK_PX),
+            range(common.x0 // BLOCK_PX * BLOCK_PX, common.x1, BLOCK_PX),
+        ):
+            part = Box(y, x, y + BLOCK_PX, x + BLOCK_PX).intersection(common)
+            sign = self._sign(len(self.layers), part) if part.area else False
+            if sign is not False:
+                values = True if sign else self.sample(0, part) > 0
+                mask[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = (
+                    values
+                )
         for (y, x), label in self._clicks.items():
             if common.contains((y, x)):
                 mask[y - box.y0, x - box.x0] = label
@@ -134,16 +155,34 @@ class LogitField:
         common = box.intersection(self._box)
         if common.area == 0:
             return False
-        signs = {bool(label) for pixel, label in self._clicks.items() if common.contains(pixel)}
-        around = self.logits[_around(common, self.tile).slices]
-        signs |= {bool(around.max() > 0), bool(around.min() > 0)}
-        for layer in self.layers:
-            for _, cell in layer.under(_at_level(common, layer.level).expand(1)):
-                signs |= {bool(cell.max() > 0), bool(cell.min() > 0)}
-        if len(signs) > 1:
+        sign = self._sign(len(self.layers), common)
+        clicked = (label for pixel, label in self._clicks.items() if common.contains(pixel))
+        if sign is None or any(label != sign for label in clicked):
             return None
-        (sign,) = signs
         return sign if common == box or not sign else None
+
+    def _sign(self, num_layers: int, box: Box) -> bool | None:
+        """Tell whether the first layers say object everywhere in a level-0 box, or nowhere."""
+        if num_layers == 0:
+            around = _around(box, self.tile)
+            sums = self._sums
+            count = sums[around.y1, around.x1] - sums[around.y0, around.x1]
+            count += sums[around.y0, around.x0] - sums[around.y1, around.x0]
+            return None if 0 < count < around.area else bool(count)
+        layer = self.layers[num_layers - 1]
+        here = box if layer.level == 0 else _at_level(box, layer.level).expand(1)
+        signs: set[bool | None] = set()
+        is_covered = True
+        for cell in layer.under(here):
+            if cell not in layer.signs:
+                is_covered = False
+                continue
+            signs.add(layer.signs[cell])
+            if None in signs or len(signs) > 1:
+                return None
+        if not is_covered:
+            signs.add(self._sign(num_layers - 1, box))
+        return signs.pop() if len(signs) == 1 else None
 
     def sample(self, level: int, box: Box) -> NDArray[np.float32]:
         """Interpolate the logits bilinearly at the pixel centres of a level.
@@ -181,20 +220,21 @@ class LogitField:
                 return values
         rows = (np.arange(box.y0, box.y1) + 0.5) * ratio - 0.5 - origin[0]
         columns = (np.arange(box.x0, box.x1) + 0.5) * ratio - 0.5 - origin[1]
-        return _interpolate(_interpolate(values, rows, 0), columns, 1)
+        return _resampled(values, rows, columns)
 
     def _composed(self, num_layers: int, box: Box) -> NDArray[np.float32]:
         """Read a box at the level of a layer: its cells, and what the layers before say."""
         layer = self.layers[num_layers - 1]
-        cells = list(layer.under(box))
-        covered = sum(place.intersection(box).area for place, _ in cells)
+        cells = [cell for cell in layer.under(box) if cell in layer.cells]
+        covered = sum(layer.place(cell).intersection(box).area for cell in cells)
         if covered == box.area:
             values = np.empty(box.shape_yx, np.float32)
         else:
             values = self._sample(num_layers - 1, layer.level, box).copy()
-        for place, cell in cells:
+        for cell in cells:
+            place = layer.place(cell)
             common = place.intersection(box)
-            inside = cell[common.shifted(-place.y0, -place.x0).slices]
+            inside = layer.cells[cell][common.shifted(-place.y0, -place.x0).slices]
             values[common.shifted(-box.y0, -box.x0).slices] = inside * np.float32(QUANTUM)
         return values
 
@@ -216,6 +256,22 @@ def _at_level(box0: Box, level: int) -> Box:
         int(-(-box0.y1 // scale)),
         int(-(-box0.x1 // scale)),
     )
+
+
+def _resampled(
+    values: NDArray[np.float32], rows: NDArray[np.floating[Any]], columns: NDArray[np.floating[Any]]
+) -> NDArray[np.float32]:
+    """Interpolate a 2-D array bilinearly at rows x columns, ascending, clamped at its ends."""
+    for axis, places in enumerate((rows, columns)):
+        # What lies beside the places need not be looked at.
+        first = min(max(math.floor(places[0]), 0), values.shape[axis] - 1)
+        last = min(max(math.floor(places[-1]) + 1, 0), values.shape[axis] - 1)
+        values = values[first : last + 1] if axis == 0 else values[:, first : last + 1]
+        if axis == 0:
+            rows = rows - first
+        else:
+            columns = columns - first
+    return _interpolate(_interpolate(values, rows, 0), columns, 1)
 
 
 def _interpolate(

@@ -2,8 +2,9 @@
 
 The object was found at a coarse level, where a tile holds it. Its outline there is right to a few
 coarse pixels. From level to level, at most `STEP` at a time, the tiles that the outline crosses
-are looked at with the coarser mask as prior; their answers count near the outline, fade out
-towards the borders of the tiles, and so join without seams and whatever the order of work.
+are looked at with the coarser mask as prior, by a network made for just this; its answers count
+near the outline, fade out towards the borders of the tiles, and so join without seams and whatever
+the order of work.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from napari_hrsam.engine.drawing import Drawer
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.fields import CellLayer, LogitField, to_cell
-from napari_hrsam.engine.obedience import to_low_res
+from napari_hrsam.engine.obedience import obey
 from napari_hrsam.geometry import Box, Tile, TileGrid, level_shape
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.tile_source import TileSource
 
 STEP = 2
 """Levels that the outline is refined by at once: one coarse pixel becomes 4 x 4."""
@@ -31,26 +33,27 @@ PATCH_SHARE = 1 / 8
 """Side of the patches, as a share of a tile, in which the outline is looked for. Every crossed
 patch lies in a tile that has at least as much around it where the image goes on."""
 
-BAND_SHARE = 1 / 12
-"""The outline moves at most this share of a tile's side per step."""
+BAND_PX = 6
+"""The outline moves at most about this many pixels of the coarser level."""
 
 FULL_WEIGHT = 0.02
 """Sum of tile weights from which on the prior has no say; the least that a crossed patch has."""
 
-MIN_DEPTH_PX = 6.0
-"""Made-up clicks lie at least this deep in the prior, or outside it."""
-
-MAX_PRIOR = 6.0
-"""Strength of the prior that the model is given, either way."""
-
-MIN_AGREEMENT = 0.7
-"""A tile whose mask agrees less with the prior (share of pixels) has lost the object."""
-
 Place = tuple[int, int]
 
 
+class Refiner(Protocol):
+    """A network that draws the outline of an object anew."""
+
+    def __call__(
+        self, pixels: NDArray[np.uint8], prior: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return (H, W) logits for (H, W, 3) pixels and the (H, W) logits known so far."""
+
+
 def refine_outline(
-    drawer: Drawer,
+    image: TileSource,
+    refiner: Refiner,
     field: LogitField,
     obeyed: Prompts,
     level: int,
@@ -60,12 +63,14 @@ def refine_outline(
 
     Parameters
     ----------
-    drawer : Drawer
-        The model.
+    image : TileSource
+        Where pixels are read.
+    refiner : Refiner
+        The network.
     field : LogitField
         The object as it was found, not touching the border of its tile.
     obeyed : Prompts
-        Of the object.
+        Of the object; clicks are obeyed.
     level : int
         Where the outline is wanted, 0 or more.
     progress : callable of (done, total), optional
@@ -85,7 +90,7 @@ def refine_outline(
     num_done = 0
     levels = list(_levels(field.level, level))
     for number, here in enumerate(levels):
-        step = _Step(drawer, field, obeyed, here)
+        step = _Step(image, refiner, field, obeyed, here)
         # The outline is twice as long, in pixels, a level further.
         num_left = sum(len(step.places) * 2 ** (here - later) for later in levels[number:])
         field = field.with_layer(step.layer(num_done, num_done + num_left, progress))
@@ -104,13 +109,22 @@ def _levels(coarse: int, fine: int) -> Iterator[int]:
 class _Step:
     """One level of the refinement."""
 
-    def __init__(self, drawer: Drawer, field: LogitField, obeyed: Prompts, level: int) -> None:
+    def __init__(
+        self,
+        image: TileSource,
+        refiner: Refiner,
+        field: LogitField,
+        obeyed: Prompts,
+        level: int,
+    ) -> None:
         self.level = level
-        self._drawer = drawer
+        self._image = image
+        self._refiner = refiner
         self._field = field
         self._obeyed = obeyed
-        self._grid: TileGrid = drawer.grid(field.tile, level)
+        self._grid = TileGrid(image.shape_yx, field.tile.size_px, level, field.tile.plane)
         self._patch_px = int(field.tile.size_px * PATCH_SHARE)
+        self._ratio = 2 ** (field.level - level)
         self.places = self._chosen(self._crossed())
 
     def layer(self, num_done: int, num_all: int, progress: Progress | None) -> CellLayer:
@@ -135,29 +149,34 @@ class _Step:
         return CellLayer(self.level, self._grid.stride_px, cells)
 
     def _crossed(self) -> set[Place]:
-        """Find the patches of this level that the outline crosses."""
+        """Find the patches of this level that the outline crosses, or may come to."""
         # Whole tiles of the coarser level are searched, where its own outline cells lie.
-        shape = level_shape(self._drawer.shape_yx, self.level)
+        shape = level_shape(self._image.shape_yx, self.level)
         scale = 2.0**self.level
         box = self._field.box
         edges = (box.y0 / scale, box.x0 / scale, box.y1 / scale, box.x1 / scale)
         whole = Box(*(math.floor(edge) for edge in edges[:2]), *(math.ceil(e) for e in edges[2:]))
         found: set[Place] = set()
         # The coarser logits are enough to see where the outline is: one in 2 ** STEP pixels.
-        ratio = 2 ** (self._field.level - self.level)
-        patch = self._patch_px // ratio
+        ratio = self._ratio
+        patch = max(1, self._patch_px // ratio)
         for area in self._areas(whole.clip(shape)):
             coarse = Box(
                 *(math.floor(edge / ratio) for edge in (area.y0, area.x0)),
                 *(math.ceil(edge / ratio) for edge in (area.y1, area.x1)),
             )
-            if self._field.fills(_level0(area, scale, self._drawer.shape_yx)) is not None:
+            if (
+                self._field.fills(
+                    _level0(area.expand(BAND_PX * ratio), scale, self._image.shape_yx)
+                )
+                is not None
+            ):
                 continue
-            inside = self._field.sample(self._field.level, coarse.expand(1)) > 0
+            inside = self._field.sample(self._field.level, coarse.expand(BAND_PX)) > 0
             for y, x in itertools.product(
                 range(0, coarse.height, patch), range(0, coarse.width, patch)
             ):
-                part = inside[y : y + patch + 2, x : x + patch + 2]
+                part = inside[y : y + patch + 2 * BAND_PX, x : x + patch + 2 * BAND_PX]
                 if part.any() and not part.all():
                     found.add(
                         (
@@ -206,7 +225,7 @@ class _Step:
 
     def _holders(self, patch: Place) -> list[Place]:
         """Return the tiles that hold a patch with a margin of its own size."""
-        shape = level_shape(self._drawer.shape_yx, self.level)
+        shape = level_shape(self._image.shape_yx, self.level)
         size, stride = self._grid.tile_px, self._grid.stride_px
         along: list[range] = []
         for number, length, num in zip(patch, shape, self._grid.num_tiles_yx, strict=True):
@@ -224,29 +243,20 @@ class _Step:
         """Give a tile's logits, the prior's where the outline cannot have moved to."""
         whole = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
         prior = self._field.sample(self.level, whole)
-        depth = signed_depth(prior > 0)
-        prompts = self._prompts(tile, depth)
-        if len(prompts) == 0:
-            return prior
-        given = np.clip(to_low_res(prior), -MAX_PRIOR, MAX_PRIOR)
-        look = self._drawer.look(tile, prompts, given, may_focus=False)
-        if np.mean((look.logits > 0) == (prior > 0)) < MIN_AGREEMENT:
-            return prior
-        band = BAND_SHARE * tile.size_px
-        share = np.clip(2 - np.abs(depth) / band, 0, 1).astype(np.float32)
-        return share * look.logits + (1 - share) * prior
-
-    def _prompts(self, tile: Tile, depth: NDArray[np.float32]) -> Prompts:
-        """Give the user's clicks in the tile, after made-up ones deep inside and outside."""
-        made = Prompts()
-        for sign in (1, -1):
-            place = np.unravel_index(np.argmax(sign * depth), depth.shape)
-            if sign * depth[place] >= MIN_DEPTH_PX:
-                made = made.with_click(tile.to_level0(place).tolist(), sign > 0)
-        for point, label in zip(self._obeyed.points_yx, self._obeyed.labels, strict=True):
-            if tile.box0.contains(point):
-                made = made.with_click(point, label)
-        return made.obeyed()
+        pixels = self._image.read(tile)
+        refined = self._refiner(pixels, prior)
+        clicks = [
+            (point, label)
+            for point, label in zip(self._obeyed.points_yx, self._obeyed.labels, strict=True)
+            if tile.box0.contains(point)
+        ]
+        if clicks:
+            points = tile.to_tile([point for point, _ in clicks])
+            refined = obey(refined, pixels, points, np.array([label for _, label in clicks]))
+        distance = outline_distance(prior > 0) / (BAND_PX * self._ratio)
+        share = np.clip(2 - distance, 0, 1)
+        joined: NDArray[np.float32] = share * refined + (1 - share) * prior
+        return joined
 
     def _joined(
         self, cell: Place, places: list[Place], answers: dict[Place, NDArray[np.float32]]
@@ -270,7 +280,7 @@ class _Step:
     def _weight(self, place: Place) -> NDArray[np.float32]:
         """Weight of a tile's pixels: 1 in the middle, 0 at borders where the image goes on."""
         along = []
-        shape = level_shape(self._drawer.shape_yx, self.level)
+        shape = level_shape(self._image.shape_yx, self.level)
         for number, length in zip(place, shape, strict=True):
             size = self._grid.tile_px
             hann = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
@@ -283,17 +293,18 @@ class _Step:
         return weight
 
 
-def signed_depth(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Distance in pixels to the nearest pixel of the other kind: above 0 inside, below outside.
+def outline_distance(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Distance of every pixel to the nearest of the other kind; the diagonal where there is none.
 
-    Where there is no other kind, the depth is that of the whole array's diagonal.
+    Returns
+    -------
+    (H, W) float32, pixels
     """
-    longest = math.hypot(*inside.shape)
     if inside.all() or not inside.any():
-        return np.full(inside.shape, longest if inside.all() else -longest, np.float32)
-    depth: NDArray[np.float32] = distance_transform_edt(inside).astype(np.float32)
-    depth -= distance_transform_edt(~inside)
-    return depth
+        return np.full(inside.shape, math.hypot(*inside.shape), np.float32)
+    distance: NDArray[np.float32] = distance_transform_edt(inside).astype(np.float32)
+    distance += distance_transform_edt(~inside)
+    return distance
 
 
 def _level0(box: Box, scale: float, shape_yx: tuple[int, int]) -> Box:

@@ -33,9 +33,6 @@ class Prediction:
     is_cut : bool
         Whether the object reaches the border of the tile, beyond which there is more image. Another
         prompt, or a look from further away, shows more of it.
-    outline_level : int
-        Level at which the object's outline is wanted. Where it is finer than that of the outline,
-        the outline is still to be refined; see `Session.refine`.
     seconds : dict of str to float
         ``encode_s`` (0 when the embedding was at hand), ``decode_s``, its part ``refine_s`` that
         the focus refiner took (0 when it did not run), and ``total_s`` with reading and drawing.
@@ -45,7 +42,6 @@ class Prediction:
     iou: float
     logits: NDArray[np.float32]
     is_cut: bool
-    outline_level: int
     seconds: dict[str, float]
 
     @property
@@ -67,11 +63,6 @@ class Prediction:
     def region(self) -> RegionMask:
         """The mask, to be read box by box however large the object is."""
         return self.field
-
-    @property
-    def needs_refining(self) -> bool:
-        """Whether the outline is coarser than wanted."""
-        return self.field.level > max(self.outline_level, 0)
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -115,6 +106,17 @@ class Prediction:
             ] = label
         mask.flags.writeable = False
         return mask
+
+    @property
+    def extent(self) -> Box:
+        """The part of `box` that holds the object, as far as `level_mask` tells; may be empty.
+
+        Level-0 pixels. A refined outline may lie a few pixels of the level outside.
+        """
+        around, scale = Box.around(self.level_mask), self.level_downsample
+        edges = (around.y0, around.x0, around.y1, around.x1)
+        place = Box(*(edge * scale for edge in edges)).shifted(self.box.y0, self.box.x0)
+        return place.intersection(self.box)
 
     def __bool__(self) -> bool:
         """Whether any pixel is set."""

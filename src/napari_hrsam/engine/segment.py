@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.prediction import MAX_DENSE_PX
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ImageError, PromptError
+from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.opening import open_image
 
@@ -57,7 +60,7 @@ def segment(
     PromptError
         If there is no prompt, or one is malformed or outside the image.
     ImageError
-        If the image is unusable, or a stack.
+        If the image is unusable, a stack, or has more than 2**28 pixels.
     """
     given = [] if points is None else list(points)
     labels = [True] * len(given) if point_labels is None else list(point_labels)
@@ -68,6 +71,11 @@ def segment(
         raise ImageError(
             f"expected a 2-D image, got one with planes of shape {image.plane_shape}; take a 2-D "
             "slice of the stack, e.g. image[t], or use a Session and name the plane"
+        )
+    if math.prod(image.shape_yx) > MAX_DENSE_PX:
+        raise ImageError(
+            f"expected an image of at most {MAX_DENSE_PX:,} pixels for a mask in one array, got "
+            f"shape {image.shape_yx}; use a Session, whose predictions are read in parts"
         )
     prompts = Prompts(
         points_yx=tuple(given),
@@ -81,6 +89,5 @@ def segment(
             prediction = session.box(prompts.box, level)
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
             prediction = session.click(point, label, level)
-    mask = np.zeros(image.shape_yx, np.bool_)
-    mask[prediction.box.slices] = prediction.mask
-    return mask
+        prediction = session.refine()
+    return prediction.region.read(Box.of_shape(image.shape_yx))

@@ -15,27 +15,19 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.drawing import Drawer
-from napari_hrsam.engine.embed import (
-    EmbedReport,
-    Progress,
-    box_on,
-    embed_tiles,
-    tiles_around,
-    tiles_for,
-)
+from napari_hrsam.engine.embed import Progress
+from napari_hrsam.engine.encodes_ahead import EncodesAhead
 from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.hand_edits import edits_of
-from napari_hrsam.engine.outline import refine_outline
+from napari_hrsam.engine.outline import Refiner, refine_outline
+from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.tile_cache import TileCache
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import (
-    FINEST_LEVEL,
-    Box,
     Tile,
     TileGrid,
-    coarsest_level,
     filling_level,
 )
 from napari_hrsam.prompts import Prompts
@@ -70,7 +62,7 @@ class _Step:
     first_level: int
 
 
-class Session:
+class Session(EncodesAhead):
     """Draw objects on one image by clicks and boxes, and commit them to a label image.
 
     A session belongs to one thread at a time. It changes the label image only in `commit`, `undo`
@@ -92,6 +84,9 @@ class Session:
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
     embeddings : EmbeddingStore, optional
         Where embeddings are kept on disk too, for later sessions. By default they are not.
+    outliner : Refiner, optional
+        What draws the outlines of objects larger than a tile at finer levels; by default the
+        shipped network.
 
     Attributes
     ----------
@@ -126,6 +121,7 @@ class Session:
         obey_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
+        outliner: Refiner | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
@@ -141,6 +137,7 @@ class Session:
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
         self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
+        self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
         self._steps: tuple[_Step, ...] = ()
         history = History() if labels is None else labels.history()
         self._edits: list[Edit] = list(history.done)
@@ -190,6 +187,7 @@ class Session:
             obey_clicks=self._drawer.obey_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
+            outliner=self._outliner,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
@@ -204,11 +202,6 @@ class Session:
         if self._labels is None:
             self._labels = _labels_in_memory(self.image)
         return self._labels
-
-    @property
-    def levels(self) -> range:
-        """The levels at which objects can be looked at, finest first."""
-        return range(FINEST_LEVEL, coarsest_level(self.image.shape_yx, self._predictor.tile_px) + 1)
 
     @property
     def prompts(self) -> Prompts:
@@ -282,8 +275,14 @@ class Session:
 
     @property
     def needs_refining(self) -> bool:
-        """Whether the current object is larger than a tile and its outline still coarse."""
-        return self.prediction is not None and self.prediction.needs_refining
+        """Whether the current object's outline is coarser than `outline_level` wants it."""
+        return bool(self._steps) and self._steps[-1].prediction.field.level > self._wanted_outline
+
+    @property
+    def _wanted_outline(self) -> int:
+        """Level of the current object's final outline; enlarging it beyond level 0 adds nothing."""
+        wanted = self.outline_level
+        return max(0, self._steps[-1].first_level if wanted is None else wanted)
 
     def refine(self, progress: Progress | None = None) -> Prediction:
         """Draw the outline of an object that is larger than a tile at the level where it is wanted.
@@ -304,12 +303,16 @@ class Session:
             If pixels cannot be read. The object stays as it was.
         """
         prediction = self._required()
-        if not prediction.needs_refining:
+        if not self.needs_refining:
             return prediction
         step = self._steps[-1]
-        level = max(prediction.outline_level, 0)
         field = refine_outline(
-            self._drawer, prediction.field, step.prompts.obeyed(), level, progress
+            self.image,
+            self._outliner,
+            prediction.field,
+            step.prompts.obeyed() if self._drawer.obey_clicks else Prompts(),
+            self._wanted_outline,
+            progress,
         )
         prediction = replace(prediction, field=field)
         self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
@@ -354,7 +357,7 @@ class Session:
         region = prediction.region if edited is None else edited.on(prediction.region)
         edit = self.labels.write(
             prediction.box,
-            region.read(prediction.box),
+            region,
             self.labels.next_label(),
             overwrite=overwrite,
             prompts=self.prompts,
@@ -414,98 +417,14 @@ class Session:
         self._steps = undone
         return self.prediction
 
-    def embed(
-        self,
-        level: int = 0,
-        box: Sequence[float] | Box | None = None,
-        plane: tuple[int, ...] = (),
-        progress: Progress | None = None,
-        *,
-        skip_blank: bool = False,
-    ) -> EmbedReport:
-        """Encode the tiles of a level ahead of time, so that clicks need not wait for that.
-
-        Tiles that are on disk are not encoded again, so work that was cut off goes on where it
-        was. Without a store on disk the tiles are kept in memory.
-
-        Parameters
-        ----------
-        level : int
-            One of `levels`.
-        box : (y0, x0, y1, x1), optional
-            Level-0 pixels; only what clicks inside this box look at.
-        plane : tuple of int
-            As in `click`.
-        progress : callable, optional
-            Called with the tiles done and the tiles in all. What it raises stops the work; the
-            tiles done so far are kept.
-        skip_blank : bool
-            Leave out tiles that show nothing but one colour and noise. They are encoded when they
-            are clicked on.
-
-        Raises
-        ------
-        PromptError
-            If there is no such plane, or the box is malformed or lies outside the image.
-        SessionError
-            If there is no such level or no room for the tiles, the session is closed, or the
-            model fails.
-        EmbeddingsError
-            If an embedding cannot be written to disk.
-        """
-        self._require_open()
-        if level not in self.levels:
-            raise SessionError(
-                f"expected a level from {self.levels.start} to {self.levels.stop - 1}, got "
-                f"{level}; the image has no others"
-            )
-        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
-        tiles = tiles_for(grid, box_on(self.image.shape_yx, box))
-        return embed_tiles(self._tiles, tiles, progress, skip_blank=skip_blank)
-
-    def read_ahead(
-        self, box0: Sequence[float] | Box, level: int, plane: tuple[int, ...] = ()
-    ) -> bool:
-        """Encode one tile that a view may need next; to be called while idle.
-
-        First the tiles that clicks in the view look at, nearest to its centre first, then those
-        one level coarser, then a few one level finer. Never more than memory has room for, and
-        the current object's tile stays.
-
-        Parameters
-        ----------
-        box0 : (y0, x0, y1, x1)
-            What is on screen, in level-0 pixels.
-        level : int
-            At which a new object would be looked at; the nearest that the image has is taken.
-        plane : tuple of int
-            As in `click`.
-
-        Returns
-        -------
-        bool
-            Whether a tile was encoded; False if nothing is left to do.
-
-        Raises
-        ------
-        PromptError, SessionError
-            As in `embed`.
-        """
-        self._require_open()
-        level = min(max(level, self.levels.start), self.levels.stop - 1)
-        grid = TileGrid(self.image.shape_yx, self._predictor.tile_px, level, plane)
-        box = box_on(self.image.shape_yx, box0)
-        needed = () if self.prediction is None else (self.prediction.tile,)
-        return self._tiles.see_ahead(tiles_around(grid, box, self.levels.stop - 1), needed)
+    @property
+    def _needed(self) -> tuple[Tile, ...]:
+        return () if self.prediction is None else (self.prediction.tile,)
 
     def _required(self) -> Prediction:
         if self.prediction is None:
             raise SessionError("expected an object to commit, got none; click on one first")
         return self.prediction
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise SessionError("expected an open session, got a closed one; make a new Session")
 
     def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
         """Predict from all prompts; only a success changes the session."""
@@ -534,7 +453,6 @@ class Session:
             iou=look.iou,
             logits=look.low_res,
             is_cut=self._drawer.is_cut(look, obeyed),
-            outline_level=first_level if self.outline_level is None else self.outline_level,
             seconds={
                 "encode_s": sum(one.encode_s for one in looks),
                 "decode_s": sum(one.decode_s for one in looks),

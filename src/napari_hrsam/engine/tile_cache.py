@@ -130,6 +130,11 @@ class TileCache:
         self.stored = None if store is None else StoredTiles(store, image, predictor)
         self._seen: OrderedDict[Tile, SeenTile] = OrderedDict()
 
+    @property
+    def tile_px(self) -> int:
+        """Side of the tiles that the model takes."""
+        return self._predictor.tile_px
+
     def see(self, tile: Tile) -> SeenTile:
         """Take a tile from memory or from disk, else read and encode it.
 

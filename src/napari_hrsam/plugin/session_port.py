@@ -72,6 +72,7 @@ class SessionPort(ModelPort):
         self._input: ImageInput | None = None
         self._target: MemoryTarget | LabelFile | OwnPlace | None = None
         self._display: SessionDisplay | None = None
+        self._ending: SessionLayers | None = None
         self._pinned_level: int | None = None
         self._watch = LossWatch(viewer, self._on_loss)
         self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
@@ -90,6 +91,16 @@ class SessionPort(ModelPort):
     def layers(self) -> SessionLayers | None:
         """Objects, preview, clicks and box of the running session, or None."""
         return None if self._display is None else self._display.layers
+
+    @property
+    def channels(self) -> ChannelLayers:
+        """The layers that the model sees as colours; empty for the image layer alone."""
+        return {} if self._input is None else self._input.channels
+
+    @property
+    def tile_px(self) -> int:
+        """Side of the model's tile in pixels of the level looked at; 0 without a session."""
+        return 0 if self._display is None else self._display.tile_px
 
     @property
     def target_in_use(self) -> Target | None:
@@ -176,6 +187,7 @@ class SessionPort(ModelPort):
         if image is not None:
             if layers is not None:
                 layers.disconnect()
+                self._ending = layers
             keeps_target = layers is not None and next_target == layers.target
             self._link.end(partial(self._finish_end, layers, keeps_target, error))
         self.state = ControllerState(
@@ -278,12 +290,12 @@ class SessionPort(ModelPort):
     def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
         """Show an answer."""
         display = self._display
-        if display is None:
-            return
+        # A commit may be made after its session was stopped.
+        layers = self._ending if display is None else display.layers
+        if layers is not None and answer.edit is not None:
+            layers.objects.edited(answer.edit)
         self._update(progress=None)
-        if answer.edit is not None:
-            display.layers.objects.edited(answer.edit)
-        if not is_newest:
+        if display is None or not is_newest:
             return
         display.show_answer(answer)
         if answer.prediction is not None:
@@ -383,6 +395,7 @@ class SessionPort(ModelPort):
     def _finish_end(
         self, layers: SessionLayers | None, keeps_target: bool, error: BaseException | None
     ) -> None:
+        self._ending = None
         if layers is not None:
             layers.objects.refresh()
             layers.remove(keeps_target=keeps_target)

@@ -175,6 +175,8 @@ def describe_step(answer: Answer) -> str:
     num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
     if not num_pixels:
         return "Nothing was found here: click again, or press Esc and zoom in."
+    if prediction.is_cut:
+        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
     about = "About " if prediction.level_downsample > 1 else ""
     return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
 

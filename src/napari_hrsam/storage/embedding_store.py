@@ -1,71 +1,44 @@
-"""Embeddings on disk: tiles that were encoded once need not be encoded again.
-
-One zarr array per image, model and level, one chunk per tile: all maps of the tile as one vector
-of float16, so that a tile is there as a whole or not at all. Every chunk ends in a checksum.
-
-Compressed with LZ4 after a shuffle of bits: on embeddings of hrsam-tiny it saves more than zstd
-alone (0.87 to 0.90 of the bytes against 0.95 to 0.96) and is read faster.
-"""
+"""Embeddings on disk: tiles that were encoded once need not be encoded again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
-import os
-import re
 import threading
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
-from napari_hrsam.cache import cache_folder
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
 from napari_hrsam.errors import EmbeddingsError
-from napari_hrsam.geometry import Tile, TileGrid
+from napari_hrsam.geometry import Tile
 from napari_hrsam.storage.capped_folder import CappedFolder
-from napari_hrsam.storage.fingerprint import ImageIdentity
+from napari_hrsam.storage.embedding_layout import (
+    EmbeddingKey,
+    Maps,
+    chunk_path,
+    create,
+    describe,
+    pack,
+    tile_index,
+    unpack,
+)
+
+__all__ = ["EmbeddingKey", "EmbeddingStore"]
 
 logger = logging.getLogger(__name__)
-
-EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
-"""Environment variable with the folder of embeddings, instead of one in the cache folder."""
 
 DEFAULT_MAX_BYTES = 8_000_000_000
 """What the embeddings of a folder may take until the folder is given another limit."""
 
-VERSION = 1
-"""Of the format: folders of other versions are not read, and go when room is needed."""
-
 SETTINGS = "embeddings.json"
-
-Maps = Mapping[str, NDArray[np.float16]]
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingKey:
-    """What the embeddings of a folder belong to.
-
-    Attributes
-    ----------
-    image : ImageIdentity
-        The image as it is shown to the model.
-    model : str
-        Fingerprint of the model.
-    """
-
-    image: ImageIdentity
-    model: str
 
 
 class EmbeddingStore:
@@ -76,8 +49,7 @@ class EmbeddingStore:
     Parameters
     ----------
     folder : path, optional
-        Made at the first write. By default `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache
-        folder (`NAPARI_HRSAM_CACHE`, or the user's).
+        Made at the first write. By default `embeddings_folder`.
     max_bytes : int, optional
         What the embeddings may take. The folder keeps the number at the first write, for all
         programs that use it. By default the number that the folder was given last, or 8 GB.
@@ -101,7 +73,7 @@ class EmbeddingStore:
         max_bytes: int | None = None,
         read_only: bool = False,
     ) -> None:
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = embeddings_folder() if folder is None else Path(folder)
         self.is_read_only = read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise EmbeddingsError(
@@ -139,7 +111,7 @@ class EmbeddingStore:
         keep : bool
             Whether this counts as a use, so that others go first when room is needed.
         """
-        place = self._chunk(key, tile)
+        place = chunk_path(self.folder, key, tile)
         if place is None or not place.is_file():
             return False
         if keep:
@@ -155,11 +127,11 @@ class EmbeddingStore:
             As they were written; None if the tile is not there, or is damaged: then a warning is
             logged and it is removed.
         """
-        place = self._chunk(key, tile)
+        place = chunk_path(self.folder, key, tile)
         if place is None or not place.is_file():
             return None
         try:
-            maps = self._read(place, _index(key, tile))
+            maps = self._read(place, tile_index(key, tile))
         except _DamageError as error:
             logger.warning("%s is damaged and will be made again (%s)", error.path, error)
             self._drop(error.path)
@@ -185,13 +157,13 @@ class EmbeddingStore:
         EmbeddingsError
             If the disk is full or the folder cannot be written to.
         """
-        place = self._chunk(key, tile)
+        place = chunk_path(self.folder, key, tile)
         if place is None or self.is_read_only:
             return False
         flat, layout = pack(maps)
         try:
             self._keep_max_bytes()
-            self._write(place.parent, _index(key, tile), flat, _about(key, tile, layout))
+            self._write(place.parent, tile_index(key, tile), flat, describe(key, tile, layout))
         except OSError as error:
             raise self._unusable(error) from error
         self._files.added(place)
@@ -217,18 +189,6 @@ class EmbeddingStore:
         """Remove what is over the limit and what killed processes left."""
         if not self.is_read_only:
             self._files.tidy()
-
-    def _chunk(self, key: EmbeddingKey, tile: Tile) -> Path | None:
-        """Return the file of a tile, None for a tile that is not on the grid."""
-        grid = _grid(key, tile)
-        rows, columns = grid.num_tiles_yx
-        row, column = tile.y0 / grid.stride_px, tile.x0 / grid.stride_px
-        planes = _plane(key, tile)
-        if not (row in range(rows) and column in range(columns)) or planes is None:
-            return None
-        folder = self.folder / f"embeddings-v{VERSION}" / key.image.digest / _name(key.model)
-        name = ".".join(map(str, ("c", *_index(key, tile), 0)))
-        return folder / f"{tile.level}_{tile.size_px}px" / name
 
     def _read(self, place: Path, index: tuple[int, ...]) -> dict[str, NDArray[np.float16]] | None:
         array = self._array(place.parent, writable=False)
@@ -268,20 +228,22 @@ class EmbeddingStore:
             array = self._array(folder, writable=True)
         except _DamageError as error:
             logger.warning("%s is damaged and made anew (%s)", error.path, error)
+            error.path.unlink(missing_ok=True)
             array = None
         if array is not None and array.shape == shape and array.attrs.asdict() == about:
             return array
         if array is not None:
             # Maps of another form under the same fingerprint are not to be trusted.
             logger.warning("%s holds embeddings of another form; they are removed", folder)
-            for path in folder.glob("c.*"):
+            for path in (*folder.glob("c.*"), folder / "zarr.json"):
                 path.unlink(missing_ok=True)
         self._forget(folder)
-        (folder / "zarr.json").unlink(missing_ok=True)
-        with suppress(ContainsArrayError):
-            _create(folder, shape, about)
-        made = self._array(folder, writable=True)
-        assert made is not None
+        try:
+            made = create(folder, shape, about)
+        except ContainsArrayError:
+            # Another process was faster.
+            return self._array_for(folder, about, size)
+        self._arrays[folder, True] = made
         return made
 
     def _array(self, folder: Path, *, writable: bool) -> zarr.Array[Any] | None:
@@ -349,31 +311,6 @@ class _DamageError(Exception):
         self.path = path
 
 
-def default_folder() -> Path:
-    """Where embeddings are kept: `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache folder."""
-    chosen = os.environ.get(EMBEDDINGS_VARIABLE)
-    return Path(chosen) if chosen else cache_folder() / "embeddings"
-
-
-def pack(maps: Maps) -> tuple[NDArray[np.float16], list[list[Any]]]:
-    """Join maps to one vector; also give names and shapes, in the order of the vector."""
-    layout = [[name, list(array.shape)] for name, array in maps.items()]
-    parts = [np.ascontiguousarray(array, np.float16).reshape(-1) for array in maps.values()]
-    return np.concatenate(parts), layout
-
-
-def unpack(flat: NDArray[np.float16], layout: list[list[Any]]) -> dict[str, NDArray[np.float16]]:
-    """Cut a vector of `pack` into its maps, which are views of it."""
-    maps, start = {}, 0
-    for name, shape in layout:
-        end = start + math.prod(shape)
-        maps[str(name)] = flat[start:end].reshape(shape)
-        start = end
-    if start != flat.size:
-        raise ValueError(f"expected {start} numbers, got {flat.size}")
-    return maps
-
-
 def _kept_max_bytes(folder: Path) -> int:
     """Return the limit that a folder was given last."""
     try:
@@ -384,60 +321,3 @@ def _kept_max_bytes(folder: Path) -> int:
         logger.warning("%s cannot be read (%s): the limit is 8 GB", folder / SETTINGS, error)
         return DEFAULT_MAX_BYTES
     return kept if isinstance(kept, int) and kept > 0 else DEFAULT_MAX_BYTES
-
-
-def _grid(key: EmbeddingKey, tile: Tile) -> TileGrid:
-    return TileGrid(key.image.shape_yx, tile.size_px, tile.level, tile.plane)
-
-
-def _plane(key: EmbeddingKey, tile: Tile) -> tuple[int, ...] | None:
-    """Name a plane fully, None if there is no such plane."""
-    sizes = key.image.plane_shape
-    if tile.plane == () and set(sizes) <= {1}:
-        return (0,) * len(sizes)
-    fits = len(tile.plane) == len(sizes) and all(
-        place in range(size) for place, size in zip(tile.plane, sizes, strict=True)
-    )
-    return tile.plane if fits else None
-
-
-def _index(key: EmbeddingKey, tile: Tile) -> tuple[int, ...]:
-    """Place of a tile of the grid in the array of its level, which has no axes of length 1."""
-    stride = _grid(key, tile).stride_px
-    planes = zip(_plane(key, tile) or (), key.image.plane_shape, strict=False)
-    return *(place for place, size in planes if size > 1), tile.y0 // stride, tile.x0 // stride
-
-
-def _about(key: EmbeddingKey, tile: Tile, layout: list[list[Any]]) -> dict[str, Any]:
-    """Describe an array: what its numbers are, for readers and for checks."""
-    grid = _grid(key, tile)
-    return {
-        "image": key.image.digest,
-        "model": key.model,
-        "level": tile.level,
-        "tile_px": tile.size_px,
-        "stride_px": grid.stride_px,
-        "shape": [*(n for n in key.image.plane_shape if n > 1), *grid.num_tiles_yx],
-        "maps": layout,
-    }
-
-
-def _create(folder: Path, shape: tuple[int, ...], about: dict[str, Any]) -> None:
-    zarr.create_array(
-        LocalStore(folder),
-        shape=shape,
-        chunks=(*(1 for _ in shape[:-1]), shape[-1]),
-        dtype="float16",
-        fill_value=float("nan"),
-        compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
-        # All tiles of a level in one folder.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        attributes=about,
-    )
-
-
-def _name(model: str) -> str:
-    """Turn a model's fingerprint into the name of a folder."""
-    if re.fullmatch(r"[\w.+-]{1,64}", model) and not model.startswith("."):
-        return model
-    return hashlib.sha256(model.encode()).hexdigest()[:24]

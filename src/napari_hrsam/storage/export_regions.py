@@ -20,16 +20,16 @@ Progress = Callable[[int, int], None]
 class Neighbourhood:
     """A region with one row of pixels above it and one column to its left.
 
-    Over all neighbourhoods, every pair of pixels that touch (along a side or a corner) is there
-    exactly once, and what lies outside of the domain is background.
+    Over all neighbourhoods, every pair of pixels that touch (along a side or a corner) and are not
+    both background is there exactly once; what lies outside of the domain is background.
 
     Attributes
     ----------
     y0, x0 : int
         Where the region begins, in pixels of the level.
     values : (h + 1, w + 1) integer
-        ``values[1:, 1:]`` is the region. At the lower and right end of the domain it has one more
-        row or column of background.
+        ``values[1:, 1:]`` is the region, less rows and columns of background at its sides. At the
+        lower and right end of the domain it has one more row or column of background.
     """
 
     y0: int
@@ -85,7 +85,6 @@ def neighbourhoods(
     done = 0
     for row, group in groupby(places, key=lambda place: place[0]):
         columns = [column for _, column in group]
-        seams.begin_row(grid.box(row, columns[0]).y0)
         for column in columns:
             region, values = grid.box(row, column), None
             if (row, column) in grid.filled:
@@ -117,6 +116,17 @@ def _as_labels(only: Collection[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.array(sorted(n for n in only if info.min <= n <= info.max and n != 0), dtype)
 
 
+def _cropped(box: Box, whole: NDArray[Any]) -> Neighbourhood | None:
+    """Leave out what is background beside background; most of a region with a small object is."""
+    rows = np.flatnonzero(whole.any(axis=1))
+    if rows.size == 0:
+        return None
+    top, bottom = max(0, int(rows[0]) - 1), int(rows[-1]) + 2
+    columns = np.flatnonzero(whole[top:bottom].any(axis=0))
+    left, right = max(0, int(columns[0]) - 1), int(columns[-1]) + 2
+    return Neighbourhood(box.y0 + top, box.x0 + left, whole[top:bottom, left:right])
+
+
 class _Seams:
     """The last row of the regions above, and the last column of the region to the left."""
 
@@ -125,15 +135,8 @@ class _Seams:
         # Two more: the column before the domain, and the one after it.
         self._above = np.zeros(domain.width + 2, dtype)
         self._below = np.zeros_like(self._above)
-        self._end_yx = domain.y0, -1
         self._left = np.zeros(0, dtype)
-
-    def begin_row(self, y0: int) -> None:
-        """Begin a row of regions; those skipped above it are background."""
-        if y0 != self._end_yx[0]:
-            self._above[:] = 0
-        self._below[:] = 0
-        self._end_yx = y0, -1
+        self._end_x = -1
 
     def surrounded(self, box: Box, values: NDArray[Any] | None) -> Neighbourhood | None:
         """Put together a region and what is beside it; None if all of it is background."""
@@ -141,17 +144,22 @@ class _Seams:
         whole = np.zeros((box.height + 1 + extra_y, box.width + 1 + extra_x), self._above.dtype)
         first = box.x0 - self._domain.x0
         whole[0] = self._above[first : first + whole.shape[1]]
-        if self._end_yx[1] == box.x0:
+        if self._end_x == box.x0:
             whole[1 : box.height + 1, 0] = self._left
         if values is not None:
             whole[1 : box.height + 1, 1 : box.width + 1] = values
             self._below[first + 1 : first + 1 + box.width] = values[-1]
         self._left = whole[1 : box.height + 1, box.width].copy()
-        self._end_yx = self._end_yx[0], box.x1
-        return Neighbourhood(box.y0, box.x0, whole) if whole.any() else None
+        self._end_x = box.x1
+        return _cropped(box, whole)
 
     def end_row(self, y1: int) -> int:
-        """End a row of regions; return the row above which everything has been seen."""
+        """End a row of regions; return the row above which everything has been seen.
+
+        Below a region that holds something another one was looked at, so what comes after a gap
+        has background above it.
+        """
         self._above, self._below = self._below, self._above
-        self._end_yx = y1, -1
+        self._below[:] = 0
+        self._end_x = -1
         return y1 + 1 if y1 == self._domain.y1 else y1

@@ -20,7 +20,8 @@ def simplified(polygons: tuple[Polygon, ...], tolerance_px: float) -> tuple[Poly
     """Leave out corners of the outline of one object.
 
     The corners that stay are among those of the exact outline. Rings that would cross or touch
-    another one, or themselves, are simplified less, or not at all; no ring vanishes.
+    another one, or themselves, or come to lie inside another one, are simplified less, or not at
+    all; no ring vanishes.
 
     Parameters
     ----------
@@ -37,14 +38,11 @@ def simplified(polygons: tuple[Polygon, ...], tolerance_px: float) -> tuple[Poly
     exact = [ring for polygon in polygons for ring in polygon]
     rings = [_ring(ring, tolerance_px) for ring in exact]
     for halving in range(1, MAX_HALVINGS + 2):
-        touching = _touching(rings)
         # Exact rings may touch in corners: they are valid as they are.
-        wrong = {
-            ring
-            for pair in touching
-            if any(len(rings[ring]) < len(exact[ring]) for ring in pair)
-            for ring in pair
-        }
+        is_changed = [len(ring) < len(was) for ring, was in zip(rings, exact, strict=True)]
+        pairs = {pair for pair in _touching(rings) if any(is_changed[ring] for ring in pair)}
+        pairs = pairs or _moved(rings, exact, is_changed)
+        wrong = {ring for pair in pairs for ring in pair}
         if not wrong:
             break
         for ring in wrong:
@@ -92,6 +90,36 @@ def _keep(
         if distance[worst] > tolerance_px:
             kept[start + 1 + worst] = True
             pending += [(start, start + 1 + worst), (start + 1 + worst, stop)]
+
+
+def _moved(rings: list[Ring], exact: list[Ring], is_changed: list[bool]) -> set[tuple[int, int]]:
+    """Find the pairs of rings of which one came to lie inside the other, or outside of it."""
+    # The first corner in rows and columns is always kept; the pixel below it is inside the ring.
+    corners = np.array([ring[np.lexsort((ring[:, 1], ring[:, 0]))[0]] for ring in exact])
+    found: set[tuple[int, int]] = set()
+    for number, (ring, was) in enumerate(zip(rings, exact, strict=True)):
+        if not is_changed[number]:
+            continue
+        low, high = was.min(axis=0), was.max(axis=0)
+        near = np.flatnonzero(((corners >= low) & (corners <= high)).all(axis=1))
+        near = near[near != number]
+        moved = _inside(corners[near], ring) != _inside(corners[near] + 0.5, was)
+        found.update((number, int(other)) for other in near[moved])
+    return found
+
+
+def _inside(points: NDArray[np.int64] | NDArray[np.float64], ring: Ring) -> NDArray[np.bool_]:
+    """Whether points, none of which lies on the ring, are inside of it."""
+    begin, end = ring, np.roll(ring, -1, axis=0)
+    along, is_down = end - begin, end[:, 0] > begin[:, 0]
+    inside = np.zeros(len(points), bool)
+    step = max(1, MAX_PAIRS // len(ring))
+    for start in range(0, len(points), step):
+        y, x = points[start : start + step].T[..., np.newaxis]
+        spans = (begin[:, 0] <= y) != (end[:, 0] <= y)
+        side = along[:, 1] * (y - begin[:, 0]) - (x - begin[:, 1]) * along[:, 0]
+        inside[start : start + step] = (spans & ((side > 0) == is_down)).sum(axis=1) % 2 == 1
+    return inside
 
 
 def _touching(rings: list[Ring]) -> set[tuple[int, int]]:

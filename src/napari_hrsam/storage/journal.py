@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numcodecs.zstd import compress, decompress
-from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
+from napari_hrsam.storage.safe_files import force
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -68,25 +68,6 @@ class JournalEdit(Edit):
 
     number: int
     journal: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """A part of an edit.
-
-    Attributes
-    ----------
-    box : Box
-        Where, in level-0 pixels.
-    changed : (box.height, box.width) bool or None
-        The pixels that got the edit's label; None for all of them.
-    before : (box.height, box.width) integer or None
-        The labels there before; None where all changed pixels were background.
-    """
-
-    box: Box
-    changed: NDArray[np.bool_] | None = None
-    before: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +134,9 @@ class Journal:
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
             finally:
                 database.close()
+            force([partial])
             partial.rename(path)
+            force([path.parent, path.parent.parent])
         return cls(path, dtype)
 
     def close(self) -> None:
@@ -204,7 +187,7 @@ class Journal:
                 box = box.union(block.box)
                 execute(
                     "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [number, *_numbers(block.box), *self._packed(block)],
+                    [number, *_numbers(block.box), *pack(block, self._dtype)],
                 )
             if box.area == 0:
                 execute("ROLLBACK")
@@ -281,7 +264,7 @@ class Journal:
                 undone=tuple(self._edit(row) for row in reversed(undone)),
             )
 
-    def blocks(self, edit: JournalEdit) -> JournalBlocks:
+    def blocks(self, edit: JournalEdit) -> StoredBlocks:
         """Return the blocks of an edit, to be read one by one."""
         with self._explained():
             rows = self._database.execute(
@@ -290,15 +273,15 @@ class Journal:
                 [edit.number],
             ).fetchall()
             boxes = [Box(*row[1:5]) for row in rows]
-        return JournalBlocks(self, boxes, [None if row[5] else row[0] for row in rows])
+        rows_of_pixels = [None if row[5] else row[0] for row in rows]
+        return StoredBlocks(boxes, rows_of_pixels, self._read_block)
 
-    def read_block(self, box: Box, row: int) -> Block:
-        """Read one block; see `JournalBlocks`."""
+    def _read_block(self, box: Box, row: int) -> Block:
         with self._explained():
             changed, before = self._database.execute(
                 "SELECT changed, before FROM blocks WHERE rowid = ?", [row]
             ).fetchone()
-            return Block(box, _mask_from(changed, box), self._labels_from(before, box))
+            return unpack(box, changed, before, self._dtype)
 
     def _check_version(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -314,17 +297,6 @@ class Journal:
                 f"Move the folder {self.path.parent} away and open the labels again: they start a "
                 "new journal, without the undo of earlier commits"
             )
-
-    def _packed(self, block: Block) -> tuple[bytes | None, bytes | None]:
-        changed = None if block.changed is None else _zstd(np.packbits(block.changed))
-        if block.before is None:
-            return changed, None
-        return changed, _zstd(np.ascontiguousarray(block.before, self._dtype))
-
-    def _labels_from(self, packed: bytes | None, box: Box) -> NDArray[Any] | None:
-        if packed is None:
-            return None
-        return np.frombuffer(decompress(packed), self._dtype).reshape(box.shape_yx)
 
     def _fact(self, name: str) -> Any:
         (value,) = self._database.execute(
@@ -393,47 +365,6 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
-
-
-class JournalBlocks:
-    """The blocks of one edit: their boxes at hand, their pixels when asked for.
-
-    Attributes
-    ----------
-    boxes : list of Box
-        In the order in which they were recorded; together they hold every changed pixel once.
-    """
-
-    def __init__(self, journal: Journal, boxes: list[Box], rows: list[int | None]) -> None:
-        self._journal = journal
-        self._rows = rows
-        self.boxes = boxes
-
-    def read(self, index: int) -> Block:
-        """Read a block.
-
-        Raises
-        ------
-        LabelsError
-            If the journal is damaged.
-        """
-        box, row = self.boxes[index], self._rows[index]
-        return Block(box) if row is None else self._journal.read_block(box, row)
-
-
-def _zstd(values: NDArray[Any]) -> bytes:
-    # SQLite does not notice damage in what it holds; the checksum does.
-    packed: bytes = compress(values, 1, checksum=True)
-    return packed
-
-
-def _mask_from(packed: bytes | None, box: Box) -> NDArray[np.bool_] | None:
-    if packed is None:
-        return None
-    bits = np.frombuffer(decompress(packed), np.uint8)
-    if bits.size != -(-box.area // 8):
-        raise ValueError(f"{bits.size} bytes for the pixels of {box}")
-    return np.unpackbits(bits, count=box.area).view(np.bool_).reshape(box.shape_yx)
 
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.label_codec import DAMAGE, codec_of
+from napari_hrsam.storage.label_codec import DAMAGE, codec_of, damaged
 from napari_hrsam.storage.safe_files import FileBatch
 
 
@@ -161,15 +161,10 @@ class CellGrid:
         try:
             data = self._files.read(path)
             return None if data is None else self._codec.decode(data)
-        # zarr and its codecs answer damaged chunks with any of these.
         except DAMAGE as error:
             box = self.box(place)
-            raise LabelsError(
-                f"expected readable labels, got a damaged chunk {path} (pixels "
-                f"[{box.y0}:{box.y1}, {box.x0}:{box.x1}] of {self._array.store_path}; "
-                f"{type(error).__name__}: {error}); bring the file back from a copy, or delete it "
-                "to make its pixels background"
-            ) from error
+            pixels = f"pixels [{box.y0}:{box.y1}, {box.x0}:{box.x1}] of {self._array.store_path}"
+            raise damaged(path, pixels, error) from error
 
     def _encoded(self, place: tuple[int, int], cell: Cell) -> bytes | None:
         if cell is None:

@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
-from napari_hrsam.storage.label_downsampling import AxisRatio, majority
+from napari_hrsam.storage.label_check_levels import LevelCheck, Problem
 from napari_hrsam.storage.label_ome_zarr import open_label_levels
 from napari_hrsam.storage.label_pyramid import open_labels
 from napari_hrsam.storage.ome_label_rules import broken_rules
 from napari_hrsam.storage.stored_labels import (
-    RegionGrid,
-    StoredFiles,
     StoredLabels,
     label_folder,
     open_stored_labels,
-    region_grid,
 )
 from napari_hrsam.storage.writer_lock import WriterLock
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """Something that is wrong with a label image.
-
-    Attributes
-    ----------
-    kind : str
-        ``"metadata"``, ``"chunk"``, ``"level"`` or ``"journal"``.
-    text : str
-        What is wrong.
-    level : int or None
-        Where, as far as it has a place.
-    box : Box or None
-        In pixels of the level.
-    plane : tuple of int
-        Index over the axes before y and x.
-    is_repaired : bool
-        Whether it was put right.
-    """
-
-    kind: str
-    text: str
-    level: int | None = None
-    box: Box | None = None
-    plane: tuple[int, ...] = ()
-    is_repaired: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,9 +103,16 @@ def verify_labels(
             problems.append(Problem(kind="metadata", text=str(error)))
         return LabelsReport(problems=tuple(problems), notes=("no pixels were looked at",))
     if not repair:
-        return _checked(labels, problems, None, progress)
+        check = LevelCheck(labels, None, progress)
+        check.run()
+        return _report(check, problems)
     with _writable(folder.parents[1], name) as arrays:
-        return _checked(labels, problems, arrays, progress)
+        check = LevelCheck(labels, arrays, progress)
+        check.run()
+    if (folder / JOURNAL_FILE).exists():
+        # Now that the coarsest level shows them, ids that another program used are noticed.
+        open_labels(folder.parents[1], name).close()
+    return _report(check, problems)
 
 
 @contextmanager
@@ -166,14 +135,8 @@ def _writable(path: Path, name: str) -> Iterator[tuple[zarr.Array[Any], ...]]:
         yield open_label_levels(path, name).arrays
 
 
-def _checked(
-    labels: StoredLabels,
-    problems: list[Problem],
-    arrays: tuple[zarr.Array[Any], ...] | None,
-    progress: Progress | None,
-) -> LabelsReport:
-    check = _Check(labels, arrays, progress)
-    check.run()
+def _report(check: LevelCheck, problems: list[Problem]) -> LabelsReport:
+    labels = check.labels
     problems = [*problems, *check.problems, *_journal_problems(labels, check.found)]
     highest = max((max(found, default=0) for found in check.found.values()), default=0)
     return LabelsReport(
@@ -184,234 +147,6 @@ def _checked(
         num_objects=len(set().union(*check.found.values())),
         highest_label=max(0, highest),
     )
-
-
-@dataclass(slots=True)
-class _Task:
-    """A region of one level that is compared with what lies under it in the level before."""
-
-    level: int
-    plane: tuple[int, ...]
-    box: Box
-
-
-@dataclass(slots=True)
-class _Check:
-    """Looks at every stored chunk, and at every region of a coarser level that may hold something.
-
-    Attributes
-    ----------
-    labels : StoredLabels
-        What is looked at.
-    arrays : tuple of zarr.Array or None
-        The same to be written to; None if nothing shall be repaired.
-    progress : callable or None
-        Counts regions.
-    problems, notes
-        What was found.
-    found : dict
-        The labels in each plane of level 0.
-    files : list of StoredFiles
-        By level.
-    """
-
-    labels: StoredLabels
-    arrays: tuple[zarr.Array[Any], ...] | None
-    progress: Progress | None
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    found: dict[tuple[int, ...], set[int]] = field(default_factory=lambda: defaultdict(set))
-    files: list[StoredFiles] = field(default_factory=list)
-
-    def run(self) -> None:
-        """Look at everything, finer levels first."""
-        labels = self.labels
-        self.files = [labels.files(level) for level in range(len(labels.arrays))]
-        for level, files in enumerate(self.files):
-            if files.strange:
-                self.notes.append(
-                    f"level {level} has {len(files.strange)} files that are no chunks, such as "
-                    f"{files.strange[0]}; they do no harm"
-                )
-        tasks = [list(self._tasks(level)) for level in range(len(self.files))]
-        done = 0
-        for level in range(len(self.files)):
-            if level and self.arrays is not None:
-                # What was repaired has other chunks now.
-                self.files[level - 1] = labels.files(level - 1)
-                tasks[level] = list(self._tasks(level))
-            for task in tasks[level]:
-                if level:
-                    self._compare(task)
-                else:
-                    self._read(0, task.plane, task.box)
-                done += 1
-                if self.progress is not None:
-                    self.progress(done, sum(map(len, tasks)))
-
-    def _tasks(self, level: int) -> Iterator[_Task]:
-        """Choose the regions; each chunk lies in one, or under one of the next level."""
-        if level == 0:
-            # Below another level, level 0 is looked at together with that one.
-            planes = self._planes(0) if len(self.labels.arrays) == 1 else ()
-            for plane in planes:
-                for box in self._grid(0, plane).boxes():
-                    yield _Task(0, plane, box)
-            return
-        for plane in self._planes(level - 1, level):
-            grid, fine = self._grid(level, plane), self._grid(level - 1, plane)
-            places = set(grid.filled)
-            for box in fine.boxes():
-                places.update(grid.places(self._above(level, box)))
-            for place in sorted(places):
-                yield _Task(level, plane, grid.box(*place))
-
-    def _planes(self, *levels: int) -> Iterator[tuple[int, ...]]:
-        """Go through the planes of which something is stored in one of the levels."""
-        for plane in np.ndindex(self.labels.plane_shape):
-            for level in levels:
-                array = self.labels.arrays[level]
-                step = array.shards or array.chunks
-                place = tuple(n // size for n, size in zip(plane, step, strict=False))
-                if self.files[level].chunks.get(place):
-                    yield plane
-                    break
-
-    def _grid(self, level: int, plane: tuple[int, ...]) -> RegionGrid:
-        return region_grid(self.labels, level, plane, files=self.files[level])
-
-    def _ratios(self, level: int) -> tuple[AxisRatio, AxisRatio]:
-        """Tell how the pixels of the level before fall on those of a level."""
-        fine, coarse = self.labels.level_shape(level - 1), self.labels.level_shape(level)
-        return AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1])
-
-    def _above(self, level: int, box: Box) -> Box:
-        rows, columns = self._ratios(level)
-        (y0, y1), (x0, x1) = rows.covering(box.y0, box.y1), columns.covering(box.x0, box.x1)
-        return Box(y0, x0, y1, x1)
-
-    def _compare(self, task: _Task) -> None:
-        """Compare a region with the majority of what lies under it."""
-        level, plane, box = task.level, task.plane, task.box
-        rows, columns = self._ratios(level)
-        y, x = rows.edges(box.y0, box.y1), columns.edges(box.x0, box.x1)
-        source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
-        fine = self._read(level - 1, plane, source)
-        coarse = self._read(level, plane, box)
-        if fine is None:
-            return
-        expected: NDArray[Any] = np.zeros(box.shape_yx, fine.dtype)
-        if fine.any():
-            expected = majority(fine, y - y[0], x - x[0])
-        if coarse is None:
-            if self.arrays is not None:
-                self._write(task, expected)
-            return
-        differs = coarse != expected
-        if differs.any():
-            if self.arrays is not None:
-                self._write(task, expected)
-            where = Box.around(differs).shifted(box.y0, box.x0)
-            self.problems.append(
-                Problem(
-                    kind="level",
-                    text=f"{np.count_nonzero(differs)} pixels differ from the majority of level "
-                    f"{level - 1}",
-                    level=level,
-                    box=where,
-                    plane=plane,
-                    is_repaired=self.arrays is not None,
-                )
-            )
-
-    def _read(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any] | None:
-        """Read a box; None if a chunk is damaged, which is noted once."""
-        try:
-            values = self.labels.read(level, plane, box)
-        except LabelsError:
-            self._find_damage(level, plane, box)
-            return None
-        if level == 0:
-            self.found[plane].update(_labels_in(values))
-        return values
-
-    def _find_damage(self, level: int, plane: tuple[int, ...], box: Box) -> None:
-        """Name the chunks of a box that do not decode; of those that do, look at the labels."""
-        height, width = self.labels.arrays[level].chunks[-2:]
-        shape = self.labels.level_shape(level)
-        for y0 in range(box.y0 // height * height, box.y1, height):
-            for x0 in range(box.x0 // width * width, box.x1, width):
-                chunk = Box(y0, x0, y0 + height, x0 + width).clip(shape)
-                try:
-                    values = self.labels.read(level, plane, chunk)
-                except LabelsError as error:
-                    self._add_damage(level, plane, chunk, error)
-                else:
-                    if level == 0:
-                        self.found[plane].update(_labels_in(values))
-
-    def _add_damage(
-        self, level: int, plane: tuple[int, ...], chunk: Box, error: LabelsError
-    ) -> None:
-        is_repaired = level > 0 and self.arrays is not None
-        if any((p.level, p.box, p.plane) == (level, chunk, plane) for p in self.problems):
-            return
-        advice = (
-            "bring the file back from a copy, or delete it to make its pixels background"
-            if level == 0
-            else "it can be made anew from the finer level (repair)"
-        )
-        logger.info("%s", error)
-        self.problems.append(
-            Problem(
-                kind="chunk",
-                text=f"the chunk does not decode; {advice}",
-                level=level,
-                box=chunk,
-                plane=plane,
-                is_repaired=is_repaired,
-            )
-        )
-
-    def _write(self, task: _Task, values: NDArray[Any]) -> None:
-        """Write a region of a coarser level anew."""
-        assert self.arrays is not None
-        array = self.arrays[task.level]
-        place: tuple[int | slice, ...] = (*task.plane, *task.box.slices)
-        try:
-            try:
-                array[place] = values
-            except (ValueError, RuntimeError, KeyError):
-                # Where a chunk holds several planes, it is read first, and may be damaged.
-                self._remove(task)
-                array[place] = values
-        except OSError as error:
-            raise LabelsError(
-                f"expected to write the labels at {array.store_path}, got: {error}; check the "
-                "space on the disk and the rights of the folder, then repair again"
-            ) from error
-
-    def _remove(self, task: _Task) -> None:
-        """Remove the chunks of a region; all of them follow from the finer level."""
-        array = self.labels.arrays[task.level]
-        step = array.shards or array.chunks
-        height, width = step[-2:]
-        front = tuple(n // size for n, size in zip(task.plane, step, strict=False))
-        for row in range(task.box.y0 // height, -(-task.box.y1 // height)):
-            for column in range(task.box.x0 // width, -(-task.box.x1 // width)):
-                key = array.metadata.encode_chunk_key((*front, row, column))
-                (self.labels.folder / array.path / key).unlink(missing_ok=True)
-
-
-def _labels_in(values: NDArray[Any]) -> set[int]:
-    """Return the labels of an array, background left out."""
-    if not values.any():
-        return set()
-    # Where runs begin there is every label, and few pixels.
-    is_first = np.ones(values.shape, bool)
-    np.not_equal(values[:, 1:], values[:, :-1], out=is_first[:, 1:])
-    found: list[int] = np.unique(values[is_first]).tolist()
-    return {label for label in found if label}
 
 
 def _journal_problems(

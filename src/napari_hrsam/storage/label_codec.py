@@ -20,6 +20,7 @@ from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.decoded_size import zstd_size
 
 
@@ -41,6 +42,14 @@ class ChunkCodec(Protocol):
 
 DAMAGE = (OSError, ValueError, RuntimeError, KeyError)
 """What zarr and its codecs raise at a damaged chunk."""
+
+
+def damaged(path: str, place: str, error: Exception) -> LabelsError:
+    """Return the error for a chunk that cannot be read; ``place`` says what it holds."""
+    return LabelsError(
+        f"expected readable labels, got a damaged chunk {path} ({place}; {type(error).__name__}: "
+        f"{error}); bring the file back from a copy, or delete it to make its pixels background"
+    )
 
 
 def codec_of(folder: Path, array: zarr.Array[Any]) -> ChunkCodec:

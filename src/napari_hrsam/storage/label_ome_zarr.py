@@ -1,32 +1,23 @@
-"""Label images on disk: OME-Zarr label groups, made and opened.
+"""Label images on disk: OME-Zarr label groups, opened.
 
-A label image lies at ``labels/<name>`` of an OME-Zarr group, with one array per level. Beside an
-image it has the image's levels, axes and scales, without the channels; alone it has levels that
-halve until one chunk holds the last.
+A label image lies at ``labels/<name>`` of an OME-Zarr group, with one array per level.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import level_shape
-
-CHUNK_PX = 512
-"""Side of a chunk: small objects rewrite little, large ones touch few files."""
+from napari_hrsam.storage.label_codec import DAMAGE, ChunkCodec, codec_of, damaged
 
 MAX_SIDE_PX = 2**31
 """Longest axis of a label image that is believed; 100 times the largest images there are."""
@@ -37,12 +28,7 @@ MAX_CHUNK_BYTES = 2**30
 MAX_LEVELS = 64
 """Most levels that are believed."""
 
-_NAME = re.compile(r"[^\W_]([\w .-]*[\w-])?")
-_PLANE_AXES = {
-    0: [],
-    1: [{"name": "z", "type": "space"}],
-    2: [{"name": "t", "type": "time"}, {"name": "z", "type": "space"}],
-}
+LABEL_NAME = re.compile(r"[^\W_]([\w .-]*[\w-])?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,64 +70,6 @@ class LabelLevels:
         return max((int(part.max()) for part in _stored_parts(self.folder, array)), default=0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """What a new label group shall be."""
-
-    zarr_format: int
-    version: str
-    axes: list[dict[str, Any]]
-    shapes: list[tuple[int, ...]]
-    paths: list[str]
-    transforms: list[list[dict[str, Any]]]
-    common_transforms: list[dict[str, Any]] | None = None
-    is_beside_image: bool = False
-
-
-def create_label_levels(path: Path, name: str, like: object = None) -> LabelLevels:
-    """Make an empty label image; the metadata comes last, so that none is seen half-made.
-
-    Parameters
-    ----------
-    path : Path
-        An OME-Zarr image, or a folder for labels alone: a new one, an empty one, or one made so
-        before.
-    name : str
-        Name of the label image.
-    like : image, shape or None
-        An image (something with ``shape_yx``), or the shape (..., height, width); not needed
-        beside an OME-Zarr image, but checked against it.
-
-    Raises
-    ------
-    LabelsError
-        If the name is taken or none, the folder holds something else or cannot be written to, or
-        the shapes differ.
-    """
-    if not _NAME.fullmatch(name):
-        raise LabelsError(
-            f"expected a name of letters, digits, spaces and _ . -, got {name!r}; "
-            'choose one such as "cells"'
-        )
-    shape = None if like is None else _full_shape(like)
-    if path.exists() and not path.is_dir():
-        raise LabelsError(f"expected a folder, got the file {path}; choose another path")
-    if shape is not None and max(shape) > MAX_SIDE_PX:
-        raise LabelsError(
-            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis, got shape {shape}; "
-            "check how the shape was computed"
-        )
-    try:
-        root = _open_root(path)
-        plan = _plan(path, root, shape)
-        return _make(path, root, name, plan)
-    except OSError as error:
-        raise LabelsError(
-            f"expected a folder that can be written to, got an error at {path}: {error}; "
-            "check its rights and the space on the disk, or choose another path"
-        ) from error
-
-
 def open_label_levels(path: Path, name: str) -> LabelLevels:
     """Open an existing label image, ours or another program's; see `create_label_levels`.
 
@@ -151,8 +79,8 @@ def open_label_levels(path: Path, name: str) -> LabelLevels:
         If there is none of that name, or it is none that can be drawn into.
     """
     folder = path / "labels" / name
-    if not _NAME.fullmatch(name) or not folder.is_dir():
-        names = sorted(p.name for p in folder.parent.glob("*") if _NAME.fullmatch(p.name))
+    if not LABEL_NAME.fullmatch(name) or not folder.is_dir():
+        names = sorted(p.name for p in folder.parent.glob("*") if LABEL_NAME.fullmatch(p.name))
         there = f"only {', '.join(names)}" if names else "none"
         raise LabelsError(
             f"expected a label image {name!r} at {folder}, got {there}; "
@@ -161,8 +89,8 @@ def open_label_levels(path: Path, name: str) -> LabelLevels:
     try:
         group = zarr.open_group(folder, mode="r+", use_consolidated=False)
         attributes = dict(group.attrs)
-        multiscale = _multiscales(attributes)[0]
-        arrays = tuple(_array(group, entry) for entry in multiscale["datasets"])
+        multiscale = multiscales_of(attributes)[0]
+        arrays = tuple(array_at(group, entry) for entry in multiscale["datasets"])
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise LabelsError(
             f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used "
@@ -173,199 +101,17 @@ def open_label_levels(path: Path, name: str) -> LabelLevels:
     return levels
 
 
-def _open_root(path: Path) -> zarr.Group | None:
-    """Open the group at the path; None if there is nothing yet."""
-    if not path.exists() or not any(path.iterdir()):
-        return None
-    try:
-        return zarr.open_group(path, mode="r+", use_consolidated=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise LabelsError(
-            f"expected an OME-Zarr image, or an empty or new folder for labels, at {path}, got a "
-            f"folder of something else ({type(error).__name__}); choose another path"
-        ) from error
-
-
-def _plan(path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None) -> _Plan:
-    if root is not None:
-        attributes: dict[str, Any] = dict(root.attrs)
-        if "multiscales" in attributes.get("ome", attributes):
-            return _plan_beside(path, root, attributes, shape)
-        if "labels" not in root:
-            raise LabelsError(
-                f"expected an OME-Zarr image, or a folder of labels, at {path}, got a zarr group "
-                "of something else; give the path of the image inside it, or a new folder"
-            )
-    if shape is None:
-        raise LabelsError(
-            f"expected like=image or like=(height, width) for labels alone at {path}, got none; "
-            "say how large the label image is"
-        )
-    return _plan_alone(2 if root is not None and root.metadata.zarr_format == 2 else 3, shape)
-
-
-def _plan_beside(
-    path: Path, root: zarr.Group, attributes: dict[str, Any], shape: tuple[int, ...] | None
-) -> _Plan:
-    """Take over the image's levels without its channels."""
-    try:
-        multiscale = _multiscales(attributes)[0]
-        version = dict(attributes.get("ome", {})).get("version") or multiscale.get("version", "0.4")
-        axes = [dict(axis) for axis in multiscale["axes"]]
-        keep = [i for i, axis in enumerate(axes) if not _is_channel(axis)]
-        axes = [axes[i] for i in keep]
-        entries = multiscale["datasets"]
-        sizes = [_array(root, entry).shape for entry in entries]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise LabelsError(
-            f"expected an OME-Zarr image at {path}, got metadata that cannot be used "
-            f"({type(error).__name__}: {error}); write the image again, or keep the labels in a "
-            "folder of their own"
-        ) from error
-    if [axis["name"] for axis in axes[-2:]] != ["y", "x"]:
-        raise LabelsError(
-            f"expected an image whose last axes are y and x, got {[a['name'] for a in axes]} at "
-            f"{path}; keep the labels in a folder of their own"
-        )
-    # Every level has all planes, also where the image's levels are thinned along z or t.
-    full = tuple(sizes[0][i] for i in keep)
-    shapes = [(*full[:-2], *(size[i] for i in keep[-2:])) for size in sizes]
-    if shape is not None and shape not in (full, full[-2:]):
-        raise LabelsError(
-            f"expected like= of the shape {full} of the image at {path}, got {shape}; "
-            "leave it out, or give the image's own path"
-        )
-    finest = entries[0]["coordinateTransformations"]
-    common = multiscale.get("coordinateTransformations")
-    return _Plan(
-        zarr_format=root.metadata.zarr_format,
-        version=str(version),
-        axes=axes,
-        shapes=shapes,
-        paths=[str(level) for level in range(len(shapes))],
-        transforms=[
-            _thinned(entry["coordinateTransformations"], keep, finest) for entry in entries
-        ],
-        common_transforms=_thinned(common, keep, common) if common else None,
-        is_beside_image=True,
-    )
-
-
-def _is_channel(axis: dict[str, Any]) -> bool:
-    return axis.get("type") == "channel" or axis["name"] == "c"
-
-
-def _thinned(
-    transforms: list[dict[str, Any]], keep: list[int], finest: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Leave out the channels; take the planes' numbers from the finest level."""
-    kept = copy.deepcopy(transforms)
-    for transform, first in zip(kept, finest, strict=False):
-        for key in ("scale", "translation"):
-            if isinstance(transform.get(key), list) and isinstance(first.get(key), list):
-                both = [first[key][i] for i in keep[:-2]], [transform[key][i] for i in keep[-2:]]
-                transform[key] = both[0] + both[1]
-    return kept
-
-
-def _plan_alone(zarr_format: int, shape: tuple[int, ...]) -> _Plan:
-    planes, full = shape[:-2], (shape[-2], shape[-1])
-    if len(planes) not in _PLANE_AXES:
-        raise LabelsError(
-            f"expected at most two axes before y and x (t and z), got shape {shape}; "
-            "make one label image for each index of the others"
-        )
-    num_levels = 1 + max(0, math.ceil(math.log2(max(full) / CHUNK_PX)))
-    ones = [1.0] * len(planes)
-    zeros = [0.0] * len(planes)
-    transforms: list[list[dict[str, Any]]] = []
-    for level in range(num_levels):
-        scale, shift = 2.0**level, (2.0**level - 1) / 2
-        transforms.append([{"type": "scale", "scale": [*ones, scale, scale]}])
-        if level:
-            # The centre of a coarse pixel lies between the centres of its fine ones.
-            moved = [*zeros, shift, shift]
-            transforms[-1].append({"type": "translation", "translation": moved})
-    space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-    return _Plan(
-        zarr_format=zarr_format,
-        version="0.4" if zarr_format == 2 else "0.5",
-        axes=[*_PLANE_AXES[len(planes)], *space],
-        shapes=[(*planes, *level_shape(full, level)) for level in range(num_levels)],
-        paths=[str(level) for level in range(num_levels)],
-        transforms=transforms,
-    )
-
-
-def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelLevels:
-    folder = path / "labels" / name
-    if folder.exists():
-        raise LabelsError(
-            f"expected a new name, but there is a label image {name!r} at {folder}; "
-            "go on with it by open_labels, or choose another name"
-        )
-    if root is None:
-        root = zarr.open_group(path, mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
-    if "labels" not in root:
-        root.create_group("labels")
-    partial = folder.with_name(f".{name}.partial")
-    # What an earlier try left behind when it was killed; nothing was ever written into it.
-    shutil.rmtree(partial, ignore_errors=True)
-    group = zarr.open_group(partial, mode="w-", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
-    for place, shape in zip(plan.paths, plan.shapes, strict=True):
-        _create_array(group, place, shape, plan)
-    group.attrs.update(_attributes(name, plan))
-    partial.rename(folder)
-    _list_name(path, name, plan)
-    return open_label_levels(path, name)
-
-
-def _create_array(group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan) -> None:
-    chunks = (1,) * (len(shape) - 2) + tuple(min(CHUNK_PX, size) for size in shape[-2:])
-    common: dict[str, Any] = {"shape": shape, "chunks": chunks, "dtype": "uint32", "fill_value": 0}
-    if plan.zarr_format == 2:
-        separator: Any = {"name": "v2", "separator": "/"}
-        group.create_array(place, chunk_key_encoding=separator, **common)
-    else:
-        names = [axis["name"] for axis in plan.axes]
-        group.create_array(place, dimension_names=names, compressors=[ZstdCodec(level=1)], **common)
-
-
-def _attributes(name: str, plan: _Plan) -> dict[str, Any]:
-    datasets = [
-        {"path": place, "coordinateTransformations": transforms}
-        for place, transforms in zip(plan.paths, plan.transforms, strict=True)
-    ]
-    multiscale: dict[str, Any] = {"name": name, "axes": plan.axes, "datasets": datasets}
-    if plan.common_transforms:
-        multiscale["coordinateTransformations"] = plan.common_transforms
-    label: dict[str, Any] = {"source": {"image": "../../"}} if plan.is_beside_image else {}
-    if plan.zarr_format == 3:
-        return {"ome": {"version": plan.version, "multiscales": [multiscale], "image-label": label}}
-    multiscale["version"] = label["version"] = plan.version
-    return {"multiscales": [multiscale], "image-label": label}
-
-
-def _list_name(path: Path, name: str, plan: _Plan) -> None:
-    """Add the name to the group of all label images."""
-    group = zarr.open_group(path / "labels", mode="r+", use_consolidated=False)
-    attributes: dict[str, Any] = dict(group.attrs)
-    listed = attributes.get("ome", {}) if plan.zarr_format == 3 else attributes
-    names = [*listed.get("labels", []), name]
-    if plan.zarr_format == 3:
-        group.attrs["ome"] = {"version": plan.version, **listed, "labels": names}
-    else:
-        group.attrs["labels"] = names
-
-
-def _multiscales(attributes: dict[str, Any]) -> list[dict[str, Any]]:
+def multiscales_of(attributes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the images that a group's attributes describe; raises KeyError if there is none."""
     found: list[dict[str, Any]] = attributes.get("ome", attributes)["multiscales"]
     return found
 
 
-def _array(group: zarr.Group, entry: dict[str, Any]) -> zarr.Array[Any]:
+def array_at(group: zarr.Group, entry: dict[str, Any]) -> zarr.Array[Any]:
+    """Return the array of one of the levels.
+
+    Raises KeyError, ValueError or TypeError if it is none inside the group.
+    """
     place = str(entry["path"])
     if place.startswith("/") or ".." in place.split("/"):
         raise ValueError(f"the path {place!r} of a level leads out of the folder")
@@ -427,6 +173,7 @@ def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]
     """
     step, place = array.shards or array.chunks, folder / array.path
     counts = [math.ceil(size / part) for size, part in zip(array.shape, step, strict=True)]
+    codec = codec_of(place, array)
     for file in sorted(place.rglob("*")):
         key = file.relative_to(place).as_posix()
         numbers = re.split("[/.]", key.removeprefix("c/").removeprefix("c."))
@@ -436,9 +183,20 @@ def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]
         if array.metadata.encode_chunk_key(part) != key or not file.is_file():
             continue
         if all(i < count for i, count in zip(part, counts, strict=True)):
-            yield read_labels(
-                array, tuple(slice(i * n, (i + 1) * n) for i, n in zip(part, step, strict=True))
-            )
+            yield _inside(_decoded(codec, file, array), part, array)
+
+
+def _decoded(codec: ChunkCodec, file: Path, array: zarr.Array[Any]) -> NDArray[Any]:
+    try:
+        return codec.decode(file.read_bytes())
+    except DAMAGE as error:
+        raise damaged(str(file), f"of {array.store_path}", error) from error
+
+
+def _inside(chunk: NDArray[Any], place: tuple[int, ...], array: zarr.Array[Any]) -> NDArray[Any]:
+    """Cut off what lies beyond the end of the level: it is no label, whatever is written there."""
+    ends = (n - i * side for n, i, side in zip(array.shape, place, chunk.shape, strict=True))
+    return chunk[tuple(slice(end) for end in ends)]
 
 
 def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArray[Any]:
@@ -451,31 +209,10 @@ def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArr
     """
     try:
         return np.asarray(array[where])
-    # zarr and its codecs answer damaged chunks with any of these.
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise LabelsError(
-            f"expected readable labels, got a damaged chunk in {array.store_path} at "
-            f"{_text(where)} ({type(error).__name__}: {error}); bring the file back from a copy, "
-            "or delete it to make its pixels background"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(f"in {array.store_path}", f"at {_text(where)}", error) from error
 
 
 def _text(where: tuple[slice | int, ...]) -> str:
     parts = (f"{p.start}:{p.stop}" if isinstance(p, slice) else str(p) for p in where)
     return "[" + ", ".join(parts) + "]"
-
-
-def _full_shape(like: object) -> tuple[int, ...]:
-    """Return (..., height, width) of an image or a shape."""
-    if hasattr(like, "shape_yx"):
-        return (*getattr(like, "plane_shape", ()), *like.shape_yx)
-    try:
-        shape = tuple(index(size) for size in like)  # type: ignore[attr-defined]
-    except TypeError:
-        shape = ()
-    if len(shape) < 2 or min(shape) < 1:
-        raise LabelsError(
-            "expected like= as an image from open_image or a shape (height, width), got "
-            f"{type(like).__name__}; give image.shape[:2] for an array"
-        )
-    return shape

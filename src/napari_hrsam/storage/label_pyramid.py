@@ -18,9 +18,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.journal import Journal, JournalEdit
+from napari_hrsam.storage.label_making import create_label_levels
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
-    create_label_levels,
     open_label_levels,
     read_labels,
 )
@@ -52,7 +52,8 @@ def create_labels(path: str | PathLike[str], name: str, like: object = None) -> 
         Name of the label image; it comes to lie at ``labels/<name>``.
     like : image, shape or None
         An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
-        Not needed where ``path`` is an OME-Zarr image.
+        Not needed where ``path`` is an OME-Zarr image. Labels in a folder of their own take over
+        the axes, pixel size and units of an opened OME-Zarr image.
 
     Returns
     -------

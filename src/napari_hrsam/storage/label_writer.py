@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.storage.journal import Block
+from napari_hrsam.storage.label_blocks import Block, Blocks
 from napari_hrsam.storage.label_cells import (
     Cell,
     CellGrid,
@@ -35,17 +35,6 @@ MAX_CELL_BYTES = 64 * 2**20
 """Memory for the cells that were read or written last, all levels together."""
 
 _Place = tuple[int, int]
-
-
-class Blocks(Protocol):
-    """What an edit changes; see `JournalBlocks`."""
-
-    @property
-    def boxes(self) -> Sequence[Box]:
-        """Where the blocks lie; together they hold every changed pixel once."""
-
-    def read(self, index: int) -> Block:
-        """Read a block."""
 
 
 class LevelWriter:
@@ -147,7 +136,6 @@ class LevelWriter:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
         except BaseException as error:
-            self.forget()
             self.files.abandon()
             if isinstance(error, OSError):
                 raise unwritable(str(self.levels.folder), error) from error
@@ -296,10 +284,7 @@ class _Update:
             try:
                 current = self._writer.read(level, self._plane, place)
             except LabelsError:
-                # A damaged chunk of a coarser level is made anew.
-                logger.warning(
-                    "deriving a damaged part of level %d of %s", level, self._writer.levels.folder
-                )
+                self._warn(level)
                 part = box
         found = self._coarse(level, part)
         if part == box:
@@ -349,10 +334,16 @@ class _Update:
         except LabelsError:
             if level == 0:
                 raise
+            self._warn(level)
         self._left[level].add(place)
         self._parts[level][place] = self._writer.grids[level].box(place)
         self._update(level, place)
         return self._writer.read(level, self._plane, place)
+
+    def _warn(self, level: int) -> None:
+        # What is damaged in a coarser level is made anew.
+        folder = self._writer.levels.folder
+        logger.warning("deriving a damaged part of level %d of %s", level, folder)
 
     def _common(
         self, level: int, place: _Place, box: Box

@@ -7,9 +7,10 @@ cut leaves no file cut short.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
@@ -111,6 +112,18 @@ class FileBatch:
         self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
         self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
+
+
+def force(paths: Iterable[Path]) -> None:
+    """Bring some files, and the names in some folders, onto the disk.
+
+    Raises OSError when the disk fails.
+    """
+    for path in paths:
+        if path.is_dir():
+            _force_folder(str(path))
+        else:
+            _force_file(str(path))
 
 
 def _partial(path: str) -> str:

@@ -1,0 +1,355 @@
+"""New label images on disk: OME-Zarr label groups.
+
+Beside an image a label image has the image's levels, axes and scales, without the channels; alone
+it has levels that halve until one chunk holds the last.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import ZstdCodec
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import level_shape
+from napari_hrsam.storage.label_ome_zarr import (
+    LABEL_NAME,
+    MAX_SIDE_PX,
+    LabelLevels,
+    array_at,
+    multiscales_of,
+    open_label_levels,
+)
+from napari_hrsam.storage.ome_metadata import OmeImage
+from napari_hrsam.storage.safe_files import force
+
+CHUNK_PX = 512
+"""Side of a chunk: small objects rewrite little, large ones touch few files."""
+
+_PLANE_AXES = {
+    0: [],
+    1: [{"name": "z", "type": "space"}],
+    2: [{"name": "t", "type": "time"}, {"name": "z", "type": "space"}],
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What a new label group shall be."""
+
+    zarr_format: int
+    version: str
+    axes: list[dict[str, Any]]
+    shapes: list[tuple[int, ...]]
+    paths: list[str]
+    transforms: list[list[dict[str, Any]]]
+    common_transforms: list[dict[str, Any]] | None = None
+    is_beside_image: bool = False
+
+
+def create_label_levels(path: Path, name: str, like: object = None) -> LabelLevels:
+    """Make an empty label image; the metadata comes last, so that none is seen half-made.
+
+    Parameters
+    ----------
+    path : Path
+        An OME-Zarr image, or a folder for labels alone: a new one, an empty one, or one made so
+        before.
+    name : str
+        Name of the label image.
+    like : image, shape or None
+        An image (something with ``shape_yx``), or the shape (..., height, width); not needed
+        beside an OME-Zarr image, but checked against it. Labels alone take over the axes, scale
+        and units of an opened OME-Zarr image.
+
+    Raises
+    ------
+    LabelsError
+        If the name is taken or none, the folder holds something else or cannot be written to, or
+        the shapes differ.
+    """
+    if not LABEL_NAME.fullmatch(name):
+        raise LabelsError(
+            f"expected a name of letters, digits, spaces and _ . -, got {name!r}; "
+            'choose one such as "cells"'
+        )
+    shape = None if like is None else _full_shape(like)
+    if path.exists() and not path.is_dir():
+        raise LabelsError(f"expected a folder, got the file {path}; choose another path")
+    if shape is not None and max(shape) > MAX_SIDE_PX:
+        raise LabelsError(
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis, got shape {shape}; "
+            "check how the shape was computed"
+        )
+    try:
+        root = _open_root(path)
+        plan = _plan(path, root, shape, _frame_of(like, shape))
+        return _make(path, root, name, plan)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path}: {error}; "
+            "check its rights and the space on the disk, or choose another path"
+        ) from error
+
+
+def _open_root(path: Path) -> zarr.Group | None:
+    """Open the group at the path; None if there is nothing yet."""
+    if not path.exists() or not any(path.iterdir()):
+        return None
+    try:
+        return zarr.open_group(path, mode="r+", use_consolidated=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise LabelsError(
+            f"expected an OME-Zarr image, or an empty or new folder for labels, at {path}, got a "
+            f"folder of something else ({type(error).__name__}); choose another path"
+        ) from error
+
+
+def _plan(
+    path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None, frame: _Frame | None
+) -> _Plan:
+    if root is not None:
+        attributes: dict[str, Any] = dict(root.attrs)
+        if "multiscales" in attributes.get("ome", attributes):
+            return _plan_beside(path, root, attributes, shape)
+        if "labels" not in root:
+            raise LabelsError(
+                f"expected an OME-Zarr image, or a folder of labels, at {path}, got a zarr group "
+                "of something else; give the path of the image inside it, or a new folder"
+            )
+    if shape is None:
+        raise LabelsError(
+            f"expected like=image or like=(height, width) for labels alone at {path}, got none; "
+            "say how large the label image is"
+        )
+    zarr_format = 2 if root is not None and root.metadata.zarr_format == 2 else 3
+    return _plan_alone(zarr_format, shape, frame or _Frame.plain(len(shape)))
+
+
+def _plan_beside(
+    path: Path, root: zarr.Group, attributes: dict[str, Any], shape: tuple[int, ...] | None
+) -> _Plan:
+    """Take over the image's levels without its channels."""
+    try:
+        multiscale = multiscales_of(attributes)[0]
+        version = dict(attributes.get("ome", {})).get("version") or multiscale.get("version", "0.4")
+        axes = [dict(axis) for axis in multiscale["axes"]]
+        keep = [i for i, axis in enumerate(axes) if not _is_channel(axis)]
+        axes = [axes[i] for i in keep]
+        entries = multiscale["datasets"]
+        sizes = [array_at(root, entry).shape for entry in entries]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise LabelsError(
+            f"expected an OME-Zarr image at {path}, got metadata that cannot be used "
+            f"({type(error).__name__}: {error}); write the image again, or keep the labels in a "
+            "folder of their own"
+        ) from error
+    if [axis["name"] for axis in axes[-2:]] != ["y", "x"]:
+        raise LabelsError(
+            f"expected an image whose last axes are y and x, got {[a['name'] for a in axes]} at "
+            f"{path}; keep the labels in a folder of their own"
+        )
+    # Every level has all planes, also where the image's levels are thinned along z or t.
+    full = tuple(sizes[0][i] for i in keep)
+    shapes = [(*full[:-2], *(size[i] for i in keep[-2:])) for size in sizes]
+    if shape is not None and shape not in (full, full[-2:]):
+        raise LabelsError(
+            f"expected like= of the shape {full} of the image at {path}, got {shape}; "
+            "leave it out, or give the image's own path"
+        )
+    finest = entries[0]["coordinateTransformations"]
+    common = multiscale.get("coordinateTransformations")
+    return _Plan(
+        zarr_format=root.metadata.zarr_format,
+        version=str(version),
+        axes=axes,
+        shapes=shapes,
+        paths=[str(level) for level in range(len(shapes))],
+        transforms=[
+            _thinned(entry["coordinateTransformations"], keep, finest) for entry in entries
+        ],
+        common_transforms=_thinned(common, keep, common) if common else None,
+        is_beside_image=True,
+    )
+
+
+def _is_channel(axis: dict[str, Any]) -> bool:
+    return axis.get("type") == "channel" or axis["name"] == "c"
+
+
+def _thinned(
+    transforms: list[dict[str, Any]], keep: list[int], finest: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Leave out the channels; take the planes' numbers from the finest level."""
+    kept = copy.deepcopy(transforms)
+    for transform, first in zip(kept, finest, strict=False):
+        for key in ("scale", "translation"):
+            if isinstance(transform.get(key), list) and isinstance(first.get(key), list):
+                both = [first[key][i] for i in keep[:-2]], [transform[key][i] for i in keep[-2:]]
+                transform[key] = both[0] + both[1]
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where labels alone lie: the axes of level 0, the size of a pixel, the place of the first."""
+
+    axes: list[dict[str, Any]]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+    @classmethod
+    def plain(cls, num_axes: int) -> _Frame:
+        """Pixels of size 1, without a unit."""
+        planes = _PLANE_AXES.get(num_axes - 2, [])
+        space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+        return cls([*planes, *space], (1.0,) * num_axes, (0.0,) * num_axes)
+
+
+def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
+    """Take over axes, scale and units of an OME-Zarr image; None if it is another one."""
+    ome = getattr(like, "ome", None)
+    if not isinstance(ome, OmeImage) or shape is None:
+        return None
+    left_out = {ome.channel_axis, ome.axes.index("y"), ome.axes.index("x")}
+    planes = [axis for axis in range(len(ome.axes)) if axis not in left_out]
+    order = [*planes, ome.axes.index("y"), ome.axes.index("x")]
+    axes = []
+    for axis in order:
+        told = {"name": ome.axes[axis], "type": ome.types[axis], "unit": ome.units[axis]}
+        axes.append({key: value for key, value in told.items() if value})
+    return _Frame(
+        axes,
+        tuple(ome.scales[0][axis] for axis in order),
+        tuple(ome.translations[0][axis] for axis in order),
+    )
+
+
+def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Plan:
+    planes, full = shape[:-2], (shape[-2], shape[-1])
+    if len(planes) not in _PLANE_AXES:
+        raise LabelsError(
+            f"expected at most two axes before y and x (t and z), got shape {shape}; "
+            "make one label image for each index of the others"
+        )
+    num_levels = 1 + max(0, math.ceil(math.log2(max(full) / CHUNK_PX)))
+    transforms: list[list[dict[str, Any]]] = []
+    for level in range(num_levels):
+        factors = [1.0] * len(planes) + [2.0**level] * 2
+        scale = [side * factor for side, factor in zip(frame.scale, factors, strict=True)]
+        # The centre of a coarse pixel lies between the centres of its fine ones.
+        moved = [
+            first + side * (factor - 1) / 2
+            for first, side, factor in zip(frame.translation, frame.scale, factors, strict=True)
+        ]
+        transforms.append([{"type": "scale", "scale": scale}])
+        if any(moved):
+            transforms[-1].append({"type": "translation", "translation": moved})
+    return _Plan(
+        zarr_format=zarr_format,
+        version="0.4" if zarr_format == 2 else "0.5",
+        axes=frame.axes,
+        shapes=[(*planes, *level_shape(full, level)) for level in range(num_levels)],
+        paths=[str(level) for level in range(num_levels)],
+        transforms=transforms,
+    )
+
+
+def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelLevels:
+    folder = path / "labels" / name
+    if folder.exists():
+        raise LabelsError(
+            f"expected a new name, but there is a label image {name!r} at {folder}; "
+            "go on with it by open_labels, or choose another name"
+        )
+    if root is None:
+        root = zarr.open_group(path, mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
+    if "labels" not in root:
+        root.create_group("labels")
+    partial = folder.with_name(f".{name}.partial")
+    # What an earlier try left behind when it was killed; nothing was ever written into it.
+    shutil.rmtree(partial, ignore_errors=True)
+    group = zarr.open_group(partial, mode="w-", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
+    for place, shape in zip(plan.paths, plan.shapes, strict=True):
+        _create_array(group, place, shape, plan)
+    group.attrs.update(_attributes(name, plan))
+    # All of it is on the disk before the first commit can be: that one survives a power cut.
+    force([partial, *partial.rglob("*")])
+    partial.rename(folder)
+    _list_name(path, name, plan)
+    above = [path, folder.parent]
+    force(
+        [
+            *above,
+            path.parent,
+            *(file for one in above for file in one.iterdir() if _is_metadata(file)),
+        ]
+    )
+    return open_label_levels(path, name)
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.name in ("zarr.json", ".zgroup", ".zattrs")
+
+
+def _create_array(group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan) -> None:
+    chunks = (1,) * (len(shape) - 2) + tuple(min(CHUNK_PX, size) for size in shape[-2:])
+    common: dict[str, Any] = {"shape": shape, "chunks": chunks, "dtype": "uint32", "fill_value": 0}
+    if plan.zarr_format == 2:
+        separator: Any = {"name": "v2", "separator": "/"}
+        group.create_array(place, chunk_key_encoding=separator, **common)
+    else:
+        names = [axis["name"] for axis in plan.axes]
+        group.create_array(place, dimension_names=names, compressors=[ZstdCodec(level=1)], **common)
+
+
+def _attributes(name: str, plan: _Plan) -> dict[str, Any]:
+    datasets = [
+        {"path": place, "coordinateTransformations": transforms}
+        for place, transforms in zip(plan.paths, plan.transforms, strict=True)
+    ]
+    multiscale: dict[str, Any] = {"name": name, "axes": plan.axes, "datasets": datasets}
+    if plan.common_transforms:
+        multiscale["coordinateTransformations"] = plan.common_transforms
+    label: dict[str, Any] = {"source": {"image": "../../"}} if plan.is_beside_image else {}
+    if plan.zarr_format == 3:
+        return {"ome": {"version": plan.version, "multiscales": [multiscale], "image-label": label}}
+    multiscale["version"] = label["version"] = plan.version
+    return {"multiscales": [multiscale], "image-label": label}
+
+
+def _list_name(path: Path, name: str, plan: _Plan) -> None:
+    """Add the name to the group of all label images."""
+    group = zarr.open_group(path / "labels", mode="r+", use_consolidated=False)
+    attributes: dict[str, Any] = dict(group.attrs)
+    listed = attributes.get("ome", {}) if plan.zarr_format == 3 else attributes
+    names = [*listed.get("labels", []), name]
+    if plan.zarr_format == 3:
+        group.attrs["ome"] = {"version": plan.version, **listed, "labels": names}
+    else:
+        group.attrs["labels"] = names
+
+
+def _full_shape(like: object) -> tuple[int, ...]:
+    """Return (..., height, width) of an image or a shape."""
+    if hasattr(like, "shape_yx"):
+        return (*getattr(like, "plane_shape", ()), *like.shape_yx)
+    try:
+        shape = tuple(index(size) for size in like)  # type: ignore[attr-defined]
+    except TypeError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise LabelsError(
+            "expected like= as an image from open_image or a shape (height, width), got "
+            f"{type(like).__name__}; give image.shape[:2] for an array"
+        )
+    return shape
