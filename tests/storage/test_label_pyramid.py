@@ -173,6 +173,16 @@ def test_only_chunks_that_hold_labels_are_stored(labels: PyramidLabels) -> None:
     assert chunks() == []
 
 
+@pytest.mark.parametrize("other", [slice(5, 30), slice(3, 20)])
+def test_rectangles_in_two_chunks_stay_two(labels: PyramidLabels, other: slice) -> None:
+    mask = np.zeros((40, 700), bool)
+    mask[5:20, 400:512] = mask[other, 512:600] = True
+    edit = labels.write(Box(0, 0, 40, 700), mask, 1)
+    np.testing.assert_array_equal(labels.read(Box(0, 0, 40, 700)) == 1, mask)
+    labels.revert(edit)
+    assert not labels.read(WHOLE).any()
+
+
 def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabels) -> None:
     first = labels.write(PLACE, ones(PLACE), 1)
     second = labels.write(PLACE, ones(PLACE), 2, overwrite=True)
