@@ -298,6 +298,15 @@ def test_reading_ahead_pushes_out_neither_wanted_nor_needed_tiles(
     assert set(tiles_in_memory(cache)) == {needed, *wanted[:2], old[0]}
 
 
+def test_a_tile_both_needed_and_wanted_takes_one_place(model: Any, image: ArrayImage) -> None:
+    cache = cache_of(model, image)
+    wanted = [GRID.tile(1, column) for column in range(8)]
+    cache.see(wanted[2])
+    while cache.see_ahead(wanted, [wanted[2]]):
+        pass
+    assert set(tiles_in_memory(cache)) == set(wanted[:4])
+
+
 def test_reading_ahead_respects_the_bytes_of_memory(model: Any, image: ArrayImage) -> None:
     size = num_bytes(cache_of(model, image).see(GRID.tile(0, 0)).embedding)
     cache = cache_of(model, image, max_tiles=64, max_bytes=3 * size)
