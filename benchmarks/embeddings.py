@@ -94,6 +94,20 @@ def tiles(image: PyramidImage, model: str, folder: Path) -> list[dict[str, Any]]
     return [*found, size, *codecs(made)]
 
 
+def batches(image: PyramidImage, model: str) -> list[dict[str, Any]]:
+    """Encode tiles one by one, in pairs and in fours."""
+    predictor = Predictor(load_model(model, device="cpu"))
+    grid = TileGrid(image.shape_yx, predictor.tile_px, 2)
+    pixels = image.read(grid.nearest((image.shape_yx[0] // 2,) * 2), predictor.fill)
+    one = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    rows = []
+    for num in (1, 2, 4):
+        with torch.inference_mode():
+            took = [cpu_ms(predictor.segmenter.encode, one.repeat(num, 1, 1, 1)) for _ in range(5)]
+        rows.append(row(f"encode, {num} at once, per tile", [ms / num for ms, _ in took]))
+    return rows
+
+
 def codecs(made: list[Embedding]) -> list[dict[str, Any]]:
     """Compare ways to compress tiles."""
     flats = [pack(embedding.arrays)[0] for embedding in made]
@@ -154,6 +168,7 @@ def main() -> None:
         found = fingerprints(folder, args.sizes)
         image = open_image(folder / f"{args.sizes[-1]}.ome.zarr")
         found += tiles(image, args.model, folder / "tiles")
+        found += batches(image, args.model)
         found += sessions(image, args.model, folder / "sessions")
     for result in found:
         print_table([result], tuple(result))

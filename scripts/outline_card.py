@@ -2,7 +2,8 @@
 
     python scripts/outline_card.py --run runs/outline --index data/index.json \
         --scores benchmarks/results/outline.json --hardware "one core" \
-        --train-command "napari-hrsam train-outline ..." --out weights/outline.md
+        --train-command "napari-hrsam train-outline ..." --started-from "nothing" \
+        --out weights/outline.md
 
 No figure is typed by hand: counts come from the log, settings from the run's config.json, sources
 and licences from the index of the shards, scores from `benchmarks/outline.py`.
@@ -48,6 +49,8 @@ def card(
     scores: dict[str, Any],
     train_command: str,
     hardware: str,
+    started_from: str,
+    notes: str,
 ) -> str:
     """Compose the card."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -62,11 +65,13 @@ def card(
         for prior, text in _PRIORS.items()
     )
     tile_s = scores["rows"][-1]["cpu_s_per_512px_tile"]
+    excluded = ", ".join(config["exclude_sources"]) or "none"
     settings = {k: v for k, v in config.items() if k not in ("data", "validation", "out", "init")}
     return f"""# outline
 
 Weights of the outline refiner (`napari_hrsam.modeling.outline_refiner`), trained by this project
-from nothing, BSD-3-Clause. {num:,} values, {weights.stat().st_size / 1e6:.2f} MB in half precision.
+from {started_from}, BSD-3-Clause.
+{num:,} values, {weights.stat().st_size / 1e6:.2f} MB in half precision.
 It moves the outline of an object that was found at a coarser level of a pyramid onto the edge that
 the image shows; the coarse mask says which object is meant. It knows no kinds of objects. A tile
 of 512 x 512 pixels takes {tile_s:.3f} s of CPU time ({scores["cpu"]}).
@@ -74,8 +79,7 @@ of 512 x 512 pixels takes {tile_s:.3f} s of CPU time ({scores["cpu"]}).
 ## Data
 
 Outlines of objects of {config["crops"]["min_area_px"]} or more pixels, at half to double size, in
-openly licensed training shards; sources left out for their licence:
-{", ".join(config["exclude_sources"]) or "none"}.
+openly licensed training shards; sources left out for their licence: {excluded}.
 {config["crops"]["drawn_share"]:.0%} of the crops are drawn by a program (textured regions with
 exact masks).
 
@@ -92,8 +96,11 @@ off.
 ```
 
 {last["step"]} steps, {last["crops"]} crops, {float(last["seconds"]) / 60:.0f} minutes on
-{hardware}. Kept is the exponential average (decay {config["ema_decay"]}) that was best on four
-objects a domain of the validation shards: that after {kept}.
+{hardware}. Kept is the exponential average
+(decay {config["ema_decay"]}) that was best on four objects a domain of the validation shards: that
+after {kept}.
+
+{notes}
 
 Settings (`config.json` of the run):
 
@@ -117,8 +124,9 @@ set. Made with
 ## Limits
 
 Labels drawn by people are off by a pixel or two, and so is what was learned from them. Outlines
-that are off by much more than two coarse pixels are not found again. What the network sees of a
-place ends 44 pixels from it.
+that are off by much more than two coarse pixels are not found again. In domains where a column
+above gets worse, the coarse outline is better left alone. What the network sees of a place ends 44
+pixels from it.
 """
 
 
@@ -127,8 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the card of the outline refiner")
     for name in ("--run", "--index", "--scores", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    for name in ("--train-command", "--hardware"):
+    for name in ("--train-command", "--hardware", "--started-from"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--notes", default="", help="what else to tell of the recipe")
     args = parser.parse_args()
     text = card(
         weights=args.out.with_suffix(".safetensors"),
@@ -137,6 +146,8 @@ def main() -> None:
         scores=json.loads(args.scores.read_text(encoding="utf-8")),
         train_command=args.train_command,
         hardware=args.hardware,
+        started_from=args.started_from,
+        notes=args.notes,
     )
     args.out.write_text(text, encoding="utf-8")
 

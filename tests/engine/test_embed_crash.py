@@ -130,7 +130,7 @@ def test_a_process_killed_while_it_makes_room_stays_within_the_limit(
     old = tmp_path / "kept" / "embeddings-v0"
     old.mkdir()
     for number in range(num):
-        (old / f"c.{number}").write_bytes(bytes(1600))
+        (old / f"c.{number}").write_bytes(bytes(1632))
         os.utime(old / f"c.{number}", (1 + number,) * 2)
     chance = np.random.default_rng(1)
     for _ in range(max(3, KILLS // 4)):

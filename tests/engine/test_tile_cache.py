@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,15 @@ def test_a_tile_on_disk_is_taken_without_model_and_image(
 
 
 def test_a_tile_pushed_out_of_memory_comes_back_from_disk(
-    model: Any, image: ArrayImage, store: EmbeddingStore
+    model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = store.write
+
+    def slow(*given: Any) -> bool:
+        time.sleep(0.1)
+        return write(*given)
+
+    monkeypatch.setattr(store, "write", slow)
     cache = cache_of(model, image, store=store, max_tiles=1)
     for _ in range(3):
         cache.see(GRID.tile(0, 0))
@@ -296,6 +304,15 @@ def test_reading_ahead_pushes_out_neither_wanted_nor_needed_tiles(
     # The most important are those that stay longest.
     cache.see(old[0])
     assert set(tiles_in_memory(cache)) == {needed, *wanted[:2], old[0]}
+
+
+def test_a_tile_both_needed_and_wanted_takes_one_place(model: Any, image: ArrayImage) -> None:
+    cache = cache_of(model, image)
+    wanted = [GRID.tile(1, column) for column in range(8)]
+    cache.see(wanted[2])
+    while cache.see_ahead(wanted, [wanted[2]]):
+        pass
+    assert set(tiles_in_memory(cache)) == set(wanted[:4])
 
 
 def test_reading_ahead_respects_the_bytes_of_memory(model: Any, image: ArrayImage) -> None:

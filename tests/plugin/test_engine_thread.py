@@ -69,6 +69,7 @@ def test_closing_does_what_was_asked_for_and_tells_nothing() -> None:
         release.wait(20)
 
     engine.submit(slow, told.append)
+    engine.use_spare_time(None)
     engine.submit(lambda: ran.append("second"), told.append)
     assert begun.wait(10)
     engine.close(lambda: ran.append("last"))

@@ -18,6 +18,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.block_cache import BlockCache
 from napari_hrsam.plugin.level_view import MAX_COARSEST_PX, LabelView, LevelView
+from napari_hrsam.storage.label_pyramid import create_labels
 
 SHAPE = (3, 70, 90)
 
@@ -168,6 +169,29 @@ def test_sizes_that_do_not_divide_lose_no_pixel_of_an_edit() -> None:
     view.edited(Box(shape[0] // 2, shape[1] // 2, shape[0] // 2 + 4, shape[1] // 2 + 4))
     for k, level in enumerate(view.levels):
         np.testing.assert_array_equal(np.asarray(level[:, :]), levels[k].array)
+
+
+def test_it_shows_what_the_label_image_writes_also_where_levels_were_rounded_down(
+    tmp_path: Path,
+) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    datasets = []
+    for k in range(4):
+        shape = (1001 >> k, 1507 >> k)
+        group.create_array(str(k), shape=shape, dtype="uint8", chunks=(256, 256))
+        scale = {"type": "scale", "scale": [1001 / shape[0], 1507 / shape[1]]}
+        datasets.append({"path": str(k), "coordinateTransformations": [scale]})
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    rng = np.random.default_rng(0)
+    with create_labels(tmp_path / "a.zarr", "objects") as labels:
+        view = LabelView(labels.levels, unheard)
+        for label in range(1, 60):
+            y, x = int(rng.integers(0, 1000)), int(rng.integers(0, 1500))
+            box = Box(y, x, y + 1, x + 1 + label % 3)
+            view.edited(labels.write(box, np.ones(box.shape_yx, bool), label, overwrite=True).box)
+        for level, stored in zip(view.levels, labels.levels, strict=True):
+            np.testing.assert_array_equal(np.asarray(level[:, :]), stored[:])
 
 
 def test_a_block_that_was_being_read_while_it_was_written_is_not_kept() -> None:

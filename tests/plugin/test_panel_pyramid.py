@@ -22,7 +22,7 @@ from napari_hrsam.plugin.image_input import read_image_layers
 from napari_hrsam.plugin.state import Phase
 from napari_hrsam.plugin.targets import NewLayer, Target, default_target
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
-from napari_hrsam.storage.label_pyramid import create_labels, open_labels
+from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
 
 SMALL, MIDDLE, LARGE = (4992, 6016), (20_480, 9216), (16_384, 24_576)
 SCREEN_PX = 64
@@ -419,9 +419,20 @@ def test_the_view_of_labels_on_disk_can_be_chosen_as_the_target(
 
 
 def test_labels_that_are_open_elsewhere_are_told_and_can_be_taken_later(
-    ome_slide: tuple[Image, Path], controller: SegmentController, model: Any
+    ome_slide: tuple[Image, Path],
+    controller: SegmentController,
+    model: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image, _ = ome_slide
+    closed: list[PyramidLabels] = []
+    close = PyramidLabels.close
+
+    def count(self: PyramidLabels) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(PyramidLabels, "close", count)
     other = SegmentController(ViewerModel(), load_model=lambda *_, **__: model)
     try:
         controller.start(image)
@@ -431,8 +442,10 @@ def test_labels_that_are_open_elsewhere_are_told_and_can_be_taken_later(
             other.wait()
         assert other.state.phase is Phase.STOPPED
         assert other.state.is_error
+        assert closed == []
         controller.stop()
         controller.wait()
+        assert len(closed) == 1, "closed, not left to be collected some time"
         other.start(Image(image.data, multiscale=True, contrast_limits=(0, 200)))
         other.wait()
         assert other.state.phase is Phase.READY
@@ -452,8 +465,8 @@ def test_a_model_that_cannot_be_loaded_leaves_the_labels_free(
     controller.start(image)
     with pytest.raises(SessionError):
         controller.wait()
-    controller.close()
     open_labels(path, "objects").close()
+    controller.close()
 
 
 def test_a_damaged_chunk_is_told_once_and_the_rest_is_shown(
@@ -639,11 +652,18 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert np.any(outlining.layers.target.data[-1])
 
 
-def test_an_escape_too_many_gives_up_no_quick_commit(running: SegmentController) -> None:
-    running.pin_level(0)
+def test_an_escape_too_many_gives_up_no_commit_that_nobody_waits_for(
+    running: SegmentController, model: Any
+) -> None:
+    running.set_reads_ahead(False)
+    running.set_outlines_fully(True)
+    running.pin_level(2)
+    running.wait()
+    model.gate.clear()
     running.click(SMALL)
     running.commit()
     running.cancel()
+    model.gate.set()
     running.wait()
     assert running.state.num_committed == 1
 

@@ -444,6 +444,18 @@ def test_files_of_others_in_the_folder_are_never_touched(tmp_path: Path) -> None
         assert (tmp_path / name).read_bytes() == bytes(5000)
 
 
+def test_a_tile_that_vanishes_while_it_is_read_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.write(KEY, TILE, maps_of(1))
+    (chunk,) = chunks(tmp_path)
+    chunk.unlink()
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert store.read(KEY, TILE) is None
+    assert not caplog.records
+
+
 def test_a_copied_folder_serves_another_machine(tmp_path: Path) -> None:
     EmbeddingStore(tmp_path / "here").write(KEY, TILE, maps_of(1))
     shutil.copytree(tmp_path / "here", tmp_path / "there")

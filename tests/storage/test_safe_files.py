@@ -48,11 +48,8 @@ def test_a_file_is_forced_onto_the_disk_before_it_is_renamed_and_its_folders_aft
     assert (tmp_path / "gone").exists()
     files.finish()
     assert sorted(calls[:2]) == [("fsync", ".a.partial"), ("fsync", ".b.partial")]
-    assert calls[2:5] == [
-        ("replace", ".a.partial"),
-        ("replace", ".b.partial"),
-        ("unlink", "gone"),
-    ]
+    assert sorted(calls[2:4]) == [("replace", ".a.partial"), ("replace", ".b.partial")]
+    assert calls[4] == ("unlink", "gone")
     assert sorted(calls[5:]) == [("fsync", "0"), ("fsync", "c"), ("fsync", tmp_path.name)]
     assert (tmp_path / "c" / "0" / "a").read_bytes() == b"first"
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a", "b"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import uniform_filter
 
 from napari_hrsam.errors import ConfigError, DataError
 from napari_hrsam.storage.tile_source import MEAN_RGB
@@ -36,6 +37,19 @@ def test_masks_lie_on_their_objects(pairs: Path) -> None:
     for image, mask, known in zip(batch.images, batch.masks, batch.known, strict=True):
         inside, outside = image[mask & known].mean(), image[~mask & known].mean()
         assert inside > outside + 15
+
+
+def test_a_neighbour_that_touches_is_not_in_the_mask(tmp_path: Path) -> None:
+    labels = np.zeros((90, 90), np.uint8)
+    labels[20:70, 20:45], labels[20:70, 45:70] = 1, 2
+    for name, array in (("images", np.array([60, 130, 250])[labels]), ("masks", labels)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(array.astype(np.uint8)).save(tmp_path / name / "two.png")
+    batch = OutlineSampler(open_samples([tmp_path]), PLAIN).batch(np.random.default_rng(0))
+    for image, mask, known in zip(batch.images, batch.masks, batch.known, strict=True):
+        smooth = uniform_filter(image.mean(2), 5)
+        low, high = np.percentile(smooth[mask & known], (20, 80))
+        assert high - low < 25
 
 
 def test_the_same_generator_gives_the_same_batch(pairs: Path) -> None:

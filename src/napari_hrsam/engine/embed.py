@@ -71,8 +71,8 @@ def embed_tiles(
 ) -> EmbedReport:
     """Encode the tiles that are not kept yet, one after the other, and keep each at once.
 
-    One by one, as batches are slower on a CPU: hrsam-tiny at 1024 px takes 0.53 s per tile alone,
-    0.56 s in pairs and 0.64 s in fours.
+    One by one: batches gain less than a tenth on a CPU (benchmarks/embeddings.py), and what of a
+    batch was done would be lost when the process is killed.
 
     Parameters
     ----------

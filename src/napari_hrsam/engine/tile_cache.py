@@ -157,9 +157,7 @@ class TileCache:
             if self.stored is not None:
                 self.stored.write_later(embedding)
         self._seen[tile] = SeenTile(embedding, 0.0, pixels)
-        while len(self._seen) > max(
-            1, min(self.max_tiles, self._max_bytes // num_bytes(embedding))
-        ):
+        while len(self._seen) > max(1, self._room_like(embedding)):
             self._seen.popitem(last=False)
         return SeenTile(embedding, encode_s, pixels)
 
@@ -238,7 +236,7 @@ class TileCache:
     def max_kept(self, embedding: Embedding) -> int:
         """Tell how many tiles like this one `keep` has room for."""
         if self.stored is None:
-            return min(self.max_tiles, self._max_bytes // num_bytes(embedding))
+            return self._room_like(embedding)
         return self.stored.store.max_bytes // sum(x.nbytes for x in embedding.arrays.values())
 
     def clear(self) -> None:
@@ -257,8 +255,11 @@ class TileCache:
         """Tiles that memory has room for."""
         if not self._seen:
             return self.max_tiles
-        last = next(reversed(self._seen.values()))
-        return min(self.max_tiles, self._max_bytes // num_bytes(last.embedding))
+        return self._room_like(next(reversed(self._seen.values())).embedding)
+
+    def _room_like(self, embedding: Embedding) -> int:
+        """Tiles like this one that memory has room for."""
+        return min(self.max_tiles, self._max_bytes // num_bytes(embedding))
 
 
 def num_bytes(embedding: Embedding) -> int:

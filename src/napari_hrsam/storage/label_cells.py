@@ -49,6 +49,14 @@ def one_label(label: int, mask: NDArray[np.bool_]) -> Cell:
     return OneLabel(label, mask) if mask.any() else None
 
 
+def _simplest(labels: NDArray[Any]) -> Cell:
+    """Return a cell of labels; one that is the same everywhere is kept as that."""
+    first = labels[0, 0]
+    if labels[-1, -1] != first or not (labels == first).all():
+        return labels
+    return OneLabel(int(first)) if first else None
+
+
 def mask_of(cell: Cell, label: int, shape_yx: tuple[int, int]) -> NDArray[np.bool_] | None:
     """Return where an object lies in a cell that holds nothing else, to be changed in place.
 
@@ -136,7 +144,7 @@ class CellGrid:
         chunk = self._chunk(self._path(plane, place), place)
         if chunk is None:
             return None
-        return np.asarray(chunk[self._inside(plane, place)])
+        return _simplest(np.asarray(chunk[self._inside(plane, place)]))
 
     def write(self, plane: tuple[int, ...], place: tuple[int, int], cell: Cell) -> None:
         """Replace a cell; the file is there when the `FileBatch` is finished.

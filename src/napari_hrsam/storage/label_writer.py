@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -308,16 +308,17 @@ class _Update:
         cells = {place: self._source(level - 1, place) for place in places}
         if all(cell is None for cell in cells.values()):
             return None
-        if all(_is_full_of(cell, self._label) for cell in cells.values()):
-            return OneLabel(self._label)
+        label = _only_label(cells.values())
+        if label is not None and all(_is_full(cell) for cell in cells.values()):
+            return OneLabel(label)
         y, x = y - y[0], x - x[0]
-        if all(_holds_only(cell, self._label) for cell in cells.values()):
+        if label is not None:
             mask = np.zeros(source.shape_yx, np.bool_)
             for place, cell in cells.items():
                 if isinstance(cell, OneLabel):
                     to, inside = self._common(level - 1, place, source)
                     mask[to] = True if cell.mask is None else cell.mask[inside]
-            return one_label(self._label, any_set(mask, y, x))
+            return one_label(label, any_set(mask, y, x))
         values = np.zeros(source.shape_yx, self._dtype)
         for place, cell in cells.items():
             if cell is not None:
@@ -379,12 +380,16 @@ def _replaces(block: Block, box: Box) -> bool:
     return block.changed is None and block.before is None and box.union(block.box) == block.box
 
 
-def _holds_only(cell: Cell, label: int) -> bool:
-    return cell is None or (isinstance(cell, OneLabel) and cell.label == label)
+def _only_label(cells: Iterable[Cell]) -> int | None:
+    """Return the one label that there is in some cells; None if there may be several, or none."""
+    labels = {
+        cell.label if isinstance(cell, OneLabel) else None for cell in cells if cell is not None
+    }
+    return labels.pop() if len(labels) == 1 else None
 
 
-def _is_full_of(cell: Cell, label: int) -> bool:
-    return isinstance(cell, OneLabel) and cell.label == label and cell.mask is None
+def _is_full(cell: Cell) -> bool:
+    return isinstance(cell, OneLabel) and cell.mask is None
 
 
 def _num_bytes(cell: Cell) -> int:

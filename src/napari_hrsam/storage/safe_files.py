@@ -20,7 +20,7 @@ MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
 
 NUM_THREADS = 16
-"""Files that are forced onto the disk, or removed, at a time. The system then writes its own
+"""Files that are forced onto the disk, renamed or removed at a time. The system then writes its own
 journal once for all: 64 files take 3 ms in place of 15, on a busy machine 8 in place of 190."""
 
 _IS_POSIX = os.name == "posix"
@@ -106,9 +106,7 @@ class FileBatch:
 
     def _flush(self) -> None:
         self._together(_force_file, [_partial(path) for path, new in self._waiting.items() if new])
-        for path, is_new in self._waiting.items():
-            if is_new:
-                os.replace(_partial(path), path)
+        self._together(_rename, [path for path, is_new in self._waiting.items() if is_new])
         self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
         self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
@@ -130,6 +128,10 @@ def _partial(path: str) -> str:
     # One writer at a time: the name need not be random, and what a crash left is used again.
     folder, name = os.path.split(path)
     return f"{folder}/.{name}.partial"
+
+
+def _rename(path: str) -> None:
+    os.replace(_partial(path), path)
 
 
 def _remove(path: str) -> None:
