@@ -120,7 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         for diameter in arguments.objects:
             rounds = arguments.rounds if diameter <= HUGE_PX else max(1, arguments.rounds // 3)
-            for side in (side for side in arguments.sides if side >= diameter):
+            for side in (side for side in arguments.sides if side >= 2 * diameter):
                 rows += [
                     row(Path(place), side, diameter, rounds, is_forced=is_forced)
                     for is_forced in (True, False)

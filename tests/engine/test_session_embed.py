@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,34 @@ def test_work_that_was_stopped_goes_on_where_it_was(
         report = session.embed(0)
     assert (report.num_at_hand, report.num_encoded) == (5, report.num_tiles - 5)
     assert model.num_encoded == report.num_tiles
+
+
+def test_tiles_at_hand_count_as_used_just_now(
+    model: Any, scene: Scene, store: EmbeddingStore
+) -> None:
+    with Session(model, scene[0], embeddings=store) as session:
+        session.embed(1)
+        chunks = list(store.folder.rglob("c.*"))
+        for chunk in chunks:
+            os.utime(chunk, (1, 1))
+        session.embed(1)
+    assert all(chunk.stat().st_mtime > 1e9 for chunk in chunks)
+
+
+def test_a_tile_in_memory_is_put_on_disk_without_the_model(
+    model: Any, scene: Scene, store: EmbeddingStore
+) -> None:
+    with Session(model, scene[0], embeddings=store) as session:
+        session.read_ahead((0, 0, 200, 160), 2)
+        session.close()
+    with Session(model, scene[0], embeddings=store) as session:
+        assert session.embed(2).num_at_hand == model.num_encoded == 1
+        session.click(ON, level=2)
+        num = model.num_encoded
+        shutil.rmtree(store.folder)
+        session.embed(2)
+        assert model.num_encoded == num
+        assert len(list(store.folder.rglob("c.*"))) == 1
 
 
 def test_masks_from_the_disk_are_the_same_to_the_bit(

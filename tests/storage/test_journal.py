@@ -11,7 +11,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.journal import Journal, JournalEdit
-from napari_hrsam.storage.label_blocks import Block
+from napari_hrsam.storage.label_blocks import Block, _zstd
 
 U4 = np.dtype("u4")
 PROMPTS = Prompts().with_click((3.25, 4), True).with_click((1, 2), False).with_box((0, 1, 9, 8.5))
@@ -140,11 +140,13 @@ def test_a_damaged_file_is_reported_with_a_way_out_and_left_alone(tmp_path: Path
 
 
 def test_damage_inside_is_reported_too(journal: Journal) -> None:
-    edit = record(journal, 1, block(), Block(block(9).box, CHANGED, CHANGED.astype(U4)))
+    # Noise is stored as it is: a wrong bit makes another label, which only a checksum shows.
+    noise = np.random.default_rng(1).integers(1, 2**32, (4, 5), U4)
+    edit = record(journal, 1, block(), Block(block(9).box, CHANGED, noise))
     journal.close()
     database = sqlite3.connect(journal.path)
     (good,) = database.execute("SELECT before FROM blocks WHERE before IS NOT NULL").fetchone()
-    cut = bytes([*good[:-6], good[-6] ^ 1, *good[-5:]])
+    cut = bytes([*good[:40], good[40] ^ 1, *good[41:]])
     database.execute("UPDATE blocks SET changed = x'00112233' WHERE before IS NULL")
     database.execute("UPDATE blocks SET before = ? WHERE before IS NOT NULL", [cut])
     database.execute("UPDATE edits SET prompts = 'nonsense'")
@@ -154,6 +156,10 @@ def test_damage_inside_is_reported_too(journal: Journal) -> None:
     for index in range(2):
         with pytest.raises(LabelsError, match="expected an intact journal, got damage"):
             opened.blocks(edit).read(index)
+    # Whole in itself, but of another block.
+    opened._database.execute("UPDATE blocks SET changed = ?", [_zstd(np.zeros(9, np.uint8))])
+    with pytest.raises(LabelsError, match="9 bytes for the pixels of Box"):
+        opened.blocks(edit).read(0)
     with pytest.raises(LabelsError, match="JSONDecodeError"):
         opened.history()
     opened.close()

@@ -183,6 +183,15 @@ def test_rectangles_in_two_chunks_stay_two(labels: PyramidLabels, other: slice) 
     assert not labels.read(WHOLE).any()
 
 
+def test_a_full_chunk_after_one_that_the_end_cuts_is_full(tmp_path: Path) -> None:
+    mask = np.zeros((2100, 1301), bool)
+    mask[:1024, 1024:] = mask[1024:1536] = True
+    with create_labels(tmp_path / "tall", "cells", mask.shape) as labels:
+        labels.write(Box.of_shape(mask.shape), mask, 1)
+        np.testing.assert_array_equal(labels.read(Box.of_shape(mask.shape)) == 1, mask)
+        require_consistent_levels(labels)
+
+
 def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabels) -> None:
     first = labels.write(PLACE, ones(PLACE), 1)
     second = labels.write(PLACE, ones(PLACE), 2, overwrite=True)

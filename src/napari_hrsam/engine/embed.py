@@ -71,7 +71,8 @@ def embed_tiles(
 ) -> EmbedReport:
     """Encode the tiles that are not kept yet, one after the other, and keep each at once.
 
-    One by one: batches are no faster on a CPU (benchmarks/embeddings.py).
+    One by one: batches gain less than a tenth on a CPU (benchmarks/embeddings.py), and what of a
+    batch was done would be lost when the process is killed.
 
     Parameters
     ----------

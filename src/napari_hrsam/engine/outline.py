@@ -33,8 +33,11 @@ PATCH_SHARE = 1 / 8
 """Side of the patches, as a share of a tile, in which the outline is looked for. Every crossed
 patch lies in a tile that has at least as much around it where the image goes on."""
 
-BAND_PX = 6
-"""The outline moves at most about this many pixels of the coarser level."""
+BAND_PX = 3
+"""Up to this many pixels of the coarser level the network's answer counts; at twice as many not.
+
+Further out it rather finds other things.
+"""
 
 FULL_WEIGHT = 0.02
 """Sum of tile weights from which on the prior has no say; the least that a crossed patch has."""
@@ -167,16 +170,16 @@ class _Step:
             )
             if (
                 self._field.fills(
-                    _level0(area.expand(BAND_PX * ratio), scale, self._image.shape_yx)
+                    _level0(area.expand(2 * BAND_PX * ratio), scale, self._image.shape_yx)
                 )
                 is not None
             ):
                 continue
-            inside = self._field.sample(self._field.level, coarse.expand(BAND_PX)) > 0
+            inside = self._field.sample(self._field.level, coarse.expand(2 * BAND_PX)) > 0
             for y, x in itertools.product(
                 range(0, coarse.height, patch), range(0, coarse.width, patch)
             ):
-                part = inside[y : y + patch + 2 * BAND_PX, x : x + patch + 2 * BAND_PX]
+                part = inside[y : y + patch + 4 * BAND_PX, x : x + patch + 4 * BAND_PX]
                 if part.any() and not part.all():
                     found.add(
                         (
