@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,15 @@ def test_a_tile_on_disk_is_taken_without_model_and_image(
 
 
 def test_a_tile_pushed_out_of_memory_comes_back_from_disk(
-    model: Any, image: ArrayImage, store: EmbeddingStore
+    model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = store.write
+
+    def slow(*given: Any) -> bool:
+        time.sleep(0.1)
+        return write(*given)
+
+    monkeypatch.setattr(store, "write", slow)
     cache = cache_of(model, image, store=store, max_tiles=1)
     for _ in range(3):
         cache.see(GRID.tile(0, 0))
