@@ -342,3 +342,16 @@ def test_nothing_is_read_ahead_where_all_memory_is_needed(model: Any, image: Arr
     cache.see(GRID.tile(5, 5))
     assert not cache.see_ahead([GRID.tile(1, 1)], [GRID.tile(5, 5)])
     assert tiles_in_memory(cache) == [GRID.tile(5, 5)]
+
+
+def test_a_tile_seen_while_the_program_ends_is_still_kept(
+    model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    cache = cache_of(model, image, store=store)
+    monkeypatch.setattr("napari_hrsam.engine.stored_tiles.ThreadPoolExecutor.submit", refuse)
+    cache.see(GRID.tile(0, 0))
+    cache.clear()
+    assert cache.is_at_hand(GRID.tile(0, 0))
