@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -347,11 +348,12 @@ def test_nothing_is_read_ahead_where_all_memory_is_needed(model: Any, image: Arr
 def test_a_tile_seen_while_the_program_ends_is_still_kept(
     model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("cannot schedule new futures after shutdown")
+    class Ended(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
+    monkeypatch.setattr("napari_hrsam.engine.stored_tiles.ThreadPoolExecutor", Ended)
     cache = cache_of(model, image, store=store)
-    monkeypatch.setattr("napari_hrsam.engine.stored_tiles.ThreadPoolExecutor.submit", refuse)
     cache.see(GRID.tile(0, 0))
     cache.clear()
     assert cache.is_at_hand(GRID.tile(0, 0))
