@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,17 @@ def test_nothing_is_read_ahead_where_all_memory_is_needed(model: Any, image: Arr
     cache.see(GRID.tile(5, 5))
     assert not cache.see_ahead([GRID.tile(1, 1)], [GRID.tile(5, 5)])
     assert tiles_in_memory(cache) == [GRID.tile(5, 5)]
+
+
+def test_a_tile_seen_while_the_program_ends_is_still_kept(
+    model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr("napari_hrsam.engine.stored_tiles.ThreadPoolExecutor", Ended)
+    cache = cache_of(model, image, store=store)
+    cache.see(GRID.tile(0, 0))
+    cache.clear()
+    assert cache.is_at_hand(GRID.tile(0, 0))

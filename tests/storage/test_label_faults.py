@@ -172,6 +172,7 @@ def test_only_what_is_stored_is_looked_at_for_the_highest_id(tmp_path: Path) -> 
     for path in (tmp_path / "labels" / "cells").rglob("c/0"):
         (path / ".0.partial").write_bytes(b"what a crash left")
         (path / "notes.txt").write_bytes(b"mine")
+    (tmp_path / "labels" / "cells" / "0" / "0.0").write_bytes(b"a key of another separator")
     shutil.rmtree(tmp_path / "labels" / "cells" / ".journal")
     with open_labels(tmp_path, "cells") as labels:
         assert labels.next_label() == 42

@@ -86,6 +86,12 @@ def test_rgb_and_its_level_1_of_a_stack() -> None:
     np.testing.assert_array_equal(seen(image, plane=(3,)), data[3, :64, :64])
 
 
+def test_an_rgb_layer_of_bytes_is_shown_as_it_is_whatever_limits_napari_gave_it() -> None:
+    data = RNG.integers(20, 90, (96, 128, 3), np.uint8)
+    layer = Image(data, rgb=True, contrast_limits=(30, 60))
+    np.testing.assert_array_equal(seen(open_image(layer)), data[:64, :64])
+
+
 def test_the_last_axis_of_a_layer_without_colours_holds_none() -> None:
     image = open_image(Image(np.zeros((7, 64, 3)), rgb=False, contrast_limits=(0, 1)))
     assert image.plane_shape == (7,)

@@ -90,7 +90,11 @@ class StoredTiles:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="hrsam-embeddings")
         # Here, where errors in reading the image are told: the writer may outlive the image.
         self._key()
-        self._last = embedding.tile, self._writer.submit(self._write_or_warn, embedding)
+        try:
+            self._last = embedding.tile, self._writer.submit(self._write_or_warn, embedding)
+        except RuntimeError:
+            # The interpreter is ending and starts no more work on other threads.
+            self._write_or_warn(embedding)
 
     def flush(self) -> None:
         """Wait until what was to be kept is written."""

@@ -217,7 +217,7 @@ def label_folder(path: str | PathLike[str], name: str) -> Path:
     labels = Path(text.removeprefix("file://")) / "labels"
     folder = labels / name
     # A name is one folder: nothing that leads elsewhere.
-    if Path(name).name != name or not folder.is_dir():
+    if Path(name).name != name or name in {"", ".."} or not folder.is_dir():
         there = sorted(p.name for p in labels.glob("[!.]*") if p.is_dir())
         got = f"only {', '.join(there)}" if there else "none"
         raise LabelsError(
