@@ -123,6 +123,7 @@ def test_planes_are_kept_apart_and_a_lone_plane_need_not_be_named(tmp_path: Path
         require_equal(store.read(STACK, Tile(1, 32, 64, 64, plane)), maps_of(seed))
     for plane in [(), (0,), (0, 1), (2, 0), (-1, 0), (0, 0, 0)]:
         assert store.read(STACK, Tile(1, 32, 64, 64, plane)) is None
+    for plane in [(), (0,), (2, 0), (-1, 0), (0, 0, 0)]:
         assert not store.write(STACK, Tile(1, 32, 64, 64, plane), maps_of(1))
     lone = EmbeddingKey(ImageIdentity("123", (1000, 700), (1, 1)), "model-1")
     store.write(lone, TILE, maps_of(7))
