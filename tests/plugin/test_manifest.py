@@ -103,7 +103,7 @@ def test_a_generated_image_is_opened_by_its_path(
     tmp_path: Path, viewer: ViewerModel, npe2pm: PluginManager
 ) -> None:
     npe2pm.register(PluginManifest.from_file(PACKAGED))
-    path = tmp_path / "my slide.ome.zarr"
+    path = tmp_path / "my slide.sample.zarr"
     sample = make_sample(path, 5000)
     [layer] = viewer.open(str(path), plugin="napari-hrsam")
     assert layer.name == "my slide"
@@ -116,7 +116,12 @@ def test_a_generated_image_is_opened_by_its_path(
     assert ome_zarr_of(layer) == path
 
 
-def test_other_images_are_left_to_other_readers(tmp_path: Path) -> None:
+def test_other_images_are_left_to_other_readers(tmp_path: Path, npe2pm: PluginManager) -> None:
+    manifest = PluginManifest.from_file(PACKAGED)
+    npe2pm.register(manifest)
+    # napari asks the user when two plugins claim a name, and *.zarr has readers enough.
+    assert not list(npe2pm.iter_compatible_readers("slide.ome.zarr"))
+    assert list(npe2pm.iter_compatible_readers("slide.sample.zarr"))
     (tmp_path / "other.zarr").mkdir()
     assert generated_reader(str(tmp_path / "other.zarr")) is None
     assert generated_reader([str(tmp_path)]) is None

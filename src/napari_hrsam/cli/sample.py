@@ -32,10 +32,14 @@ def add_commands(commands: Commands) -> None:
         commands,
         "sample",
         summary="make an OME-Zarr image of any size with thousands of objects of known masks",
-        example="napari-hrsam sample slide.ome.zarr --size 100000",
+        example="napari-hrsam sample slide.sample.zarr --size 100000",
     )
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="where to make it; nothing may be there"
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="where to make it; nothing may be there. napari opens it by its path if that ends in "
+        ".sample.zarr",
     )
     parser.add_argument(
         "--size",
