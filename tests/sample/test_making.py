@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from napari_hrsam.errors import ConfigError, ImageError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample import Sample, make_sample, open_sample
 from napari_hrsam.sample.making import COARSE_PX
+from napari_hrsam.storage.label_check import verify_labels
 from napari_hrsam.storage.label_pyramid import create_labels
 
 
@@ -161,3 +163,24 @@ def test_labels_can_be_drawn_beside_it(tmp_path: Path) -> None:
         labels.write(found.box, sample.mask(found.label), 1)
         np.testing.assert_array_equal(labels.read(found.box) == 1, sample.mask(found.label))
     assert sample.image.level_shapes == [level.shape for level in labels.levels]
+
+
+def test_labels_beside_a_generated_image_lie_where_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "slide.ome.zarr"
+    sample = make_sample(path, 4096)
+    with create_labels(path, "cells", like=sample.image) as labels:
+        labels.write(Box(100, 200, 140, 260), np.ones((40, 60), bool), 1)
+    assert verify_labels(path, "cells").problems == ()
+    image = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    group = path / "labels" / "cells" / "zarr.json"
+    made = json.loads(group.read_text())["attributes"]["ome"]["multiscales"][0]
+    for of_image, of_labels in zip(image["datasets"], made["datasets"], strict=True):
+        transforms = zip(
+            of_image["coordinateTransformations"],
+            of_labels["coordinateTransformations"],
+            strict=True,
+        )
+        for told, taken in transforms:
+            kind = told["type"]
+            # All but the axis of channels.
+            assert taken == {"type": kind, kind: told[kind][1:]}

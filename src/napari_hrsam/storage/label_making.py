@@ -191,11 +191,15 @@ def _thinned(
 ) -> list[dict[str, Any]]:
     """Leave out the channels; take the planes' numbers from the finest level."""
     kept = copy.deepcopy(transforms)
-    for transform, first in zip(kept, finest, strict=False):
+    for transform in kept:
         for key in ("scale", "translation"):
-            if isinstance(transform.get(key), list) and isinstance(first.get(key), list):
-                both = [first[key][i] for i in keep[:-2]], [transform[key][i] for i in keep[-2:]]
-                transform[key] = both[0] + both[1]
+            numbers = transform.get(key)
+            if not isinstance(numbers, list):
+                continue
+            # The finest level often has no translation; one of its own is right then.
+            first = next((other[key] for other in finest if isinstance(other.get(key), list)), None)
+            planes = numbers if first is None else first
+            transform[key] = [planes[i] for i in keep[:-2]] + [numbers[i] for i in keep[-2:]]
     return kept
 
 
