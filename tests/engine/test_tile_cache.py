@@ -345,7 +345,7 @@ def test_nothing_is_read_ahead_where_all_memory_is_needed(model: Any, image: Arr
     assert tiles_in_memory(cache) == [GRID.tile(5, 5)]
 
 
-def test_a_tile_seen_while_the_program_ends_is_still_kept(
+def test_a_tile_seen_while_the_program_ends_is_used_and_not_kept(
     model: Any, image: ArrayImage, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ended(ThreadPoolExecutor):
@@ -354,6 +354,7 @@ def test_a_tile_seen_while_the_program_ends_is_still_kept(
 
     monkeypatch.setattr("napari_hrsam.engine.stored_tiles.ThreadPoolExecutor", Ended)
     cache = cache_of(model, image, store=store)
-    cache.see(GRID.tile(0, 0))
+    assert cache.see(GRID.tile(0, 0)).encode_s > 0
+    assert cache.see(GRID.tile(0, 0)).encode_s == 0
     cache.clear()
-    assert cache.is_at_hand(GRID.tile(0, 0))
+    assert not cache.is_at_hand(GRID.tile(0, 0))

@@ -93,8 +93,9 @@ class StoredTiles:
         try:
             self._last = embedding.tile, self._writer.submit(self._write_or_warn, embedding)
         except RuntimeError:
-            # The interpreter is ending and starts no more work on other threads.
-            self._write_or_warn(embedding)
+            # The interpreter is ending: neither we nor zarr can start work on other threads.
+            self._is_writable = False
+            logger.debug("a tile seen while the program ended is not kept")
 
     def flush(self) -> None:
         """Wait until what was to be kept is written."""
