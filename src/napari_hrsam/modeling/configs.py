@@ -8,6 +8,19 @@ from typing import Literal
 
 from napari_hrsam.errors import ConfigError
 
+Stem = Literal["linear", "efficientnet-lite0"]
+STEMS: tuple[Stem, ...] = ("linear", "efficientnet-lite0")
+
+
+def _check_stem(stem: str, stride: int, patch_size: int) -> None:
+    if stem not in STEMS or stride not in (16, 32):
+        raise ConfigError(
+            f"stem must be one of {', '.join(STEMS)} and stem_stride 16 or 32, got {stem!r} and "
+            f"{stride}"
+        )
+    if stem != "linear" and patch_size != 16:
+        raise ConfigError(f"the convolutional stem has stride 16, got patch {patch_size}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HRSAMConfig:
@@ -24,7 +37,8 @@ class HRSAMConfig:
     num_cycles : int
         Passes R of the cycle scan.
     stage_ends : tuple of int
-        Blocks whose output is fused; a state-space block runs before each.
+        Blocks whose output is fused; a state-space block runs before each. Empty with depth 0:
+        the embedding is then made of the stem's tokens alone.
     out_channels : int
         Channels of the embedding.
     pos_grid : int
@@ -37,10 +51,11 @@ class HRSAMConfig:
         Keep the aspect ratio of the copies (rounded up to the patch) instead of a square.
     shift_small : bool
         Shift maps that fit in one window too (released code: yes; the authors' later code: no).
-    stem : {"linear", "conv"}
-        Patch projection, or four stride-2 convolutions that also give stride-4 and stride-8 maps.
-    stem_channels : tuple of int
-        Channels of the convolutional stem at strides 2, 4 and 8.
+    stem : {"linear", "efficientnet-lite0"}
+        Patch projection, or pretrained convolutions that also give stride-4 and stride-8 maps.
+    stem_stride : {16, 32}
+        Where the convolutional stem ends. With 16 all wider context comes from the blocks; with
+        32 the stem's stride-32 map joins the tokens.
     """
 
     patch_size: int = 16
@@ -58,8 +73,8 @@ class HRSAMConfig:
     anchor_sizes: tuple[int, ...] = ()
     anchor_keep_aspect: bool = False
     shift_small: bool = True
-    stem: Literal["linear", "conv"] = "linear"
-    stem_channels: tuple[int, int, int] = (24, 48, 96)
+    stem: Stem = "linear"
+    stem_stride: int = 16
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -68,15 +83,18 @@ class HRSAMConfig:
                 f"embed_dim must be a multiple of 4 * num_heads = {4 * self.num_heads} for the "
                 f"rotary embedding, got {self.embed_dim}"
             )
-        if not self.stage_ends or max(self.stage_ends) >= self.depth or min(self.stage_ends) < 0:
+        ends_fit = all(0 <= end < self.depth for end in self.stage_ends)
+        if not ends_fit or bool(self.stage_ends) != bool(self.depth):
             raise ConfigError(
                 f"stage_ends must lie in 0..{self.depth - 1} (depth {self.depth}), "
-                f"got {self.stage_ends}"
+                f"got {self.stage_ends}; without blocks there are none"
             )
-        if self.stem not in ("linear", "conv"):
-            raise ConfigError(f"stem must be 'linear' or 'conv', got {self.stem!r}")
-        if self.stem == "conv" and self.patch_size != 16:
-            raise ConfigError(f"the convolutional stem has stride 16, got patch {self.patch_size}")
+        if not self.depth and (self.stem == "linear" or self.anchor_sizes):
+            raise ConfigError(
+                "an encoder without blocks needs a convolutional stem and no anchor map, got "
+                f"depth 0, the stem {self.stem!r} and the anchor maps {self.anchor_sizes}"
+            )
+        _check_stem(self.stem, self.stem_stride, self.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,10 +150,10 @@ class ViTConfig:
         to other grids, and of the relative-position tables of the global blocks.
     norm_eps : float
         Of the LayerNorms in the blocks (SAM 1e-6; FocSAM's copy of the encoder 1e-5).
-    stem : {"linear", "conv"}
-        SAM's patch projection, or four stride-2 convolutions as in `HRSAMConfig`.
-    stem_channels : tuple of int
-        Channels of the convolutional stem at strides 2, 4 and 8.
+    stem : {"linear", "efficientnet-lite0"}
+        SAM's patch projection, or pretrained convolutions as in `HRSAMConfig`.
+    stem_stride : {16, 32}
+        Where the convolutional stem ends.
     ba : BASAMConfig or None
         BA-SAM's changes of the attention.
     """
@@ -150,8 +168,8 @@ class ViTConfig:
     out_channels: int = 256
     pos_grid: int = 64
     norm_eps: float = 1e-6
-    stem: Literal["linear", "conv"] = "linear"
-    stem_channels: tuple[int, int, int] = (24, 48, 96)
+    stem: Stem = "linear"
+    stem_stride: int = 16
     ba: BASAMConfig | None = None
 
     def __post_init__(self) -> None:
@@ -166,10 +184,7 @@ class ViTConfig:
                 f"global_blocks must lie in 0..{self.depth - 1} (depth {self.depth}), "
                 f"got {self.global_blocks}"
             )
-        if self.stem not in ("linear", "conv"):
-            raise ConfigError(f"stem must be 'linear' or 'conv', got {self.stem!r}")
-        if self.stem == "conv" and self.patch_size != 16:
-            raise ConfigError(f"the convolutional stem has stride 16, got patch {self.patch_size}")
+        _check_stem(self.stem, self.stem_stride, self.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,11 +278,13 @@ class PromptDecoderConfig:
     iou_head_depth, iou_head_dim : int
         Layers and width of the head that predicts IoU.
     skip_channels : tuple of int or None
-        Channels of the encoder's stride-8 and stride-4 maps added in the upscaling; None for SAM.
-    dense_prompts : bool
-        Let clicks, box and prior mask enter the upscaling at stride 4 as well. Needs
-        ``skip_channels``. SAM's clicks reach the mask only through tokens; with little training
-        data a correction is learned much faster when it is also drawn where it was made.
+        Channels of the encoder's stride-8 and stride-4 maps; None is SAM's decoder. With them the
+        prompts are also drawn into the embedding where they were made, the transformer's image
+        tokens see their surroundings before the upscaling, and a fine path that reads the maps
+        corrects the mask. (SAM's clicks reach the mask through tokens only; with little training
+        data a correction is learned much faster when it is also drawn.)
+    context_levels : int
+        How often the image tokens are halved in size for their surroundings; 0 for none.
     """
 
     embed_dim: int = 256
@@ -280,7 +297,7 @@ class PromptDecoderConfig:
     iou_head_depth: int = 3
     iou_head_dim: int = 256
     skip_channels: tuple[int, int] | None = None
-    dense_prompts: bool = False
+    context_levels: int = 2
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -289,5 +306,5 @@ class PromptDecoderConfig:
                 f"embed_dim must be a multiple of 8 and of 2 * num_heads, got {self.embed_dim} "
                 f"with {self.num_heads} heads"
             )
-        if self.dense_prompts and self.skip_channels is None:
-            raise ConfigError("dense_prompts needs skip_channels (a convolutional stem)")
+        if self.context_levels < 0:
+            raise ConfigError(f"context_levels must be 0 or more, got {self.context_levels}")

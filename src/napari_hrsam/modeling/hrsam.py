@@ -17,8 +17,8 @@ from napari_hrsam.modeling.attention import (
     window_attention,
 )
 from napari_hrsam.modeling.configs import HRSAMConfig
+from napari_hrsam.modeling.efficientnet import PretrainedStem
 from napari_hrsam.modeling.layers import (
-    ConvStem,
     Mlp,
     PatchEmbed,
     TokenDropPath,
@@ -190,8 +190,8 @@ class HRSAMEncoder(nn.Module):
         self.attention_backend: AttentionBackend = "auto"
         self.scan_backend: ScanBackend = "auto"
         dim, num_maps = config.embed_dim, 1 + len(config.anchor_sizes)
-        if config.stem == "conv":
-            self.stem = ConvStem(3, config.stem_channels, dim)
+        if config.stem == "efficientnet-lite0":
+            self.stem = PretrainedStem(dim, config.stem_stride)
         else:
             self.patch_embed = PatchEmbed(config.patch_size, 3, dim)
         if config.pos_grid:
@@ -214,7 +214,7 @@ class HRSAMEncoder(nn.Module):
                 nn.Linear(dim * num_maps, config.out_channels, bias=False),
                 nn.LayerNorm(config.out_channels),
             )
-            for _ in config.stage_ends
+            for _ in config.stage_ends or ("stem",)
         )
         channels = config.out_channels
         self.out_conv = nn.Sequential(
@@ -278,7 +278,7 @@ class HRSAMEncoder(nn.Module):
     def _tokens(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Patch embedding plus position map: (B, C, H, W) and the stem's finer maps."""
         stride8 = stride4 = None
-        if self.config.stem == "conv":
+        if self.config.stem == "efficientnet-lite0":
             x, stride8, stride4 = self.stem(image)
         else:
             x = self.patch_embed(image)
@@ -292,7 +292,7 @@ class HRSAMEncoder(nn.Module):
 
     def _stages(self, x: Tensor, sizes: Sizes) -> Tensor:
         config, freqs = self.config, self.rope.freqs
-        fused = None
+        fused = None if config.depth else self._lateral(x, sizes, 0)
         for index, block in enumerate(self.blocks):
             stage = config.stage_ends.index(index) if index in config.stage_ends else None
             if stage is not None and config.state_dim:
@@ -302,12 +302,15 @@ class HRSAMEncoder(nn.Module):
                 continue
             if config.state_dim and config.anchor_sizes:
                 x = self.ms_mamba_blocks[stage](x, self.scan_backend)
-            lateral = self.lateral_convs[stage](self._merge_maps(x, sizes, stage))
-            height, width = sizes[0]
-            lateral = lateral.transpose(1, 2).unflatten(2, (height, width))
+            lateral = self._lateral(x, sizes, stage)
             fused = lateral if fused is None else fused + lateral
         out: Tensor = self.out_conv(fused)
         return out.permute(0, 3, 1, 2)
+
+    def _lateral(self, x: Tensor, sizes: Sizes, stage: int) -> Tensor:
+        """Project the tokens (B, L, C) that leave a stage: (B, out_channels, H, W)."""
+        projected: Tensor = self.lateral_convs[stage](self._merge_maps(x, sizes, stage))
+        return projected.transpose(1, 2).unflatten(2, sizes[0])
 
     def _scan_before(self, x: Tensor, sizes: Sizes, stage: int) -> Tensor:
         if not self.config.anchor_sizes:

@@ -167,45 +167,6 @@ class ResidualConv(nn.Module):
         return out
 
 
-class ConvStem(nn.Module):
-    """Four stride-2 convolutions in place of the linear patch projection.
-
-    A linear projection of 16 x 16 pixels has to learn edges from scratch and loses the position
-    of an outline inside a patch; with a few thousand training images a convolutional stem learns
-    faster, and its stride-4 and stride-8 maps give the mask decoder the outline back.
-
-    Parameters
-    ----------
-    in_channels : int
-        Image channels.
-    channels : tuple of int
-        Channels at strides 2, 4 and 8.
-    embed_dim : int
-        Channels of the tokens at stride 16.
-    """
-
-    def __init__(self, in_channels: int, channels: tuple[int, int, int], embed_dim: int) -> None:
-        super().__init__()
-        c2, c4, c8 = channels
-        self.down2 = nn.Sequential(
-            nn.Conv2d(in_channels, c2, 3, stride=2, padding=1), LayerNorm2d(c2), nn.GELU()
-        )
-        self.down4 = nn.Sequential(
-            nn.Conv2d(c2, c4, 3, stride=2, padding=1), LayerNorm2d(c4), nn.GELU(), ResidualConv(c4)
-        )
-        self.down8 = nn.Sequential(
-            nn.Conv2d(c4, c8, 3, stride=2, padding=1), LayerNorm2d(c8), nn.GELU(), ResidualConv(c8)
-        )
-        self.down16 = nn.Conv2d(c8, embed_dim, 3, stride=2, padding=1)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the stride-16, stride-8 and stride-4 maps of (B, 3, H, W)."""
-        image = image.contiguous(memory_format=torch.channels_last)
-        stride4 = self.down4(self.down2(image))
-        stride8 = self.down8(stride4)
-        return self.down16(stride8), stride8, stride4
-
-
 def rotary_frequencies(head_dim: int) -> Tensor:
     """Frequencies of the 2-D rotary embedding, ``10000 ** (-2k / m)`` with m = head_dim / 2.
 

@@ -16,6 +16,7 @@ from napari_hrsam.modeling.configs import (
     TinyViTConfig,
     ViTConfig,
 )
+from napari_hrsam.modeling.efficientnet import PIXEL_MEAN, PIXEL_STD, STEM_CHANNELS
 
 ChannelOrder = Literal["rgb", "bgr"]
 
@@ -32,6 +33,8 @@ class ModelConfig:
         One line for lists.
     image_encoder, decoder
         Network configurations.
+    dense_head : bool
+        Whether it predicts maps of all objects at once too, see `dense_head.DenseHead`.
     focus : FocusConfig or None
         Refiner that rewrites the embedding of an object at its second click.
     pixel_mean, pixel_std : tuple of float
@@ -54,6 +57,7 @@ class ModelConfig:
     description: str
     image_encoder: EncoderConfig
     decoder: PromptDecoderConfig
+    dense_head: bool = False
     focus: FocusConfig | None = None
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -84,32 +88,34 @@ class ModelConfig:
             )
 
 
-_TINY_STEM = (24, 48, 96)
-
 _TINY_ENCODER = HRSAMConfig(
     embed_dim=192,
+    depth=6,
     num_heads=6,
     mlp_ratio=2.0,
     window_size=8,
     state_dim=8,
+    stage_ends=(2, 5),
     out_channels=128,
     pos_grid=0,
-    stem="conv",
-    stem_channels=_TINY_STEM,
+    stem="efficientnet-lite0",
 )
 
 HRSAM_TINY = ModelConfig(
     name="hrsam-tiny",
-    description="HRSAM with 192 channels and a convolutional stem, for a laptop CPU",
+    description="HRSAM with 192 channels behind a pretrained stem, for a laptop CPU",
     image_encoder=_TINY_ENCODER,
     decoder=PromptDecoderConfig(
         embed_dim=128,
+        pe_grid=32,
         num_heads=4,
         mlp_dim=512,
         iou_head_dim=128,
-        skip_channels=(_TINY_STEM[2], _TINY_STEM[1]),
-        dense_prompts=True,
+        skip_channels=(STEM_CHANNELS[8], STEM_CHANNELS[4]),
     ),
+    dense_head=True,
+    pixel_mean=PIXEL_MEAN,
+    pixel_std=PIXEL_STD,
     tile_px=512,
     licence="BSD-3-Clause",
     weights="hrsam-tiny.safetensors",
@@ -138,13 +144,15 @@ SAM_TINY = ModelConfig(
         embed_dim=192,
         num_heads=6,
         mlp_ratio=2.0,
-        global_blocks=tuple(range(12)),
+        depth=6,
+        global_blocks=tuple(range(6)),
         out_channels=128,
         pos_grid=16,
-        stem="conv",
-        stem_channels=_TINY_STEM,
+        stem="efficientnet-lite0",
     ),
     decoder=HRSAM_TINY.decoder,
+    pixel_mean=PIXEL_MEAN,
+    pixel_std=PIXEL_STD,
     tile_px=256,
     licence="BSD-3-Clause",
 )

@@ -26,7 +26,9 @@ class RandomPositionCode(nn.Module):
     def forward(self, points_xy: Tensor) -> Tensor:
         """Code (..., 2) coordinates in [0, 1] as (..., 2 features): sines, then cosines."""
         matrix = self.get_buffer("positional_encoding_gaussian_matrix")
-        phase = 2 * math.pi * ((2 * points_xy - 1) @ matrix)
+        # Half precision would move a point by whole pixels.
+        with torch.autocast(points_xy.device.type, enabled=False):
+            phase = 2 * math.pi * ((2 * points_xy - 1) @ matrix)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
     def grid(self, size: int) -> Tensor:

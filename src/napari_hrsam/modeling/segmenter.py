@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling.attention import AttentionBackend
+from napari_hrsam.modeling.dense_head import DenseHead
+from napari_hrsam.modeling.drawn_prompts import draw_prompts
 from napari_hrsam.modeling.focus_refiner import FocusRefiner
 from napari_hrsam.modeling.hrsam import HRSAMEncoder
 from napari_hrsam.modeling.image_encoders import build_encoder
-from napari_hrsam.modeling.mask_decoder import MaskDecoder, draw_prompts
+from napari_hrsam.modeling.mask_decoder import Decoded, MaskDecoder
 from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
 from napari_hrsam.modeling.selective_scan import ScanBackend
@@ -27,7 +29,7 @@ class ImageFeatures:
     Attributes
     ----------
     embedding : (B, C, H / 16, W / 16) float
-    stride8, stride4 : (B, C / 4, H / 8, W / 8) and (B, C / 8, H / 4, W / 4) float, or None
+    stride8, stride4 : (B, 32, H / 8, W / 8) and (B, 16, H / 4, W / 4) float, or None
         Projected stem maps for the mask decoder, for models with a convolutional stem.
     """
 
@@ -69,6 +71,7 @@ class Segmenter(nn.Module):
         self.image_encoder = build_encoder(config.image_encoder)
         self.prompt_encoder = PromptEncoder(config.decoder)
         self.mask_decoder = MaskDecoder(config.decoder)
+        self.dense_head = DenseHead(config.decoder.embed_dim) if config.dense_head else None
         self.focus_refiner = None if config.focus is None else FocusRefiner(config.focus)
         shape = (1, 3, 1, 1)
         mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
@@ -142,6 +145,32 @@ class Segmenter(nn.Module):
         features = ImageFeatures(embedding=embedding, stride8=stride8, stride4=stride4)
         return features.to(device=self.device, dtype=torch.float32) if use_bf16 else features
 
+    def dense_maps(self, features: ImageFeatures) -> Tensor:
+        """Predict foreground, centre distance and boundary distance of all objects at once.
+
+        Parameters
+        ----------
+        features : ImageFeatures
+            Of B images.
+
+        Returns
+        -------
+        (B, 3, H / 4, W / 4) float, 0..1
+            See `dense_head.DENSE_MAPS`.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no dense head.
+        """
+        if self.dense_head is None:
+            raise ConfigError(
+                f"expected a model with a dense head, got {self.name!r}; choose hrsam-tiny"
+            )
+        return torch.sigmoid(
+            self.dense_head(features.embedding, features.stride8, features.stride4)
+        )
+
     def decode(
         self,
         features: ImageFeatures,
@@ -179,7 +208,7 @@ class Segmenter(nn.Module):
         ShapeError
             If the shapes do not belong together.
         """
-        masks, iou = self.decode_all(
+        decoded = self.decode_all(
             features,
             point_coords_xy=point_coords_xy,
             point_labels=point_labels,
@@ -187,26 +216,7 @@ class Segmenter(nn.Module):
             mask_logits=mask_logits,
         )
         chosen = slice(1, None) if multimask else slice(0, 1)
-        return masks[:, chosen], iou[:, chosen]
-
-    def decode_all(
-        self,
-        features: ImageFeatures,
-        *,
-        point_coords_xy: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        boxes_xyxy: Tensor | None = None,
-        mask_logits: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Predict the single mask and the candidates: (N, 4, H / 4, W / 4) and (N, 4)."""
-        masks, iou, _ = self._decode(
-            features,
-            point_coords_xy=point_coords_xy,
-            point_labels=point_labels,
-            boxes_xyxy=boxes_xyxy,
-            mask_logits=mask_logits,
-        )
-        return masks, iou
+        return decoded.masks[:, chosen], decoded.iou[:, chosen]
 
     def refine(
         self,
@@ -250,37 +260,40 @@ class Segmenter(nn.Module):
                 "ends in +focus, or decode without refining"
             )
         with torch.no_grad():
-            masks, _, tokens = self._decode(
+            decoded = self.decode_all(
                 features,
                 point_coords_xy=point_coords_xy,
                 point_labels=point_labels,
                 boxes_xyxy=boxes_xyxy,
                 mask_logits=mask_logits,
             )
-        num, (height, width) = masks.shape[0], features.embedding.shape[2:]
+        num, (height, width) = decoded.masks.shape[0], features.embedding.shape[2:]
         patch = self.config.image_encoder.patch_size
         each = {
             name: None if x is None else x.expand(num, -1, -1, -1) for name, x in features.items()
         }
         refined = self.focus_refiner(
             each["embedding"],
-            tokens[:, :1],
-            masks[:, :1],
+            decoded.mask_tokens[:, :1],
+            decoded.masks[:, :1],
             (height * patch, width * patch),
             box_expansion,
         )
         return ImageFeatures(embedding=refined, stride8=each["stride8"], stride4=each["stride4"])
 
-    def _decode(
+    def decode_all(
         self,
         features: ImageFeatures,
         *,
-        point_coords_xy: Tensor | None,
-        point_labels: Tensor | None,
-        boxes_xyxy: Tensor | None,
-        mask_logits: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict all masks, their IoU and their tokens (N, 4, C)."""
+        point_coords_xy: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+    ) -> Decoded:
+        """Predict the single mask and the candidates, with all that training looks at.
+
+        Parameters and errors are those of `decode`.
+        """
         height, width = features.embedding.shape[2:]
         patch = self.config.image_encoder.patch_size
         sparse, dense = self.prompt_encoder(
@@ -297,7 +310,7 @@ class Segmenter(nn.Module):
                 f"{sparse.shape[0]} objects; give one image, or one per object"
             )
         drawn = None
-        if self.config.decoder.dense_prompts:
+        if self.config.decoder.skip_channels is not None:
             drawn = draw_prompts(
                 map_hw=(4 * height, 4 * width),
                 num=sparse.shape[0],
@@ -307,7 +320,7 @@ class Segmenter(nn.Module):
                 mask_logits=mask_logits,
                 like=features.embedding,
             )
-        decoded: tuple[Tensor, Tensor, Tensor] = self.mask_decoder(
+        decoded: Decoded = self.mask_decoder(
             features.embedding,
             self.prompt_encoder.dense_position((height, width)),
             sparse,

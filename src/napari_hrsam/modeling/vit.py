@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from napari_hrsam.modeling.attention import AttentionBackend
 from napari_hrsam.modeling.biased_attention import QueryPart, biased_attention
 from napari_hrsam.modeling.configs import BASAMConfig, ViTConfig
+from napari_hrsam.modeling.efficientnet import PretrainedStem
 from napari_hrsam.modeling.layers import (
-    ConvStem,
     PatchEmbed,
     check_image,
     merge_windows,
@@ -193,8 +193,8 @@ class ViTEncoder(nn.Module):
         self.config = config
         self.attention_backend: AttentionBackend = "auto"
         dim, grid = config.embed_dim, config.pos_grid
-        if config.stem == "conv":
-            self.stem = ConvStem(3, config.stem_channels, dim)
+        if config.stem == "efficientnet-lite0":
+            self.stem = PretrainedStem(dim, config.stem_stride)
         else:
             self.patch_embed = PatchEmbed(config.patch_size, 3, dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, dim))
@@ -240,7 +240,7 @@ class ViTEncoder(nn.Module):
     def _tokens(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Patch embedding plus position map: (B, H, W, C) and the stem's finer maps."""
         stride8 = stride4 = None
-        if self.config.stem == "conv":
+        if self.config.stem == "efficientnet-lite0":
             x, stride8, stride4 = self.stem(image)
         else:
             x = self.patch_embed(image)

@@ -1,19 +1,88 @@
-"""Simulated sequences of clicks on a batch of objects, with their losses."""
+"""Simulated sequences of clicks on a batch of objects, with their losses, on any device.
+
+Shape letters: N objects, P clicks, H x W pixels of the crop, h x w cells of the labels.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_hrsam.errors import ConfigError
+from napari_hrsam.modeling.mask_decoder import Decoded
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
-from napari_hrsam.training.clicks import next_click
+from napari_hrsam.training.device_clicks import next_clicks
 from napari_hrsam.training.losses import batch_iou, dice_loss, normalized_focal_loss
 
 LOSS_STRIDE = 2
 """Losses and clicks are computed at half the crop's resolution."""
+MASK_STRIDE = 4
+"""Of the decoder's masks."""
+
+_CLICK_SPREADS = ((1.0, 0.55), (1.7, 0.35), (-1.0, 0.1))
+"""Values of `next_clicks`'s k and how often each is used."""
+_OBEYED_LOGIT = 2.0
+_OBEYED_RADII = (1.5, 6.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClickConfig:
+    """How sequences of clicks are drawn and what their loss is made of.
+
+    Attributes
+    ----------
+    max_clicks : int
+        Longest simulated sequence.
+    click_decay : float, 0..1
+        A sequence goes on with this probability after each click (geometric).
+    first_share : float, 0..1
+        Share of batches whose loss is that of the first prompt; in the others it is that of the
+        last of two or more. (The rounds before it run without gradient.)
+    box_share : float, 0..1
+        Share of sequences that begin with a box in place of a click.
+    coarse_weight : float
+        Factor on the loss of the coarse mask, which the embedding has to draw by itself.
+    candidate_weight : float
+        Factor on the loss of the best candidate of a first click.
+    iou_weight : float
+        Factor on the squared error of the predicted IoU.
+    """
+
+    max_clicks: int = 8
+    click_decay: float = 0.75
+    first_share: float = 0.3
+    box_share: float = 0.12
+    coarse_weight: float = 0.7
+    candidate_weight: float = 0.3
+    iou_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.max_clicks < 1:
+            raise ConfigError(f"max_clicks must be at least 1, got {self.max_clicks}")
+        for name in ("click_decay", "first_share", "box_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsLoss:
+    """The outcome of one sequence of clicks.
+
+    Attributes
+    ----------
+    loss : () Tensor
+        With its graph.
+    ious : list of () Tensor
+        Mean IoU after each round, on the device.
+    """
+
+    loss: Tensor
+    ious: list[Tensor]
 
 
 def per_object(features: ImageFeatures, index: Tensor) -> ImageFeatures:
@@ -38,117 +107,216 @@ def per_object(features: ImageFeatures, index: Tensor) -> ImageFeatures:
 class ClickRounds:
     """One simulated sequence of clicks on a batch of objects.
 
-    Every sequence carries a loss after its first prompt and after its last; the rounds between
-    run without gradient, so that long sequences cost little more than short ones.
+    Nothing here waits for the device: how long the sequence is and where its loss lies is drawn on
+    the host for the whole batch, where the clicks go on the device for every object.
 
     Parameters
     ----------
     masks : (N, H, W) bool
-        Objects in crop pixels.
+        Objects in crop pixels, on the device.
     rng : numpy.random.Generator
-    max_clicks, click_decay, box_share
-        See `train.TrainConfig`.
-    device : torch.device
+        Everything random follows from it.
+    config : ClickConfig
+    weight : (N,) float, optional
+        Of each object in the loss; 1 by default.
     """
 
     def __init__(
         self,
-        masks: NDArray[np.bool_],
+        masks: Tensor,
         rng: np.random.Generator,
-        *,
-        max_clicks: int,
-        click_decay: float,
-        box_share: float,
-        device: torch.device,
+        config: ClickConfig,
+        weight: Tensor | None = None,
     ) -> None:
-        self.rng, self.device = rng, device
-        size = (masks.shape[1] // LOSS_STRIDE, LOSS_STRIDE, masks.shape[2] // LOSS_STRIDE)
-        covered = masks.reshape(len(masks), *size, LOSS_STRIDE).mean((2, 4))
-        self.gt = covered >= 0.5
-        for i in np.flatnonzero(~self.gt.any((1, 2))):
-            self.gt[i] = covered[i] > 0  # A thin object keeps its touched cells.
-        self.labels = torch.from_numpy(self.gt.astype(np.int64)).to(device)
-        num = 1
-        while num < max_clicks and rng.random() < click_decay:
+        self.rng, self.config, device = rng, config, masks.device
+        self.generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        self.gt = pooled(masks, LOSS_STRIDE)
+        self.labels = self.gt.long()
+        self.coarse_labels = pooled(self.gt, MASK_STRIDE // LOSS_STRIDE).long()
+        self.weight = torch.ones(len(masks), device=device) if weight is None else weight
+        self.num_rounds = self._draw_length()
+        self.coords = torch.zeros(len(masks), 0, 2, device=device)
+        self.signs = torch.zeros(len(masks), 0, dtype=torch.long, device=device)
+        self.boxes = self._boxes() if rng.random() < config.box_share else None
+
+    def _draw_length(self) -> int:
+        config, rng = self.config, self.rng
+        if config.max_clicks == 1 or rng.random() < config.first_share:
+            return 1
+        num = 2
+        while num < config.max_clicks and rng.random() < config.click_decay:
             num += 1
-        self.num_rounds = num
-        self.coords: list[list[tuple[float, float]]] = [[] for _ in self.gt]
-        self.signs: list[list[int]] = [[] for _ in self.gt]
-        self.boxes = self._boxes() if rng.random() < box_share else None
+        return num
 
-    def loss(self, model: Segmenter, features: ImageFeatures) -> tuple[Tensor, list[float]]:
-        """Run the sequence: the summed loss and the mean IoU after each round."""
-        total = features.embedding.new_zeros(())
+    def run(self, model: Segmenter, features: ImageFeatures) -> RoundsLoss:
+        """Click, and compute the loss of the last round.
+
+        Parameters
+        ----------
+        model : Segmenter
+        features : ImageFeatures
+            Of N images, see `per_object`.
+        """
         prior: Tensor | None = None
-        ious: list[float] = []
+        ious: list[Tensor] = []
+        loss = torch.zeros((), device=self.gt.device)
         if self.boxes is None:
-            self._add_clicks(np.zeros_like(self.gt))
+            self._add_clicks(torch.zeros_like(self.gt))
         for index in range(self.num_rounds):
-            with_loss = index in (0, self.num_rounds - 1)
-            with torch.set_grad_enabled(with_loss):
-                masks, iou = model.decode_all(
-                    features, **self._prompts(), mask_logits=self._noisy(prior)
+            is_last = index + 1 == self.num_rounds
+            with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
+                decoded = model.decode_all(
+                    features, **self._prompts(), mask_logits=self._fed_back(prior)
                 )
-                resized = F.interpolate(
-                    masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False
-                )
-                if with_loss:
-                    total = total + self._round_loss(resized, iou.float(), first=index == 0)
-            prior = masks[:, :1].detach().float()
-            predicted = resized[:, :1].detach()
-            ious.append(float(batch_iou(predicted, self.labels).mean()))
-            if index + 1 < self.num_rounds:
-                self._add_clicks((predicted[:, 0] > 0).cpu().numpy())
-        return total, ious
+                resized = self._resize(decoded.masks[:, :1])
+                if is_last:
+                    loss = self._loss(decoded, resized, first=index == 0)
+            prior = decoded.masks[:, :1].detach().float()
+            predicted = resized.detach()
+            ious.append(self._mean(batch_iou(predicted, self.labels)))
+            if not is_last:
+                self._add_clicks(predicted[:, 0] > 0)
+        return RoundsLoss(loss, ious)
 
-    def _round_loss(self, masks: Tensor, iou: Tensor, *, first: bool) -> Tensor:
-        loss = self._mask_loss(masks[:, :1]).mean()
-        num_candidates = masks.shape[1] - 1
-        if first and num_candidates:
+    def _resize(self, masks: Tensor) -> Tensor:
+        """Logits at the size of the labels."""
+        return F.interpolate(
+            masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False
+        )
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Weighted mean over the objects."""
+        return (values * self.weight).sum() / self.weight.sum().clamp(min=1e-6)
+
+    def _loss(self, decoded: Decoded, resized: Tensor, *, first: bool) -> Tensor:
+        config = self.config
+        masks, coarse = decoded.masks.float(), decoded.coarse.float()
+        loss = mask_loss(resized, self.labels)
+        loss = loss + config.coarse_weight * mask_loss(coarse[:, :1], self.coarse_labels)
+        candidates = range(1, masks.shape[1])
+        if first and candidates:
             # An ambiguous first click: only the best of the candidates learns from it.
-            each = torch.stack([self._mask_loss(masks[:, i : i + 1]) for i in range(1, 4)])
-            loss = loss + 0.5 * each.min(0).values.mean()
+            each = [mask_loss(masks[:, i : i + 1], self.coarse_labels) for i in candidates]
+            loss = loss + config.candidate_weight * torch.stack(each).amin(0)
         with torch.no_grad():
-            real = torch.stack(
-                [batch_iou(masks[:, i : i + 1], self.labels) for i in range(masks.shape[1])], 1
-            )
-        return loss + 0.5 * F.mse_loss(iou, real.to(iou))
+            real = [batch_iou(resized, self.labels)]
+            real += [batch_iou(masks[:, i : i + 1], self.coarse_labels) for i in candidates]
+        error = (decoded.iou.float() - torch.stack(real, 1)) ** 2
+        return self._mean(loss + config.iou_weight * error.mean(1))
 
-    def _mask_loss(self, masks: Tensor) -> Tensor:
-        return normalized_focal_loss(masks, self.labels) + dice_loss(masks, self.labels)
-
-    def _noisy(self, prior: Tensor | None) -> Tensor | None:
-        """Blur what the network may take for granted about its own earlier logits."""
+    def _fed_back(self, prior: Tensor | None) -> Tensor | None:
+        """Prior logits as a session feeds them back: clicks obeyed; and not to be relied on."""
         if prior is None or self.rng.random() < 0.05:
             return None
+        prior = obeyed(prior, self.coords, self.signs, self.generator)
+        if self.rng.random() < 0.3:
+            return prior.clamp(-16, 16)
         scale = float(np.exp(self.rng.normal(0, 0.3)))
-        noise = torch.randn_like(prior) * float(abs(self.rng.normal(0, 0.5)))
-        return (prior * scale + noise).clamp(-16, 16)
+        level = float(abs(self.rng.normal(0, 0.5)))
+        noise = torch.randn(prior.shape, generator=self.generator, device=prior.device)
+        return (prior * scale + noise * level).clamp(-16, 16)
 
     def _boxes(self) -> Tensor:
-        boxes = np.zeros((len(self.gt), 4), np.float32)
-        for i, mask in enumerate(self.gt):
-            ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) * LOSS_STRIDE
-            side = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-            boxes[i] = box + self.rng.normal(0, 0.04, 4) * side - 0.5
-        return torch.from_numpy(boxes).to(self.device)
+        """Boxes around the objects as drawn by hand: (N, 4) x0, y0, x1, y1 in crop pixels."""
+        edges = []
+        for axis in (1, 2):  # Columns (over rows), then rows.
+            inside = self.gt.any(axis).float()
+            first = inside.argmax(1)
+            last = inside.shape[1] - inside.flip(1).argmax(1)
+            edges.append(torch.stack([first, last], 1).float() * LOSS_STRIDE)
+        boxes = torch.stack([edges[0][:, 0], edges[1][:, 0], edges[0][:, 1], edges[1][:, 1]], 1)
+        side = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        noise = torch.randn(boxes.shape, generator=self.generator, device=boxes.device)
+        return boxes + 0.04 * side * noise - 0.5
 
-    def _add_clicks(self, predicted: NDArray[np.bool_]) -> None:
-        for i, (pred, gt) in enumerate(zip(predicted, self.gt, strict=True)):
-            k = float(self.rng.choice([1.0, 1.7, -1.0], p=[0.55, 0.35, 0.1]))
-            click = next_click(pred, gt, (), k=k, rng=self.rng)
-            if click is None:
-                self.coords[i].append((0.0, 0.0))
-                self.signs[i].append(-1)
-                continue
-            jitter = self.rng.uniform(-0.5, 0.5, 2)
-            y, x = (np.array([click.y, click.x]) + 0.5 + jitter) * LOSS_STRIDE - 0.5
-            self.coords[i].append((float(x), float(y)))
-            self.signs[i].append(int(click.positive))
+    def _add_clicks(self, predicted: Tensor) -> None:
+        device, num = self.gt.device, len(self.gt)
+        spreads = torch.tensor([k for k, _ in _CLICK_SPREADS], device=device)
+        shares = torch.tensor([share for _, share in _CLICK_SPREADS], device=device)
+        chosen = torch.multinomial(shares, num, replacement=True, generator=self.generator)
+        coords_yx, positive, found = next_clicks(
+            predicted, self.gt, self.generator, k=spreads[chosen]
+        )
+        jitter = torch.rand(num, 2, generator=self.generator, device=device) - 0.5
+        coords_xy = ((coords_yx + 0.5 + jitter) * LOSS_STRIDE - 0.5).flip(1)
+        sign = torch.where(found, positive.long(), -1)
+        self.coords = torch.cat([self.coords, coords_xy[:, None]], dim=1)
+        self.signs = torch.cat([self.signs, sign[:, None]], dim=1)
 
     def _prompts(self) -> dict[str, Tensor | None]:
-        has_points = bool(self.coords[0])
-        coords = torch.tensor(self.coords, device=self.device) if has_points else None
-        signs = torch.tensor(self.signs, device=self.device) if has_points else None
-        return {"point_coords_xy": coords, "point_labels": signs, "boxes_xyxy": self.boxes}
+        has_points = self.coords.shape[1] > 0
+        return {
+            "point_coords_xy": self.coords if has_points else None,
+            "point_labels": self.signs if has_points else None,
+            "boxes_xyxy": self.boxes,
+        }
+
+
+def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Normalised focal loss plus Dice loss of (N, 1, h, w) logits: (N,)."""
+    return normalized_focal_loss(logits, labels) + dice_loss(logits, labels)
+
+
+def pooled(masks: Tensor, stride: int) -> Tensor:
+    """Reduce masks to cells that are at least half covered.
+
+    Parameters
+    ----------
+    masks : (N, H, W) bool
+    stride : int
+        H and W are multiples of it.
+
+    Returns
+    -------
+    (N, H / stride, W / stride) bool
+        An object too thin for that keeps every cell that it touches.
+    """
+    covered = F.avg_pool2d(masks[:, None].float(), stride)[:, 0]
+    half = covered >= 0.5
+    is_thin = ~half.flatten(1).any(1)
+    return half | (is_thin[:, None, None] & (covered > 0))
+
+
+def obeyed(
+    logits: Tensor, coords_xy: Tensor, signs: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Change logits around the clicks that they contradict, about as `engine.obedience` does.
+
+    There the colours decide how far a correction reaches; here chance does.
+
+    Parameters
+    ----------
+    logits : (N, 1, h, w) float
+        At stride 4.
+    coords_xy : (N, P, 2) float
+        Clicks in crop pixels.
+    signs : (N, P) int
+        1 positive, 0 negative, -1 padding.
+    generator : torch.Generator
+        On the device.
+
+    Returns
+    -------
+    (N, 1, h, w) float
+    """
+    if not coords_xy.shape[1]:
+        return logits
+    height, width = logits.shape[2:]
+    cells = (coords_xy + 0.5) / MASK_STRIDE - 0.5
+    nearest = cells.round().long()
+    column, row = nearest[..., 0].clamp(0, width - 1), nearest[..., 1].clamp(0, height - 1)
+    there = logits[:, 0].flatten(1).gather(1, row * width + column)
+    wrong = (signs >= 0) & ((there > 0) != (signs == 1))
+    y = torch.arange(height, device=logits.device)[:, None]
+    x = torch.arange(width, device=logits.device)
+    distance = torch.hypot(y - cells[..., 1, None, None], x - cells[..., 0, None, None])
+    low, high = _OBEYED_RADII
+    spread = torch.rand(signs.shape, generator=generator, device=logits.device)
+    reach = low + (high - low) * spread
+    # 1 up to half of the reach, then smoothly down to 0 at the reach.
+    fall = (2 * distance / reach[..., None, None] - 1).clamp(0, 1)
+    pull = (0.5 + 0.5 * torch.cos(torch.pi * fall)) * wrong[..., None, None]
+    up = (pull * (signs == 1)[..., None, None]).amax(1, keepdim=True)
+    down = (pull * (signs == 0)[..., None, None]).amax(1, keepdim=True)
+    logits = torch.maximum(logits, logits + up * (_OBEYED_LOGIT - logits))
+    return torch.minimum(logits, logits - down * (_OBEYED_LOGIT + logits))
