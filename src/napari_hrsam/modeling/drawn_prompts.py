@@ -98,10 +98,13 @@ def match_clicks(
     num, channels, height, width = x.shape
     if point_coords_xy is None or point_labels is None or not point_coords_xy.shape[1]:
         return x.new_zeros(num, 2 * heads, height, width)
-    size_xy = point_coords_xy.new_tensor([width * stride, height * stride])
+    size_xy = (width * stride, height * stride)
     # In half precision a place would move by whole cells, and likeness lose its meaning.
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    places = ((point_coords_xy + 0.5) / size_xy * 2 - 1)[:, :, None].to(x.dtype)
+    # Axis by axis: a tensor made of the sizes would be copied to the device, which waits for it.
+    places = torch.stack(
+        [(point_coords_xy[..., i] + 0.5) / size_xy[i] * 2 - 1 for i in (0, 1)], dim=-1
+    )[:, :, None].to(x.dtype)
     clicked = F.grid_sample(x, places, align_corners=False, padding_mode="border")
     depth = channels // heads
 

@@ -110,6 +110,13 @@ class Segmenter(nn.Module):
         if isinstance(self.image_encoder, HRSAMEncoder):
             self.image_encoder.scan_backend = scan
 
+    def normalize(self, image: Tensor) -> Tensor:
+        """Map RGB images (B, 3, H, W), 0..255, to what the image encoder takes."""
+        if self.config.channel_order == "bgr":
+            image = image.flip(1)
+        mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
+        return (image.to(mean) - mean) / std
+
     def encode(self, image: Tensor) -> ImageFeatures:
         """Embed images.
 
@@ -133,10 +140,7 @@ class Segmenter(nn.Module):
                 f"image must be (B, 3, H, W), got {tuple(image.shape)}; "
                 "add a batch axis with image[None]"
             )
-        if self.config.channel_order == "bgr":
-            image = image.flip(1)
-        mean, std = self.get_buffer("pixel_mean"), self.get_buffer("pixel_std")
-        normalized = (image.to(mean) - mean) / std
+        normalized = self.normalize(image)
         use_bf16 = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
             embedding, stride8, stride4 = self.image_encoder(normalized)

@@ -23,8 +23,8 @@ LOSS_STRIDE = 2
 MASK_STRIDE = 4
 """Of the decoder's masks."""
 
-_CLICK_SPREADS = ((1.0, 0.55), (1.7, 0.35), (-1.0, 0.1))
-"""Values of `next_clicks`'s k and how often each is used."""
+_DEEPEST, _INNER, _ANYWHERE = 1.0, 1.7, -1.0
+"""Values of `next_clicks`'s k; used in 55, 35 and 10 % of the clicks."""
 _OBEYED_LOGIT = 2.0
 _OBEYED_RADII = (1.5, 6.0)
 
@@ -50,6 +50,12 @@ class ClickConfig:
         Factor on the loss of the best candidate of a first click.
     iou_weight : float
         Factor on the squared error of the predicted IoU.
+    dense_weight : float
+        Factor on the loss of the dense head, see `dense_task.dense_loss`.
+    stem_weight : float
+        Factor at the start on the loss of `dense_task.StemTeacher`; 0 leaves it out.
+    stem_until : float
+        Share of the training at which that factor has fallen to 0.
     """
 
     max_clicks: int = 8
@@ -59,6 +65,9 @@ class ClickConfig:
     coarse_weight: float = 0.7
     candidate_weight: float = 0.3
     iou_weight: float = 0.3
+    dense_weight: float = 1.0
+    stem_weight: float = 0.0
+    stem_until: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -67,6 +76,8 @@ class ClickConfig:
         for name in ("click_decay", "first_share", "box_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if not 0 < self.stem_until <= 1:
+            raise ConfigError(f"stem_until must lie in 0..1 and not be 0, got {self.stem_until}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +191,7 @@ class ClickRounds:
 
     def _resize(self, masks: Tensor) -> Tensor:
         """Logits at the size of the labels."""
-        return F.interpolate(
-            masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False
-        )
+        return F.interpolate(masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False)
 
     def _mean(self, values: Tensor) -> Tensor:
         """Weighted mean over the objects."""
@@ -231,12 +240,9 @@ class ClickRounds:
 
     def _add_clicks(self, predicted: Tensor) -> None:
         device, num = self.gt.device, len(self.gt)
-        spreads = torch.tensor([k for k, _ in _CLICK_SPREADS], device=device)
-        shares = torch.tensor([share for _, share in _CLICK_SPREADS], device=device)
-        chosen = torch.multinomial(shares, num, replacement=True, generator=self.generator)
-        coords_yx, positive, found = next_clicks(
-            predicted, self.gt, self.generator, k=spreads[chosen]
-        )
+        u = torch.rand(num, generator=self.generator, device=device)
+        k = torch.where(u < 0.9, torch.where(u < 0.55, _DEEPEST, _INNER), _ANYWHERE)
+        coords_yx, positive, found = next_clicks(predicted, self.gt, self.generator, k=k)
         jitter = torch.rand(num, 2, generator=self.generator, device=device) - 0.5
         coords_xy = ((coords_yx + 0.5 + jitter) * LOSS_STRIDE - 0.5).flip(1)
         sign = torch.where(found, positive.long(), -1)
@@ -277,9 +283,7 @@ def pooled(masks: Tensor, stride: int) -> Tensor:
     return half | (is_thin[:, None, None] & (covered > 0))
 
 
-def obeyed(
-    logits: Tensor, coords_xy: Tensor, signs: Tensor, generator: torch.Generator
-) -> Tensor:
+def obeyed(logits: Tensor, coords_xy: Tensor, signs: Tensor, generator: torch.Generator) -> Tensor:
     """Change logits around the clicks that they contradict, about as `engine.obedience` does.
 
     There the colours decide how far a correction reaches; here chance does.

@@ -7,6 +7,7 @@ buffer of the device, and no step asks the device for a value, so that the host 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -167,8 +168,9 @@ class DeviceCrops:
     boxes : (P, 4) float32, px
         y0, x0, y1, x1 of every object of at least 16 pixels, on the device.
     areas : (P,) int64, px
-    object_ids, object_sample, object_domain : (P,) int64
-        Each object's number in `labels`, its row in the tables of images, and its domain.
+    object_ids, object_sample, object_domain, object_layer : (P,) int64
+        Each object's number in `labels`, its row in the tables of images, its domain, and 1 for
+        one of the second labels.
     sample_index : (M,) int64
         Which of `samples` each row of the tables of images is.
     max_id : int
@@ -214,6 +216,15 @@ class DeviceCrops:
         self._mean = torch.tensor(MEAN_RGB, dtype=torch.float32, device=self.device)
         self._luma = torch.tensor(_LUMA, device=self.device)[:, None, None]
 
+    def to(self, device: torch.device | str) -> DeviceCrops:
+        """Copy everything to another device."""
+        other = copy.copy(self)
+        other.device = torch.device(device)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.to(other.device))
+        return other
+
     def batch(
         self,
         generator: torch.Generator | None,
@@ -255,7 +266,7 @@ class DeviceCrops:
                 f"{crop_px}, {num_crops} and {objects_per_crop}"
             )
         domain, sample, layer, chosen = self._choose(generator, num_crops)
-        to_source = self._place(generator, self.boxes[chosen], crop_px, span)
+        to_source, _ = self.place(generator, self.boxes[chosen], crop_px, span)
         images, labels = self.cut(sample, layer, to_source, crop_px)
         images = self.recolour(images, generator)
         low = (0.5 * span[0] * crop_px) ** 2
@@ -366,14 +377,31 @@ class DeviceCrops:
         chosen = self._object_first[sample, layer] + _below(u[3], self._object_num[sample, layer])
         return domain, sample, layer, chosen
 
-    def _place(
+    def place(
         self,
         generator: torch.Generator | None,
         boxes: Tensor,
         crop_px: int,
         span: tuple[float, float],
-    ) -> Tensor:
-        """Draw where the boxes lie in their crops: (B, 2, 3), crop pixels to image pixels."""
+    ) -> tuple[Tensor, Tensor]:
+        """Draw where boxes lie in their crops.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+            On the device of the crops.
+        boxes : (B, 4) float
+            y0, x0, y1, x1 in image pixels.
+        crop_px, span
+            As in `batch`.
+
+        Returns
+        -------
+        to_source : (B, 2, 3) float32
+            As `cut` takes it.
+        spans : (B,) float32
+            Shares of the side that the boxes' longer sides take.
+        """
         num = len(boxes)
         u = torch.rand((10, num), generator=generator, device=self.device)
         linear = self._turned(u[3:])
@@ -391,7 +419,8 @@ class DeviceCrops:
         inverse = inverse.reshape(num, 2, 2)
         middle = (boxes[:, :2] + boxes[:, 2:]) / 2
         offset = middle - (inverse * centre[:, None, :]).sum(2)
-        return torch.cat([inverse, offset[:, :, None]], 2)
+        spans = scale * size.amax(1) / crop_px
+        return torch.cat([inverse, offset[:, :, None]], 2), spans
 
     def _turned(self, u: Tensor) -> Tensor:
         """Draw turns, flips and warps, (B, 2, 2), from 7 uniform numbers a crop."""
@@ -512,20 +541,20 @@ class DeviceCrops:
         self.domains = tuple(sorted(set(domains)))
         numbers = [self.domains.index(d) for d in domains]
         first, num = np.zeros((2, len(maps), 2), np.int64)
-        columns: list[list[NDArray[np.int64]]] = [[], [], [], [], []]
+        columns: list[list[NDArray[np.int64]]] = [[], [], [], [], [], []]
         place = 0
         for i, pair in enumerate(maps):
             for layer, m in enumerate(pair):
                 first[i, layer], num[i, layer] = place, m.numbers.size
                 place += m.numbers.size
-                same = (np.full(m.numbers.size, v, np.int64) for v in (i, numbers[i]))
+                same = (np.full(m.numbers.size, v, np.int64) for v in (i, numbers[i], layer))
                 for column, values in zip(
                     columns, (m.boxes, m.areas, m.numbers, *same), strict=True
                 ):
                     column.append(values)
         tables = [torch.from_numpy(np.concatenate(c)).to(self.device) for c in columns]
         self.boxes, self.areas = tables[0].float(), tables[1]
-        self.object_ids, self.object_sample, self.object_domain = tables[2:]
+        self.object_ids, self.object_sample, self.object_domain, self.object_layer = tables[2:]
         self._object_first = torch.from_numpy(first).to(self.device)
         self._object_num = torch.from_numpy(num).to(self.device)
         return numbers
