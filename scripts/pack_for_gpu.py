@@ -61,9 +61,9 @@ def choose_val(
     for group in domains.values():
         num = min(max_images, len(group))
         picks = [group[i * len(group) // num] for i in range(num)]
-        each, left = -(-max_objects // num), max_objects
-        for sample in picks:
-            ids = sample.objects[: min(each, left)]
+        left = max_objects
+        for i, sample in enumerate(picks):
+            ids = sample.objects[: -(-left // (num - i))]
             left -= len(ids)
             chosen.append((sample, ids))
     return chosen

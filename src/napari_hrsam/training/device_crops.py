@@ -274,8 +274,8 @@ class DeviceCrops:
         ids, weight = self._pick(
             labels, self.object_ids[chosen], generator, objects_per_crop, (low, high)
         )
-        crop_index = torch.arange(num_crops, device=self.device)
-        crop_index = crop_index.repeat_interleave(objects_per_crop)
+        crop_index = torch.arange(num_crops * objects_per_crop, device=self.device)
+        crop_index = crop_index // objects_per_crop
         masks = labels[crop_index] == ids[:, None, None]
         return DeviceBatch(
             images=images,
@@ -487,7 +487,7 @@ class DeviceCrops:
         areas.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
         scores = torch.rand(areas.shape, generator=generator, device=self.device)
         scores = torch.where((areas > limits[0]) & (areas < limits[1]), scores, -1.0)
-        scores[:, 0] = -1.0
+        scores[:, 0].fill_(-1)
         scores.scatter_(1, chosen[:, None], torch.full_like(chosen, 2, dtype=scores.dtype)[:, None])
         best = scores.topk(num, dim=1)
         ids = torch.where(best.values >= 0, best.indices, chosen[:, None])
