@@ -155,25 +155,28 @@ def test_choice_of_the_attention_is_explained(
 
 
 @pytest.mark.parametrize(
-    ("device", "numba", "mamba", "name", "reason"),
+    ("device", "numba", "mamba", "triton", "name", "reason"),
     [
-        ("cpu", True, True, "numba", "installed"),
-        ("cpu", False, True, "torch", "numba is not usable"),
-        ("cuda", True, True, "mamba", "agrees"),
-        ("cuda", True, False, "torch", "mamba-ssm is not installed"),
-        ("mps", True, False, "torch", "runs on CUDA only"),
+        ("cpu", True, True, True, "numba", "installed"),
+        ("cpu", False, True, True, "torch", "numba is not usable"),
+        ("cuda", True, True, True, "mamba", "agrees"),
+        ("cuda", True, False, True, "triton", "agrees"),
+        ("cuda", True, False, False, "torch", "triton is not installed"),
+        ("mps", True, False, False, "torch", "runs on CUDA only"),
     ],
 )
 def test_choice_of_the_scan_is_explained(
     device: str,
     numba: bool,
     mamba: bool,
+    triton: bool,
     name: str,
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("napari_hrsam.modeling.selective_scan.numba_ready", lambda: numba)
     monkeypatch.setattr("napari_hrsam.modeling.scan_mamba.mamba_ready", lambda: mamba)
-    used = _scan(device, {"numba": "0.1", "mamba-ssm": None})
+    monkeypatch.setattr("napari_hrsam.modeling.selective_scan.triton_ready", lambda: triton)
+    used = _scan(device, {"numba": "0.1", "mamba-ssm": None, "triton": None})
     assert used["name"] == name
     assert reason in used["why"]

@@ -31,6 +31,7 @@ _PACKAGES = (
     "PyQt6",
     "xformers",
     "mamba-ssm",
+    "triton",
     "numba",
 )
 
@@ -211,13 +212,19 @@ def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
     from napari_hrsam.modeling.attention import xformers_ready
     from napari_hrsam.modeling.checkpoints import choose_device
     from napari_hrsam.modeling.scan_mamba import mamba_ready
-    from napari_hrsam.modeling.selective_scan import numba_ready
+    from napari_hrsam.modeling.selective_scan import numba_ready, triton_ready
 
     device = choose_device("auto").type
-    ready = {"xformers": xformers_ready(), "mamba": mamba_ready(), "numba": numba_ready()}
+    ready = {
+        "xformers": xformers_ready(),
+        "mamba": mamba_ready(),
+        "triton": triton_ready(),
+        "numba": numba_ready(),
+    }
     reasons = {
         "xformers": _why_not("xformers", versions.get("xformers"), device),
         "mamba": _why_not("mamba-ssm", versions.get("mamba-ssm"), device),
+        "triton": _why_not("triton", versions.get("triton"), device),
         "numba": "numba is not " + ("usable" if versions.get("numba") else "installed"),
     }
     always = {
@@ -226,7 +233,7 @@ def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
         "reference": "plain and slow, for checks",
     }
     kernels = [("attention", n) for n in ("xformers", "sdpa", "reference")]
-    kernels += [("scan", n) for n in ("mamba", "numba", "torch", "reference")]
+    kernels += [("scan", n) for n in ("mamba", "triton", "numba", "torch", "reference")]
     return [
         {
             "for": what,
@@ -274,7 +281,7 @@ def _attention(device: str, xformers: str | None) -> dict[str, str]:
 
 def _scan(device: str, versions: dict[str, str | None]) -> dict[str, str]:
     from napari_hrsam.modeling.scan_mamba import mamba_ready
-    from napari_hrsam.modeling.selective_scan import numba_ready
+    from napari_hrsam.modeling.selective_scan import numba_ready, triton_ready
 
     if device == "cpu":
         if numba_ready():
@@ -283,7 +290,9 @@ def _scan(device: str, versions: dict[str, str | None]) -> dict[str, str]:
         return {"name": "torch", "why": "numba is not " + ("usable" if found else "installed")}
     if device == "cuda" and mamba_ready():
         return {"name": "mamba", "why": "installed, and agrees with torch on this GPU"}
-    return {"name": "torch", "why": _why_not("mamba-ssm", versions["mamba-ssm"], device)}
+    if device == "cuda" and triton_ready():
+        return {"name": "triton", "why": "installed, and agrees with torch on this GPU"}
+    return {"name": "torch", "why": _why_not("triton", versions["triton"], device)}
 
 
 def _why_not(package: str, found: str | None, device: str) -> str:

@@ -33,7 +33,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "schedule": (str, "decay after the warm-up: cosine or linear"),
     "ema_decay": (float, "of the averaged weights, which are the ones saved for use"),
     "precision": (str, "float32, or bfloat16 (autocast) where the device has it"),
-    "scan": (str, "backend of the cycle scan: auto, mamba, torch, numba"),
+    "scan": (str, "backend of the cycle scan: auto, mamba, triton, torch, numba"),
     "stage": (str, "what learns: clicks (all), decoder, focus (the refiner), distill (encoder)"),
     "seed": (int, "makes a run reproducible"),
     "checkpoint_every_s": (float, "seconds between checkpoints"),

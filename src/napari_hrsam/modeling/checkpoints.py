@@ -85,7 +85,7 @@ def load_model(
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder. "auto" is bfloat16 on CUDA where it is native, else float32.
     attention : {"auto", "xformers", "sdpa", "reference"}
-    scan : {"auto", "mamba", "torch", "numba", "reference"}
+    scan : {"auto", "mamba", "triton", "torch", "numba", "reference"}
     focus : str or Path, optional
         Weights of a focus refiner: a file of `save_refiner`, or FocSAM's. Makes a ``+focus`` model
         of any model whose embedding fits.

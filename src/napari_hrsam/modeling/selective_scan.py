@@ -20,6 +20,7 @@ Shape letters: B batch, L tokens, C channels, N states, R cycles, K chunks of T 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ from napari_hrsam.errors import ConfigError, MissingExtraError, ShapeError
 
 logger = logging.getLogger(__name__)
 
-ScanBackend = Literal["auto", "mamba", "torch", "numba", "reference"]
-SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "torch", "numba", "reference")
+ScanBackend = Literal["auto", "mamba", "triton", "torch", "numba", "reference"]
+SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "triton", "torch", "numba", "reference")
 # Below this many state updates (B L C N) torch needs a few hundredths of a second, less than it
 # takes to load the compiled kernel.
 _NUMBA_MIN_UPDATES = 4_000_000
@@ -66,10 +67,11 @@ def cycle_scan(
         Skip.
     gamma : (C, R) float
         Weight of each pass.
-    backend : {"auto", "mamba", "torch", "numba", "reference"}
-        "auto" takes mamba-ssm on CUDA where it works, numba on the CPU for long sequences that
-        need no gradient, else torch. "mamba" and "numba" compute in float32, with gradients.
-        "reference" is the literal sequential loop over R L steps, for tests only.
+    backend : {"auto", "mamba", "triton", "torch", "numba", "reference"}
+        "auto" takes mamba-ssm, else our Triton kernels, on CUDA where they work, numba on the CPU
+        for long sequences that need no gradient, else torch. "mamba", "triton" and "numba" compute
+        in float32, with gradients. "reference" is the literal sequential loop over R L steps, for
+        tests only.
 
     Returns
     -------
@@ -95,6 +97,9 @@ def cycle_scan(
         case "mamba":
             _check_device("mamba", inputs, "cuda")
             kernel = require("napari_hrsam.modeling.scan_mamba", extra="cuda")
+        case "triton":
+            _check_device("triton", inputs, "cuda")
+            kernel = require("napari_hrsam.modeling.scan_triton", extra="cuda")
         case "reference":
             return cycle_scan_reference(*inputs)
         case _:
@@ -145,6 +150,8 @@ def _auto_backend(inputs: tuple[Tensor, ...]) -> ScanBackend:
         return "torch"
     if u.is_cuda and _mamba_ready():
         return "mamba"
+    if u.is_cuda and triton_ready():
+        return "triton"
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     is_long = u.numel() * A.shape[1] >= _NUMBA_MIN_UPDATES
     if u.device.type == "cpu" and is_long and not needs_grad and numba_ready():
@@ -170,6 +177,54 @@ def numba_ready() -> bool:
         logger.warning("numba is installed but not usable (%s); using torch", error)
         return False
     return True
+
+
+@lru_cache(maxsize=1)
+def triton_ready() -> bool:
+    """Whether the Triton kernels run and agree with torch on this machine's GPU.
+
+    They are compiled when first called, for which Triton needs a C compiler. The check runs once
+    per process; wrong or failing kernels are logged and torch is used.
+    """
+    if not torch.cuda.is_available():
+        return False
+    try:
+        kernels: Any = require("napari_hrsam.modeling.scan_triton", extra="cuda")
+    except MissingExtraError:
+        return False
+    try:
+        agrees = _agrees_with_torch(kernels.cycle_scan, torch.device("cuda"))
+    except (*kernels.ERRORS, RuntimeError, TypeError, ValueError, OSError) as error:
+        logger.warning("Triton is installed but does not run here (%s); using torch", error)
+        return False
+    if not agrees:
+        logger.warning("Triton's scan disagrees with torch on this machine; using torch")
+    return agrees
+
+
+def _agrees_with_torch(scan: Callable[..., Tensor], device: torch.device) -> bool:
+    """Compare the values and gradients of a float32 scan with ours, on a few tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    # Whoever asks may be in inference mode, where nothing can be differentiated.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # Some chunks, the last one cut; more channels than one program's.
+        steps, A = 0.1 * random(2, 21, 21), -4 * random(21, 5)
+        maps = random(2, 21, 5), random(2, 21, 5)
+        inputs = (random(2, 21, 21), steps, A, *maps, random(21), random(21, 3))
+        weights = random(2, 21, 21)
+        found = []
+        for function in (scan, cycle_scan_torch):
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            y = function(*leaves)
+            found.append((y, *torch.autograd.grad((y * weights).sum(), leaves)))
+        pairs = zip(*found, strict=True)
+        return all(
+            bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()) for ours, theirs in pairs
+        )
 
 
 def cycle_scan_reference(
