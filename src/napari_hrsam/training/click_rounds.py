@@ -175,6 +175,9 @@ class ClickRounds:
             self._add_clicks(torch.zeros_like(self.gt))
         for index in range(self.num_rounds):
             is_last = index + 1 == self.num_rounds
+            if is_last:
+                # Low-precision copies of weights made without gradients must not serve here.
+                torch.clear_autocast_cache()
             with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
                 decoded = model.decode_all(
                     features, **self._prompts(), mask_logits=self._fed_back(prior)
