@@ -159,7 +159,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=1.0, growth_factor=1.0001, growth_interval=10**9
         )
-        self.batch_factor = 1
+        self.batch_factor: float = 1
         self.step = self.crops = self.objects_seen = 0
         self.recent: list[torch.Tensor] = []
 
@@ -172,7 +172,7 @@ class Run:
         start, end = (np.array(s) for s in CROP_SHARES)
         index = int(rng.choice(len(CROPS), p=start + (end - start) * done))
         px, num, objects = CROPS[index]
-        num *= self.batch_factor
+        num = int(num * self.batch_factor)
         if self.small:
             px, num, objects = px // 4, 2, 2
         low = max(0.06, 20.0 / px)
@@ -478,6 +478,59 @@ def child(work: Any, log: Path) -> int:
     os._exit(status)
 
 
+def wait_for(children: dict[int, str], seconds: float) -> None:
+    """Wait for forked processes, but end those that take too long."""
+    end = time.monotonic() + seconds
+    while children:
+        for number in list(children):
+            if os.waitpid(number, os.WNOHANG)[0]:
+                del children[number]
+            elif time.monotonic() > end:
+                say(f"{children[number]} took too long and is ended")
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def profile(run: Run, out: Output) -> None:
+    """Say where the time of a step goes, and what makes the host wait for the device."""
+    import warnings
+
+    rates = run.calibrate()
+    run._let_stem_learn(True)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.advance(0.5)
+    torch.cuda.set_sync_debug_mode("default")
+    places = sorted({f"{w.filename.rpartition('/')[2]}:{w.lineno}" for w in caught})
+    run.report()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        start = time.monotonic()
+        for _ in range(6):
+            run.advance(0.5)
+        queued = time.monotonic() - start
+        run.report()
+        took = time.monotonic() - start
+    table = profiler.key_averages()
+    say(table.table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))
+    busy = sum(e.self_device_time_total for e in table) / 1e6
+    facts = {
+        "crops_per_second": rates,
+        "batch_factor": run.batch_factor,
+        "step_s": took / 6,
+        "host_s": queued / 6,
+        "device_s": busy / 6,
+        "waits": places,
+        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+    }
+    begin = time.monotonic()
+    run.score()
+    facts["score_s"] = time.monotonic() - begin
+    out.put(profile=facts)
+    say(json.dumps(facts))
+
+
 def objects_to_score(val: DeviceCrops, samples: list[PackedSample], at_most: int) -> torch.Tensor:
     """Rows of the packed objects to click on, up to ``at_most`` of every domain."""
     rows: list[int] = []
@@ -519,6 +572,7 @@ def main() -> None:
     parser.add_argument("--score-every", type=float, default=110, help="seconds between scores")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--profile", action="store_true", help="say where the time goes, and stop")
     parser.add_argument("--small", action="store_true", help="tiny batches: a rehearsal on a CPU")
     args = parser.parse_args()
     # Children are forked after the images are decoded; a pool of threads would not survive that.
@@ -542,7 +596,7 @@ def main() -> None:
     val = DeviceCrops(parts["val"], "cpu", augmentation=UNCHANGED)
     objects = objects_to_score(val, parts["val"], 2 if args.small else 12)
     stem = {k: v.float() for k, v in load_file(args.stem).items()}
-    os.waitpid(checking, 0)
+    wait_for({checking: "the check of the kernels"}, 60)
     say(
         f"{len(parts['train'])} images, {len(train.boxes)} objects; to score {len(objects)} of "
         f"{len(val.domains)} domains; {next(left):.0f} s left"
@@ -561,14 +615,15 @@ def main() -> None:
             run = make(name)
             # Half of the objects: seven scores at once take their time.
             run.objects = run.objects[::2]
+            # Beside one another they fill the GPU with small batches as well.
+            run.batch_factor = 0.5
             train_for(run, args.designs_seconds, mine, name, ablations=("none", "embedding"))
 
         folder = args.out / "designs"
         folder.mkdir(exist_ok=True)
         names = args.designs
-        started = [child(lambda n=n: compete(n), folder / f"{n}.err") for n in names]
-        for number in started:
-            os.waitpid(number, 0)
+        started = {child(lambda n=n: compete(n), folder / f"{n}.err"): n for n in names}
+        wait_for(started, args.designs_seconds + (600 if args.small else 60))
         facts = {
             name: json.loads((folder / name / "result.json").read_text())[name][-1]
             for name in names
@@ -578,8 +633,11 @@ def main() -> None:
         if any(DESIGNS[n].has_trunk for n in facts):
             best = choose(out, {n: f["score"] for n, f in facts.items()})
             chosen = args.design or best
-    busy = Busy()
     run = make(chosen)
+    if args.profile:
+        profile(run, out)
+        return
+    busy = Busy()
     start_file = args.out / "designs" / chosen / f"{chosen}.safetensors"
     if start_file.exists():
         state = {k: v.float() for k, v in load_file(start_file).items()}
