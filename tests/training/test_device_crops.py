@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from napari_hrsam.errors import ConfigError, DataError, ShapeError
 from napari_hrsam.training.device_crops import (
-    MEAN_RGB,
     UNCHANGED,
     Augmentation,
     DeviceCrops,
     dense_targets,
 )
+from napari_hrsam.training.device_images import MEAN_RGB
 
 TURNED = replace(UNCHANGED, turn=True)
 WARPED = replace(UNCHANGED, turn=True, warp=1.0)
@@ -169,7 +169,7 @@ def test_a_square_of_the_image_at_its_own_scale_is_the_image() -> None:
     made = crops(picture)
     matrix = torch.tensor([[[1.0, 0, 10], [0, 1, 20]], [[1, 0, -8], [0, 1, 200]]])
     zero = torch.zeros(2, dtype=torch.int64)
-    images, labels = made.cut(zero, zero, matrix, 64)
+    images, labels = made.images.cut(zero, zero, matrix, 64)
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), picture.pixels[10:74, 20:84])
     numbered = np.unique(shapes(), return_inverse=True)[1].reshape(HEIGHT, WIDTH)
     assert np.array_equal(labels[0].numpy(), numbered[10:74, 20:84])
@@ -189,7 +189,7 @@ def test_a_smaller_image_is_the_mean_of_its_pixels(factor: int) -> None:
     matrix = torch.tensor([[[factor, 0, 0], [0, factor, 0]]], dtype=torch.float32)
     zero = torch.zeros(1, dtype=torch.int64)
     size = 128 // factor
-    image, _ = made.cut(zero, zero, matrix, size)
+    image, _ = made.images.cut(zero, zero, matrix, size)
     means = pixels.reshape(size, factor, size, factor).mean((1, 3))
     assert np.abs(image[0].numpy() - means).max() <= 0.51
 
@@ -198,7 +198,7 @@ def test_odd_sides_keep_their_scale_in_the_pyramid() -> None:
     made = crops(ramp(pixels=ramp().pixels[:101, :77], labels=shapes()[:101, :77]))
     matrix = torch.tensor([[[8.0, 0, 0], [0, 8, 0]]])
     zero = torch.zeros(1, dtype=torch.int64)
-    image, _ = made.cut(zero, zero, matrix, 9)
+    image, _ = made.images.cut(zero, zero, matrix, 9)
     expected = np.arange(9) * 8 + 3.5
     assert np.abs(image[0, 0, :, 0].numpy() - expected).max() <= 1
     assert np.abs(image[0, 1, 0].numpy() - expected).max() <= 1
@@ -222,7 +222,7 @@ def test_other_objects_are_of_a_fitting_size_and_else_the_chosen_one_is_repeated
     made = crops(Picture(np.zeros((100, 100), np.uint8), labels))
     to_source = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     zero = torch.zeros(1, dtype=torch.int64)
-    _, cut = made.cut(zero, zero, to_source, 96)
+    _, cut = made.images.cut(zero, zero, to_source, 96)
     seen = set()
     for seed in range(20):
         ids, weight = made._pick(cut, torch.tensor([1]), seeded(seed), 3, (100, 900))
@@ -303,15 +303,8 @@ def test_colours_change_as_asked() -> None:
     assert (after[:, 0] - luma).abs().max() <= 0.51
     before, after = _recoloured(permute=1.0)
     assert torch.equal(before.sort(1).values, after.sort(1).values)
-    assert (
-        len(
-            {
-                tuple(a[:, 0, 0].tolist() == b[:, 0, 0].tolist() for a in (x,))
-                for x, b in zip(after, before, strict=True)
-            }
-        )
-        == 2
-    )
+    same = (before == after).flatten(1).all(1)
+    assert 0 < same.float().mean() < 0.5  # one order of six changes nothing
     before, after = _recoloured(blur=1.0)
     middle = ndimage.uniform_filter(before.numpy(), (0, 0, 3, 3))
     assert np.abs(after.numpy() - middle)[..., 1:-1, 1:-1].max() <= 0.51
