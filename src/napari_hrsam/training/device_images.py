@@ -200,7 +200,7 @@ class DeviceImages:
 
 
 def objects_of(sample: LabelledImage) -> list[LabelledObjects]:
-    """Number and measure the objects of a sample's label maps.
+    """Find and measure the objects of a sample's label maps.
 
     Parameters
     ----------
