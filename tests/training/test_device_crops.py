@@ -147,6 +147,28 @@ def test_the_chosen_object_is_whole_and_anywhere(augmentation: Augmentation) -> 
     assert (centres.amax(0) > 40).all()
 
 
+@pytest.mark.parametrize("augmentation", [UNCHANGED, TURNED, WARPED])
+def test_boxes_lie_evenly_over_the_free_room_of_their_crops(augmentation: Augmentation) -> None:
+    made = crops(augmentation=augmentation)
+    boxes = torch.tensor([[20.0, 120, 30, 200], [10, 40, 60, 70]]).repeat(150, 1)
+    to_source = made._place(seeded(), boxes, 64, (0.5, 1.0)).double()
+    corners = boxes[:, [[0, 1], [0, 3], [2, 1], [2, 3]]].double() - to_source[:, None, :, 2]
+    in_crop = torch.linalg.solve(to_source[:, None, :, :2], corners[..., None])[..., 0]
+    first, last = in_crop.amin(1), in_crop.amax(1)
+    assert first.min() > -1e-2
+    assert last.max() < 64 + 1e-2
+    free = 64 - (last - first)
+    share = (first / free)[free > 3]
+    assert share.min() == pytest.approx(0.05, abs=0.02)
+    assert share.max() == pytest.approx(0.95, abs=0.02)
+    assert share.mean() == pytest.approx(0.5, abs=0.06)
+    # A warped box keeps its area, and is made smaller only where it would not fit.
+    scale = torch.linalg.det(to_source[..., :2]).abs() ** -0.5
+    wanted = scale * (boxes[:, 2:] - boxes[:, :2]).amax(1) / 64
+    assert wanted.max() <= 1.0 + 1e-4
+    assert (wanted >= 0.5 - 1e-4)[free.amin(1) > 1e-2].all()
+
+
 def test_turns_and_flips_are_all_drawn() -> None:
     """The L has 8 different looks."""
     labels = np.where(shapes() == 9, 1, 0)
@@ -233,6 +255,8 @@ def test_other_objects_are_of_a_fitting_size_and_else_the_chosen_one_is_repeated
     assert seen == {1, 2, 3, 4}
     ids, weight = made._pick(cut, torch.tensor([5]), seeded(), 6, (100, 900))
     assert sorted(ids.tolist()) == [1, 2, 3, 4, 5, 5]
+    ids, weight = made._pick(cut, torch.tensor([1]), seeded(), 6, (100, 1e6))
+    assert sorted(ids.tolist()) == [1, 1, 2, 3, 4, 5]  # the background is none of them
     hidden = cut * (cut != 6)
     ids, weight = made._pick(hidden, torch.tensor([6]), seeded(), 9, (1e6, 2e6))
     assert ids.tolist() == [6] * 9
