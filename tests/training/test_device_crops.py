@@ -187,20 +187,35 @@ def test_turns_and_flips_are_all_drawn() -> None:
 
 def test_a_square_of_the_image_at_its_own_scale_is_the_image() -> None:
     rng = np.random.default_rng(0)
-    picture = ramp(pixels=rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    corner = shapes()
+    corner[:9, 210:] = 12
+    pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    picture = ramp(pixels=pixels, labels=corner)
     made = crops(picture)
     matrix = torch.tensor([[[1.0, 0, 10], [0, 1, 20]], [[1, 0, -8], [0, 1, 200]]])
     zero = torch.zeros(2, dtype=torch.int64)
     images, labels = made.images.cut(zero, zero, matrix, 64)
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), picture.pixels[10:74, 20:84])
-    numbered = np.unique(shapes(), return_inverse=True)[1].reshape(HEIGHT, WIDTH)
+    numbered = np.unique(corner, return_inverse=True)[1].reshape(HEIGHT, WIDTH)
     assert np.array_equal(labels[0].numpy(), numbered[10:74, 20:84])
     # The second hangs over the corner: the mean colour and background there.
     inner = picture.pixels[:56, 200:]
     assert np.array_equal(images[1, :, 8:, :30].permute(1, 2, 0).numpy(), inner)
     for outside in (images[1, :, :8], images[1, :, :, 30:]):
         assert (outside.flatten(1) == torch.tensor(MEAN_RGB)[:, None]).all()
+    assert np.array_equal(labels[1, 8:, :30].numpy(), numbered[:56, 200:])
     assert not labels[1, :8].any()
+    assert not labels[1, :, 30:].any()
+
+
+def test_more_objects_than_16_bits_hold_keep_their_numbers() -> None:
+    labels = np.arange(1, 40_001).reshape(200, 200)
+    labels[-1] = 50_000
+    made = crops(Picture(np.zeros((200, 200), np.uint8), labels))
+    assert made.object_ids.tolist() == [199 * 200 + 1] == [made.max_id]
+    zero = torch.zeros(1, dtype=torch.int64)
+    _, cut = made.images.cut(zero, zero, torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]), 200)
+    assert np.array_equal(cut[0].numpy(), np.minimum(labels, made.max_id))
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
