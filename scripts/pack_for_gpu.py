@@ -32,7 +32,7 @@ from napari_hrsam.training.pack import (
 
 _BEST_QUALITY, _WORST_QUALITY = 90, 20
 _VAL_QUALITY = 80
-"""Validation images are few; at this quality the scores are those of the originals."""
+"""Validation images are few, and are kept closer to the originals that they stand for."""
 _MIB = 2**20
 _EVERY = 8
 """The size at a quality is estimated from every eighth image."""

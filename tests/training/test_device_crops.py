@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from napari_hrsam.errors import ConfigError, DataError, ShapeError
 from napari_hrsam.training.device_crops import (
-    MEAN_RGB,
     UNCHANGED,
     Augmentation,
     DeviceCrops,
     dense_targets,
 )
+from napari_hrsam.training.device_images import MEAN_RGB
 
 TURNED = replace(UNCHANGED, turn=True)
 WARPED = replace(UNCHANGED, turn=True, warp=1.0)
@@ -147,6 +147,28 @@ def test_the_chosen_object_is_whole_and_anywhere(augmentation: Augmentation) -> 
     assert (centres.amax(0) > 40).all()
 
 
+@pytest.mark.parametrize("augmentation", [UNCHANGED, TURNED, WARPED])
+def test_boxes_lie_evenly_over_the_free_room_of_their_crops(augmentation: Augmentation) -> None:
+    made = crops(augmentation=augmentation)
+    boxes = torch.tensor([[20.0, 120, 30, 200], [10, 40, 60, 70]]).repeat(150, 1)
+    to_source = made._place(seeded(), boxes, 64, (0.5, 1.0)).double()
+    corners = boxes[:, [[0, 1], [0, 3], [2, 1], [2, 3]]].double() - to_source[:, None, :, 2]
+    in_crop = torch.linalg.solve(to_source[:, None, :, :2], corners[..., None])[..., 0]
+    first, last = in_crop.amin(1), in_crop.amax(1)
+    assert first.min() > -1e-2
+    assert last.max() < 64 + 1e-2
+    free = 64 - (last - first)
+    share = (first / free)[free > 3]
+    assert share.min() == pytest.approx(0.05, abs=0.02)
+    assert share.max() == pytest.approx(0.95, abs=0.02)
+    assert share.mean() == pytest.approx(0.5, abs=0.06)
+    # A warped box keeps its area, and is made smaller only where it would not fit.
+    scale = torch.linalg.det(to_source[..., :2]).abs() ** -0.5
+    wanted = scale * (boxes[:, 2:] - boxes[:, :2]).amax(1) / 64
+    assert wanted.max() <= 1.0 + 1e-4
+    assert (wanted >= 0.5 - 1e-4)[free.amin(1) > 1e-2].all()
+
+
 def test_turns_and_flips_are_all_drawn() -> None:
     """The L has 8 different looks."""
     labels = np.where(shapes() == 9, 1, 0)
@@ -165,20 +187,35 @@ def test_turns_and_flips_are_all_drawn() -> None:
 
 def test_a_square_of_the_image_at_its_own_scale_is_the_image() -> None:
     rng = np.random.default_rng(0)
-    picture = ramp(pixels=rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    corner = shapes()
+    corner[:9, 210:] = 12
+    pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    picture = ramp(pixels=pixels, labels=corner)
     made = crops(picture)
     matrix = torch.tensor([[[1.0, 0, 10], [0, 1, 20]], [[1, 0, -8], [0, 1, 200]]])
     zero = torch.zeros(2, dtype=torch.int64)
-    images, labels = made.cut(zero, zero, matrix, 64)
+    images, labels = made.images.cut(zero, zero, matrix, 64)
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), picture.pixels[10:74, 20:84])
-    numbered = np.unique(shapes(), return_inverse=True)[1].reshape(HEIGHT, WIDTH)
+    numbered = np.unique(corner, return_inverse=True)[1].reshape(HEIGHT, WIDTH)
     assert np.array_equal(labels[0].numpy(), numbered[10:74, 20:84])
     # The second hangs over the corner: the mean colour and background there.
     inner = picture.pixels[:56, 200:]
     assert np.array_equal(images[1, :, 8:, :30].permute(1, 2, 0).numpy(), inner)
     for outside in (images[1, :, :8], images[1, :, :, 30:]):
         assert (outside.flatten(1) == torch.tensor(MEAN_RGB)[:, None]).all()
+    assert np.array_equal(labels[1, 8:, :30].numpy(), numbered[:56, 200:])
     assert not labels[1, :8].any()
+    assert not labels[1, :, 30:].any()
+
+
+def test_more_objects_than_16_bits_hold_keep_their_numbers() -> None:
+    labels = np.arange(1, 40_001).reshape(200, 200)
+    labels[-1] = 50_000
+    made = crops(Picture(np.zeros((200, 200), np.uint8), labels))
+    assert made.object_ids.tolist() == [199 * 200 + 1] == [made.max_id]
+    zero = torch.zeros(1, dtype=torch.int64)
+    _, cut = made.images.cut(zero, zero, torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]), 200)
+    assert np.array_equal(cut[0].numpy(), np.minimum(labels, made.max_id))
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
@@ -189,7 +226,7 @@ def test_a_smaller_image_is_the_mean_of_its_pixels(factor: int) -> None:
     matrix = torch.tensor([[[factor, 0, 0], [0, factor, 0]]], dtype=torch.float32)
     zero = torch.zeros(1, dtype=torch.int64)
     size = 128 // factor
-    image, _ = made.cut(zero, zero, matrix, size)
+    image, _ = made.images.cut(zero, zero, matrix, size)
     means = pixels.reshape(size, factor, size, factor).mean((1, 3))
     assert np.abs(image[0].numpy() - means).max() <= 0.51
 
@@ -198,7 +235,7 @@ def test_odd_sides_keep_their_scale_in_the_pyramid() -> None:
     made = crops(ramp(pixels=ramp().pixels[:101, :77], labels=shapes()[:101, :77]))
     matrix = torch.tensor([[[8.0, 0, 0], [0, 8, 0]]])
     zero = torch.zeros(1, dtype=torch.int64)
-    image, _ = made.cut(zero, zero, matrix, 9)
+    image, _ = made.images.cut(zero, zero, matrix, 9)
     expected = np.arange(9) * 8 + 3.5
     assert np.abs(image[0, 0, :, 0].numpy() - expected).max() <= 1
     assert np.abs(image[0, 1, 0].numpy() - expected).max() <= 1
@@ -222,7 +259,7 @@ def test_other_objects_are_of_a_fitting_size_and_else_the_chosen_one_is_repeated
     made = crops(Picture(np.zeros((100, 100), np.uint8), labels))
     to_source = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
     zero = torch.zeros(1, dtype=torch.int64)
-    _, cut = made.cut(zero, zero, to_source, 96)
+    _, cut = made.images.cut(zero, zero, to_source, 96)
     seen = set()
     for seed in range(20):
         ids, weight = made._pick(cut, torch.tensor([1]), seeded(seed), 3, (100, 900))
@@ -233,6 +270,8 @@ def test_other_objects_are_of_a_fitting_size_and_else_the_chosen_one_is_repeated
     assert seen == {1, 2, 3, 4}
     ids, weight = made._pick(cut, torch.tensor([5]), seeded(), 6, (100, 900))
     assert sorted(ids.tolist()) == [1, 2, 3, 4, 5, 5]
+    ids, weight = made._pick(cut, torch.tensor([1]), seeded(), 6, (100, 1e6))
+    assert sorted(ids.tolist()) == [1, 1, 2, 3, 4, 5]  # the background is none of them
     hidden = cut * (cut != 6)
     ids, weight = made._pick(hidden, torch.tensor([6]), seeded(), 9, (1e6, 2e6))
     assert ids.tolist() == [6] * 9
@@ -303,15 +342,8 @@ def test_colours_change_as_asked() -> None:
     assert (after[:, 0] - luma).abs().max() <= 0.51
     before, after = _recoloured(permute=1.0)
     assert torch.equal(before.sort(1).values, after.sort(1).values)
-    assert (
-        len(
-            {
-                tuple(a[:, 0, 0].tolist() == b[:, 0, 0].tolist() for a in (x,))
-                for x, b in zip(after, before, strict=True)
-            }
-        )
-        == 2
-    )
+    same = (before == after).flatten(1).all(1)
+    assert 0 < same.float().mean() < 0.5  # one order of six changes nothing
     before, after = _recoloured(blur=1.0)
     middle = ndimage.uniform_filter(before.numpy(), (0, 0, 3, 3))
     assert np.abs(after.numpy() - middle)[..., 1:-1, 1:-1].max() <= 0.51

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.click_rounds import ClickConfig, ClickRounds, per_object
 from napari_hrsam.training.dense_task import StemTeacher, dense_loss
-from napari_hrsam.training.device_crops import dense_targets
+from napari_hrsam.training.dense_targets import dense_targets
 
 
 class Crops(Protocol):

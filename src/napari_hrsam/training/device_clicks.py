@@ -48,7 +48,7 @@ def squared_distance_to_background(masks: Tensor) -> Tensor:
     Returns
     -------
     (N, H, W) int16 or int32, px^2
-        int16 where it is wide enough: it halves the traffic, which is what takes the time.
+        int16 where it is wide enough, which halves the traffic.
 
     Raises
     ------

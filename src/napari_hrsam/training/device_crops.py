@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,35 +20,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_hrsam.errors import ConfigError, DataError, ShapeError
+from napari_hrsam.errors import ConfigError, DataError
+from napari_hrsam.training.device_images import (
+    MIN_AREA_PX,
+    DeviceImages,
+    LabelledImage,
+    LabelledObjects,
+    objects_of,
+)
 
-MEAN_RGB = (124, 116, 104)
-_MIN_AREA_PX = 16
+
+_T = TypeVar("_T")
 _MAX_ENLARGEMENT = 4.0
-_MAX_LEVELS = 7
 _LUMA = (0.299, 0.587, 0.114)
-_TABLE_VALUES = 2**26
-"""Values of the largest temporary of `dense_targets`."""
-
-
-class LabelledImage(Protocol):
-    """What `DeviceCrops` needs to know of a sample; `pack.PackedSample` is one.
-
-    Attributes
-    ----------
-    domain : str
-    pixels : (H, W) or (H, W, 3) uint8
-    labels, second_labels : (H, W) whole numbers; the second may be None
-    """
-
-    @property
-    def domain(self) -> str: ...  # noqa: D102
-    @property
-    def pixels(self) -> NDArray[np.uint8]: ...  # noqa: D102
-    @property
-    def labels(self) -> NDArray[Any]: ...  # noqa: D102
-    @property
-    def second_labels(self) -> NDArray[Any] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,17 +116,6 @@ class DeviceBatch:
     max_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Objects:
-    """A label map with its objects numbered from 1, and those of at least 16 pixels."""
-
-    labels: NDArray[np.int32]
-    numbers: NDArray[np.int64]
-    boxes: NDArray[np.int64]
-    areas: NDArray[np.int64]
-    max_number: int
-
-
 class DeviceCrops:
     """All images of a data set on a device, and batches of crops from them.
 
@@ -173,6 +146,7 @@ class DeviceCrops:
         one of the second labels.
     sample_index : (M,) int64
         Which of `samples` each row of the tables of images is.
+    images : DeviceImages
     max_id : int
         Largest number of an object.
 
@@ -197,32 +171,27 @@ class DeviceCrops:
         self.device = torch.device(device)
         self.augmentation = augmentation or Augmentation()
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            found = list(pool.map(_objects_of, samples))
+            found = list(pool.map(objects_of, samples))
         kept = [i for i, maps in enumerate(found) if any(m.numbers.size for m in maps)]
         if not kept:
             raise DataError(
-                f"none of the {len(samples)} samples holds an object of {_MIN_AREA_PX} or more "
+                f"none of the {len(samples)} samples holds an object of {MIN_AREA_PX} or more "
                 "pixels; give instance masks with at least one object"
             )
         # The images of a domain lie side by side, so that one is drawn with one number.
         kept.sort(key=lambda i: samples[i].domain)
         maps = [found[i] for i in kept]
         self.sample_index = torch.tensor(kept)
-        self.max_id = max(m.max_number for pair in maps for m in pair)
-        self._fill_images([samples[i].pixels for i in kept])
-        self._fill_labels(maps)
+        self.images = DeviceImages([samples[i].pixels for i in kept], maps, self.device)
+        self.max_id = self.images.max_id
         domains = self._fill_objects(maps, [samples[i].domain for i in kept])
         self._fill_shares(domains, domain_factors or {}, domain_exponent)
-        self._mean = torch.tensor(MEAN_RGB, dtype=torch.float32, device=self.device)
         self._luma = torch.tensor(_LUMA, device=self.device)[:, None, None]
 
     def to(self, device: torch.device | str) -> DeviceCrops:
         """Copy everything to another device."""
-        other = copy.copy(self)
-        other.device = torch.device(device)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(other, name, value.to(other.device))
+        other = _copied(self, torch.device(device))
+        other.images = _copied(self.images, other.device)
         return other
 
     def batch(
@@ -267,7 +236,7 @@ class DeviceCrops:
             )
         domain, sample, layer, chosen = self._choose(generator, num_crops)
         to_source, _ = self.place(generator, self.boxes[chosen], crop_px, span)
-        images, labels = self.cut(sample, layer, to_source, crop_px)
+        images, labels = self.images.cut(sample, layer, to_source, crop_px)
         images = self.recolour(images, generator)
         low = (0.5 * span[0] * crop_px) ** 2
         high = (span[1] * crop_px) ** 2
@@ -288,44 +257,6 @@ class DeviceCrops:
             object_index=chosen,
             max_id=self.max_id,
         )
-
-    def cut(
-        self, sample: Tensor, layer: Tensor, to_source: Tensor, crop_px: int
-    ) -> tuple[Tensor, Tensor]:
-        """Cut given squares, colours unchanged.
-
-        Parameters
-        ----------
-        sample : (B,) int64
-            Rows of the tables of images.
-        layer : (B,) int64
-            0 = labels, 1 = second labels (of a sample that has them).
-        to_source : (B, 2, 3) float32
-            Crop pixels to image pixels, (y, x, 1), both counted from the corner of the corner
-            pixel: the centre of the first pixel is (0.5, 0.5).
-        crop_px : int
-            Side S of a crop.
-
-        Returns
-        -------
-        images : (B, 3, S, S) float32, 0..255
-            Bilinear, from the level of the pyramid that is nearest in size; the mean colour
-            outside the image.
-        labels : (B, S, S) int64
-            Of the nearest pixel; 0 outside the image.
-        """
-        centres = torch.arange(crop_px, device=self.device) + 0.5
-        matrix = to_source[:, :, :, None, None]
-        rows, columns = centres[:, None], centres[None, :]
-        y = matrix[:, 0, 0] * rows + matrix[:, 0, 1] * columns + matrix[:, 0, 2]
-        x = matrix[:, 1, 0] * rows + matrix[:, 1, 1] * columns + matrix[:, 1, 2]
-        height, width = (self._sizes[sample, 0, i, None, None] for i in (0, 1))
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        pixel = _clip(y.floor().long(), height) * width + _clip(x.floor().long(), width)
-        labels = self._labels[self._label_starts[sample, layer, None, None] + pixel].long()
-        images = self._bilinear(sample, to_source, y, x)
-        images = torch.where(inside[..., None], images, self._mean)
-        return images.permute(0, 3, 1, 2).contiguous(), labels * inside
 
     def recolour(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Change intensity, contrast, colour, polarity, noise and sharpness.
@@ -398,7 +329,7 @@ class DeviceCrops:
         Returns
         -------
         to_source : (B, 2, 3) float32
-            As `cut` takes it.
+            As `DeviceImages.cut` takes it.
         spans : (B,) float32
             Shares of the side that the boxes' longer sides take.
         """
@@ -443,33 +374,6 @@ class DeviceCrops:
         flips = torch.where(u[5:7] < 0.5, -1.0, 1.0)
         return linear * flips.T[:, :, None]
 
-    def _bilinear(self, sample: Tensor, to_source: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Colours at places of the images, (B, S, S, 3) float32."""
-        a, b, c, d = to_source[:, :, :2].reshape(-1, 4).unbind(1)
-        step = (a * d - b * c).abs().sqrt()
-        level = (step.log2() + 0.5).floor().clamp(min=0).long()
-        level = torch.minimum(level, self._num_levels[sample] - 1)
-        factor = torch.exp2(-level.float())[:, None, None]
-        start = self._image_starts[sample, level, None, None]
-        height, width = (self._sizes[sample, level, i, None, None] for i in (0, 1))
-        y, x = y * factor - 0.5, x * factor - 0.5
-        top, left = y.floor(), x.floor()
-        below, right = (y - top)[..., None], (x - left)[..., None]
-        top, left = top.long(), left.long()
-        rows = [start + _clip(top + i, height) * width for i in (0, 1)]
-        columns = [_clip(left + i, width) for i in (0, 1)]
-        upper, lower = (
-            torch.lerp(self._colours(row + columns[0]), self._colours(row + columns[1]), right)
-            for row in rows
-        )
-        return torch.lerp(upper, lower, below)
-
-    def _colours(self, index: Tensor) -> Tensor:
-        """Colours of pixels of the buffer, (..., 3) float32."""
-        # One 32-bit value a pixel is one read; three bytes would be three.
-        colours = self._texels[index].view(torch.uint8)
-        return colours.reshape(*index.shape, 4)[..., :3].float()
-
     def _pick(
         self,
         labels: Tensor,
@@ -491,51 +395,11 @@ class DeviceCrops:
         scores.scatter_(1, chosen[:, None], torch.full_like(chosen, 2, dtype=scores.dtype)[:, None])
         best = scores.topk(num, dim=1)
         ids = torch.where(best.values >= 0, best.indices, chosen[:, None])
-        weight = (areas.gather(1, ids) >= _MIN_AREA_PX).float()
+        weight = (areas.gather(1, ids) >= MIN_AREA_PX).float()
         return ids.reshape(-1), weight.reshape(-1)
 
-    def _fill_images(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy the images and their pyramids to the device."""
-        starts = np.zeros((len(images), _MAX_LEVELS), np.int64)
-        sizes = np.zeros((len(images), _MAX_LEVELS, 2), np.int64)
-        num_levels = np.zeros(len(images), np.int64)
-        total = 0
-        for i, image in enumerate(images):
-            height, width = image.shape[:2]
-            for level in range(_MAX_LEVELS):
-                starts[i, level], sizes[i, level] = total, (height, width)
-                total += height * width
-                num_levels[i] = level + 1
-                if max(height, width) <= 4:
-                    break
-                height, width = -(-height // 2), -(-width // 2)
-        self._texels = torch.empty(total, dtype=torch.int32, device=self.device)
-        for i, image in enumerate(images):
-            for level, colours in enumerate(_pyramid(image, int(num_levels[i]), self.device)):
-                start = int(starts[i, level])
-                self._texels[start : start + len(colours)] = colours
-        self._image_starts = torch.from_numpy(starts).to(self.device)
-        self._sizes = torch.from_numpy(sizes).to(self.device)
-        self._num_levels = torch.from_numpy(num_levels).to(self.device)
-
-    def _fill_labels(self, maps: Sequence[Sequence[_Objects]]) -> None:
-        """Copy the label maps to the device."""
-        total = sum(m.labels.size for pair in maps for m in pair)
-        narrow = self.max_id <= np.iinfo(np.int16).max
-        dtype = torch.int16 if narrow else torch.int32
-        self._labels = torch.empty(total, dtype=dtype, device=self.device)
-        starts = np.zeros((len(maps), 2), np.int64)
-        place = 0
-        for i, pair in enumerate(maps):
-            for layer, m in enumerate(pair):
-                starts[i, layer] = place
-                flat = torch.from_numpy(m.labels.reshape(-1))
-                self._labels[place : place + flat.numel()] = flat.to(self.device).to(dtype)
-                place += flat.numel()
-        self._label_starts = torch.from_numpy(starts).to(self.device)
-
     def _fill_objects(
-        self, maps: Sequence[Sequence[_Objects]], domains: Sequence[str]
+        self, maps: Sequence[Sequence[LabelledObjects]], domains: Sequence[str]
     ) -> list[int]:
         """Make the tables of objects; the domain of every image."""
         self.domains = tuple(sorted(set(domains)))
@@ -577,179 +441,15 @@ class DeviceCrops:
         self._domain_first = self._domain_num.cumsum(0) - self._domain_num
 
 
-def dense_targets(labels: Tensor, *, max_id: int | None = None) -> Tensor:
-    """Make the maps that a head for automatic segmentation learns, at half the resolution.
-
-    Parameters
-    ----------
-    labels : (B, S, S) int64, S even
-        0 = background. A cell of 2 x 2 pixels belongs to whichever label it holds most of, to an
-        object before the background.
-    max_id : int, optional
-        No label is larger. Without it the device is asked, which takes a wait.
-
-    Returns
-    -------
-    (B, 3, S / 2, S / 2) float32, 0..1
-        Foreground; distance to the object's centre, 0 there and 1 at the furthest pixel; distance
-        to the nearest pixel of another label, 1 at the deepest pixel. All 0 in the background.
-        The centre is the pixel nearest to the centroid among those of at least 0.9 of the
-        object's depth. The crop's border is no boundary: an object that it cuts goes on beyond.
-
-    Raises
-    ------
-    ShapeError
-        If `labels` is not (B, S, S) with an even S.
-    """
-    if labels.ndim != 3 or labels.shape[1] % 2 or labels.shape[2] % 2:
-        raise ShapeError(f"labels must be (B, S, S) with an even S, got {tuple(labels.shape)}")
-    cells = _halved(labels)
-    num, height, width = cells.shape
-    rows_per_crop = (int(labels.max()) if max_id is None else max_id) + 1
-    crop = torch.arange(num, device=labels.device)[:, None, None]
-    index = (crop * rows_per_crop + cells).reshape(-1)
-    groups = _Groups(index, num * rows_per_crop)
-    is_object = (cells > 0).reshape(-1)
-    depth = _squared_distance_to_other(cells).reshape(-1).float().sqrt()
-    to_boundary = depth / groups.largest(depth)
-    y = torch.arange(height, device=labels.device)[:, None].expand(num, height, width).reshape(-1)
-    x = torch.arange(width, device=labels.device).expand(num, height, width).reshape(-1)
-    area = groups.total(torch.ones_like(index))
-    off_centroid = (y - groups.total(y) / area) ** 2 + (x - groups.total(x) / area) ** 2
-    off_centroid = torch.where(to_boundary >= 0.9, off_centroid, math.inf)
-    # Of equally near pixels the first in row-major order is the centre.
-    place = y * width + x
-    place = torch.where(off_centroid == groups.smallest(off_centroid), place, height * width)
-    centre = groups.smallest(place)
-    to_centre = (y - centre // width) ** 2 + (x - centre % width) ** 2
-    to_centre = to_centre.float().sqrt()
-    to_centre = to_centre / groups.largest(to_centre).clamp(min=1)
-    maps = torch.stack([torch.ones_like(depth), to_centre, to_boundary]) * is_object
-    return maps.reshape(3, num, height, width).transpose(0, 1).contiguous()
-
-
-class _Groups:
-    """Sums and extremes of values over groups of pixels, given back for every pixel."""
-
-    def __init__(self, index: Tensor, num: int) -> None:
-        self.index, self.num = index, num
-
-    def total(self, values: Tensor) -> Tensor:
-        return values.new_zeros(self.num).scatter_add_(0, self.index, values)[self.index]
-
-    def largest(self, values: Tensor) -> Tensor:
-        return self._extreme(values, "amax")
-
-    def smallest(self, values: Tensor) -> Tensor:
-        return self._extreme(values, "amin")
-
-    def _extreme(self, values: Tensor, which: str) -> Tensor:
-        out = values.new_zeros(self.num)
-        out = out.scatter_reduce(0, self.index, values, which, include_self=False)
-        return out[self.index]
-
-
-def _halved(labels: Tensor) -> Tensor:
-    """Label of every cell of 2 x 2 pixels: the most frequent one, an object before background."""
-    corners = [labels[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    four = torch.stack(corners)
-    votes = torch.stack([(four == corner).sum(0) for corner in corners])
-    best = (2 * votes + (four > 0)).argmax(0, keepdim=True)
-    return four.gather(0, best)[0]
-
-
-def _squared_distance_to_other(labels: Tensor) -> Tensor:
-    """Square of the distance to the nearest pixel of another label.
-
-    Parameters
-    ----------
-    labels : (B, H, W) int64
-
-    Returns
-    -------
-    (B, H, W) int32, px^2
-        (H + W)^2, more than any distance, where there is no other label.
-    """
-    num, height, width = labels.shape
-    far = height + width
-    in_row = torch.minimum(_to_change(labels, far), _to_change(labels.flip(2), far).flip(2)).clamp(
-        max=far
-    )
-    in_row = in_row**2
-    rows = torch.arange(height, dtype=torch.int32, device=labels.device)
-    step = (rows[:, None] - rows) ** 2
-    nearest = torch.empty_like(in_row)
-    # Whatever lies in another row counts at its own row if its label differs, and at the end of
-    # its run if it is the same.
-    at_once = max(1, _TABLE_VALUES // (height * height * width))
-    for start in range(0, num, at_once):
-        part = slice(start, start + at_once)
-        same = labels[part, None] == labels[part, :, None]
-        table = torch.where(same, in_row[part, None], 0) + step[:, :, None]
-        nearest[part] = table.amin(2)
-    return nearest.clamp(max=far**2)
-
-
-def _to_change(labels: Tensor, far: int) -> Tensor:
-    """Distance to the last pixel of another label to the left, in px; int32."""
-    columns = torch.arange(labels.shape[2], dtype=torch.int32, device=labels.device)
-    changes = F.pad(labels[..., 1:] != labels[..., :-1], (1, 0))
-    last = torch.where(changes, columns - 1, -far).cummax(2).values
-    return columns - last
-
-
-def _pyramid(image: NDArray[np.uint8], num_levels: int, device: torch.device) -> list[Tensor]:
-    """Pixels of an image and of its halvings, one 32-bit value each: red, green, blue, nothing."""
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device)
-    pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
-    x = pixels.permute(2, 0, 1)[None].float()
-    levels = []
-    for level in range(num_levels):
-        if level:
-            # The mean of the pixels that there are, at the edge of an odd side too.
-            x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-        colours = F.pad(x[0].round().to(torch.uint8).permute(1, 2, 0), (0, 1)).contiguous()
-        levels.append(colours.view(torch.int32).reshape(-1))
-    return levels
-
-
-def _objects_of(sample: LabelledImage) -> list[_Objects]:
-    maps = (
-        [sample.labels] if sample.second_labels is None else [sample.labels, sample.second_labels]
-    )
-    for labels in maps:
-        if labels.shape != sample.pixels.shape[:2]:
-            raise ShapeError(
-                f"labels must be of the image's size {sample.pixels.shape[:2]}, got {labels.shape}"
-            )
-    return [_find_objects(labels) for labels in maps]
-
-
-def _find_objects(labels: NDArray[Any]) -> _Objects:
-    """Give the objects of a label map numbers, and measure them run by run of equal pixels."""
-    starts = np.ones(labels.shape, bool)
-    np.not_equal(labels[:, 1:], labels[:, :-1], out=starts[:, 1:])
-    first = np.flatnonzero(starts)
-    length = np.diff(first, append=labels.size)
-    values, number = np.unique(labels.reshape(-1)[first], return_inverse=True)
-    if not (values.size and values[0] == 0):
-        values, number = np.insert(values, 0, 0), number + 1
-    y, x = np.divmod(first, labels.shape[1])
-    numbered = np.repeat(number, length).astype(np.int32).reshape(labels.shape)
-    areas = np.bincount(number, length, minlength=values.size).astype(np.int64)
-    boxes = np.zeros((values.size, 4), np.int64)
-    boxes[:, :2] = max(labels.shape)
-    np.minimum.at(boxes[:, 0], number, y)
-    np.minimum.at(boxes[:, 1], number, x)
-    np.maximum.at(boxes[:, 2], number, y + 1)
-    np.maximum.at(boxes[:, 3], number, x + length)
-    numbers = np.flatnonzero(areas >= _MIN_AREA_PX)
-    numbers = numbers[numbers > 0]
-    return _Objects(numbered, numbers, boxes[numbers], areas[numbers], values.size - 1)
-
-
-def _clip(index: Tensor, size: Tensor) -> Tensor:
-    return torch.minimum(index.clamp(min=0), size - 1)
+def _copied(what: _T, device: torch.device) -> _T:
+    """Copy an object whose tensors lie on one device."""
+    other = copy.copy(what)
+    for name, value in vars(what).items():
+        if isinstance(value, torch.device):
+            setattr(other, name, device)
+        elif isinstance(value, Tensor) and name != "sample_index":
+            setattr(other, name, value.to(device))
+    return other
 
 
 def _below(u: Tensor, num: Tensor) -> Tensor:

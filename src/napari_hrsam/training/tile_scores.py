@@ -74,7 +74,7 @@ def tile_scores(
     for chosen in objects.split(at_once):
         to_source, spans = crops.place(generator, crops.boxes[chosen], tile_px, span)
         sample = crops.object_sample[chosen]
-        images, labels = crops.cut(sample, crops.object_layer[chosen], to_source, tile_px)
+        images, labels = crops.images.cut(sample, crops.object_layer[chosen], to_source, tile_px)
         gt = pooled(labels == crops.object_ids[chosen, None, None], LOSS_STRIDE)
         features = model.encode(images)
         if ablation == "embedding":
