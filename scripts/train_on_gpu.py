@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.dense_task import StemTeacher
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
+from napari_hrsam.training.device_images import objects_of
 from napari_hrsam.training.optimizer import (
     STEM_PREFIX,
     average_into,
@@ -58,10 +60,12 @@ from napari_hrsam.training.tile_scores import (
 )
 
 LEARNING_RATE = 1.5e-3
-CROPS = ((256, 64, 3), (384, 28, 3), (512, 16, 3))
-"""Side in pixels, crops and objects per crop of the batches: equal numbers of pixels."""
-CROP_SHARES = ((0.5, 0.2, 0.3), (0.2, 0.2, 0.6))
+CROPS = ((256, 64, 3), (512, 16, 3))
+"""Side in pixels, crops and objects per crop of the batches: equal numbers of pixels. Every size
+costs each process some seconds at its first steps, for the plans of its convolutions."""
+CROP_SHARES = ((0.6, 0.4), (0.3, 0.7))
 """How often each is drawn, at the start and at the end."""
+AVERAGE_EVERY = 4
 WIDE_SPAN = (0.35, 0.95)
 UNFREEZE_AT = 0.35
 """Share of the time after which the stem learns too."""
@@ -99,9 +103,6 @@ DESIGNS: dict[str, Design] = {
     # The same, and it is taught the stem's stride-32 map in the first half of the time.
     "trunk-taught": _design(stem_weight=0.5),
     "no-trunk": _design(depth=0, stem_weight=0.5),
-    # Nor does the decoder look around.
-    "trunk-only": _design(levels=0, stem_weight=0.5),
-    "nothing-wide": _design(levels=0, depth=0, stem_weight=0.5),
 }
 
 
@@ -160,6 +161,7 @@ class Run:
             self.device.type, init_scale=1.0, growth_factor=1.0001, growth_interval=10**9
         )
         self.batch_factor: float = 1
+        self.fixed_size: int | None = None
         self.step = self.crops = self.objects_seen = 0
         self.recent: list[torch.Tensor] = []
 
@@ -171,6 +173,7 @@ class Run:
         """Draw crops: half of the batches with large objects."""
         start, end = (np.array(s) for s in CROP_SHARES)
         index = int(rng.choice(len(CROPS), p=start + (end - start) * done))
+        index = index if self.fixed_size is None else self.fixed_size
         px, num, objects = CROPS[index]
         num = int(num * self.batch_factor)
         if self.small:
@@ -202,35 +205,14 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        average_into(self.averaged, self.model, 0.998, self.step)
+        if self.step % AVERAGE_EVERY == 0:
+            decay = 0.998**AVERAGE_EVERY
+            average_into(self.averaged, self.model, decay, self.step // AVERAGE_EVERY)
         self.crops += len(batch.images)
         self.objects_seen += len(batch.masks)
         last = out.ious[-1] if len(out.ious) > 1 else torch.full_like(out.loss, torch.nan)
         parts = [out.parts.get(k, torch.full_like(out.loss, torch.nan)) for k in PARTS]
         self.recent.append(torch.stack([out.loss.detach(), out.ious[0], last, *parts]))
-
-    def calibrate(self) -> dict[int, float]:
-        """Enlarge the batch while that makes more crops a second; give the rates.
-
-        Small kernels leave a GPU waiting for the host; larger batches are then free.
-        """
-        rates: dict[int, float] = {}
-        for factor in (1, 2, 3):
-            self.batch_factor = factor
-            for _ in range(3):
-                self.advance(0.0)
-            self.report()
-            before, start = self.crops, time.monotonic()
-            for _ in range(6):
-                self.advance(0.0)
-            self.report()
-            say(f"batch factor {factor}: 6 steps in {time.monotonic() - start:.2f} s")
-            rates[factor] = round((self.crops - before) / (time.monotonic() - start), 1)
-            if factor > 1 and rates[factor] < 1.15 * max(list(rates.values())[:-1]):
-                break
-        best = max(rates.values())
-        self.batch_factor = min(f for f, rate in rates.items() if rate > best / 1.15)
-        return rates
 
     def report(self) -> dict[str, float]:
         """Average what the last steps said; waits for the device."""
@@ -495,42 +477,41 @@ def wait_for(children: dict[int, str], seconds: float) -> None:
 
 def profile(run: Run, out: Output) -> None:
     """Say where the time of a step goes, and what makes the host wait for the device."""
-    import warnings
-
-    rates = run.calibrate()
-    run._let_stem_learn(True)
-    torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run.advance(0.5)
-    torch.cuda.set_sync_debug_mode("default")
-    places = sorted({f"{w.filename.rpartition('/')[2]}:{w.lineno}" for w in caught})
-    run.report()
+    facts: dict[str, Any] = {}
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
+    for factor, index in ((1, 0), (4, 0), (4, 1)):
+        run.batch_factor, run.fixed_size = factor, index
+        torch.cuda.reset_peak_memory_stats()
+        begin = time.monotonic()
+        for _ in range(4):
+            run.advance(0.9)
+        run.report()
         start = time.monotonic()
-        for _ in range(6):
-            run.advance(0.5)
+        for _ in range(8):
+            run.advance(0.9)
         queued = time.monotonic() - start
         run.report()
         took = time.monotonic() - start
+        row = {
+            "first_4_s": round(start - begin, 2),
+            "step_s": round(took / 8, 4),
+            "host_s": round(queued / 8, 4),
+            "crops_per_s": round(8 * int(CROPS[index][1] * factor) / took),
+            "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+            "reserved_gb": round(torch.cuda.memory_reserved() / 1e9, 2),
+        }
+        facts[f"{CROPS[index][0]} px, {factor}"] = row
+        say(json.dumps([CROPS[index][0], factor, row]))
+        out.put(profile=facts)
+    run.batch_factor, run.fixed_size = 4, 1
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(3):
+            run.advance(0.9)
+        run.report()
     table = profiler.key_averages()
-    say(table.table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))
-    busy = sum(e.self_device_time_total for e in table) / 1e6
-    facts = {
-        "crops_per_second": rates,
-        "batch_factor": run.batch_factor,
-        "step_s": took / 6,
-        "host_s": queued / 6,
-        "device_s": busy / 6,
-        "waits": places,
-        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-    }
-    begin = time.monotonic()
-    run.score()
-    facts["score_s"] = time.monotonic() - begin
-    out.put(profile=facts)
-    say(json.dumps(facts))
+    text = table.table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=50)
+    (out.folder / "profile.txt").write_text(text)
+    say(text[-9000:])
 
 
 def objects_to_score(val: DeviceCrops, samples: list[PackedSample], at_most: int) -> torch.Tensor:
@@ -551,7 +532,7 @@ def objects_to_score(val: DeviceCrops, samples: list[PackedSample], at_most: int
     for row, (sample, number, layer) in enumerate(table):
         if layer == 0 and number in wanted[sample]:
             rows.append(row)
-    chosen = torch.tensor(rows, dtype=torch.long)
+    chosen = torch.tensor(rows, dtype=torch.long, device=val.device)
     return chosen[spread_over_domains(val.object_domain[chosen], at_most)]
 
 
@@ -574,6 +555,7 @@ def main() -> None:
     parser.add_argument("--score-every", type=float, default=110, help="seconds between scores")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch-factor", type=float, default=4.0, help="on the numbers of crops")
     parser.add_argument("--profile", action="store_true", help="say where the time goes, and stop")
     parser.add_argument("--small", action="store_true", help="tiny batches: a rehearsal on a CPU")
     args = parser.parse_args()
@@ -593,20 +575,22 @@ def main() -> None:
     checking = child(check, args.out / "check.err")
     samples = read_pack(args.pack, workers=2 if args.small else 16)
     parts = {s: [x for x in samples if x.split == s] for s in ("train", "val")}
-    train = DeviceCrops(parts["train"], "cpu")
-    val = DeviceCrops(parts["val"], "cpu", augmentation=UNCHANGED)
-    objects = objects_to_score(val, parts["val"], 2 if args.small else 12)
+    workers = 2 if args.small else 16
+    with ThreadPoolExecutor(workers) as pool:
+        measured = {name: list(pool.map(objects_of, parts[name])) for name in parts}
     stem = {k: v.float() for k, v in load_file(args.stem).items()}
     wait_for({checking: "the check of the kernels"}, 60)
-    say(
-        f"{len(parts['train'])} images, {len(train.boxes)} objects; to score {len(objects)} of "
-        f"{len(val.domains)} domains; {next(left):.0f} s left"
-    )
-    out.put(domain_shares=train.domain_shares, images=len(parts["train"]))
+    say(f"{len(parts['train'])} images for training; {next(left):.0f} s left")
 
     def make(name: str) -> Run:
-        placed = (x.to(args.device) for x in (train, val, objects))
-        return Run(DESIGNS[name], stem, *placed, seed=args.seed, small=args.small)
+        train = DeviceCrops(parts["train"], args.device, measured=measured["train"])
+        val = DeviceCrops(
+            parts["val"], args.device, measured=measured["val"], augmentation=UNCHANGED
+        )
+        objects = objects_to_score(val, parts["val"], 2 if args.small else 12)
+        run = Run(DESIGNS[name], stem, train, val, objects, seed=args.seed, small=args.small)
+        say(f"{name}: {len(objects)} objects to score; {next(left):.0f} s left")
+        return run
 
     chosen = args.design or "trunk-taught"
     if args.designs_seconds:
@@ -617,7 +601,7 @@ def main() -> None:
             # Half of the objects: seven scores at once take their time.
             run.objects = run.objects[::2]
             # Beside one another they fill the GPU with small batches as well.
-            run.batch_factor = 0.5
+            run.batch_factor = 0.75
             train_for(run, args.designs_seconds, mine, name, ablations=("none", "embedding"))
 
         folder = args.out / "designs"
@@ -645,10 +629,8 @@ def main() -> None:
         for model in (run.model, run.averaged):
             model.load_state_dict({k: v.to(args.device) for k, v in state.items()})
 
-    if not args.small:
-        rates = run.calibrate()
-        out.put(crops_per_second=rates, batch_factor=run.batch_factor)
-        say(f"crops a second by batch factor: {rates}; taken: {run.batch_factor}")
+    run.batch_factor = args.batch_factor
+    out.put(domain_shares=run.train.domain_shares, images=len(parts["train"]))
 
     def end(*_: object) -> None:
         seen = f"{run.step} steps, {run.crops} crops on one GPU, ended early"
@@ -658,14 +640,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     reserve = 3 if args.small else 22
     say(f"{chosen} goes on for {next(left) - reserve:.0f} s")
-    train_for(
-        run,
-        max(1.0, next(left) - reserve),
-        out,
-        "hrsam-tiny",
-        score_every=args.score_every,
-        busy=busy,
-    )
+    for _ in range(3):
+        try:
+            train_for(
+                run,
+                max(1.0, next(left) - reserve),
+                out,
+                "hrsam-tiny",
+                score_every=args.score_every,
+                busy=busy,
+            )
+            break
+        except torch.cuda.OutOfMemoryError:
+            run.batch_factor /= 2
+            torch.cuda.empty_cache()
+            say(f"out of memory: half of the crops from now on, factor {run.batch_factor}")
     save_weights(run.model, args.out / "last.safetensors", trained_on="last step, not averaged")
     busy.stop()
     if args.device == "cuda":

@@ -7,12 +7,10 @@ buffer of the device, and no step asks the device for a value, so that the host 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +28,6 @@ from napari_hrsam.training.device_images import (
 )
 
 
-_T = TypeVar("_T")
 _MAX_ENLARGEMENT = 4.0
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -129,8 +126,10 @@ class DeviceCrops:
     domain_exponent : float
         A domain's share is (objects * images) to this power, times its factor.
     augmentation : Augmentation
+    measured : sequence of list of LabelledObjects, optional
+        What `objects_of` finds in the samples, where that is known already.
     workers : int
-        Threads that look for the objects.
+        Threads that look for the objects otherwise.
 
     Attributes
     ----------
@@ -166,12 +165,15 @@ class DeviceCrops:
         domain_factors: Mapping[str, float] | None = None,
         domain_exponent: float = 0.1875,
         augmentation: Augmentation | None = None,
+        measured: Sequence[list[LabelledObjects]] | None = None,
         workers: int = 8,
     ) -> None:
         self.device = torch.device(device)
         self.augmentation = augmentation or Augmentation()
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            found = list(pool.map(objects_of, samples))
+        if measured is None:
+            with ThreadPoolExecutor(max(1, workers)) as pool:
+                measured = list(pool.map(objects_of, samples))
+        found = measured
         kept = [i for i, maps in enumerate(found) if any(m.numbers.size for m in maps)]
         if not kept:
             raise DataError(
@@ -187,12 +189,6 @@ class DeviceCrops:
         domains = self._fill_objects(maps, [samples[i].domain for i in kept])
         self._fill_shares(domains, domain_factors or {}, domain_exponent)
         self._luma = torch.tensor(_LUMA, device=self.device)[:, None, None]
-
-    def to(self, device: torch.device | str) -> DeviceCrops:
-        """Copy everything to another device."""
-        other = _copied(self, torch.device(device))
-        other.images = _copied(self.images, other.device)
-        return other
 
     def batch(
         self,
@@ -439,17 +435,6 @@ class DeviceCrops:
         self._cumulated = torch.from_numpy(np.cumsum(shares)).float().to(self.device)
         self._domain_num = torch.from_numpy(num_images).to(self.device)
         self._domain_first = self._domain_num.cumsum(0) - self._domain_num
-
-
-def _copied(what: _T, device: torch.device) -> _T:
-    """Copy an object whose tensors lie on one device."""
-    other = copy.copy(what)
-    for name, value in vars(what).items():
-        if isinstance(value, torch.device):
-            setattr(other, name, device)
-        elif isinstance(value, Tensor) and name != "sample_index":
-            setattr(other, name, value.to(device))
-    return other
 
 
 def _below(u: Tensor, num: Tensor) -> Tensor:
