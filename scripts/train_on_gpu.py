@@ -39,6 +39,7 @@ from torch import nn
 from napari_hrsam.modeling.models import HRSAM_TINY, ModelConfig
 from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.modeling.selective_scan import numba_ready
 from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.dense_task import StemTeacher
@@ -67,8 +68,6 @@ CROP_SHARES = ((0.6, 0.4), (0.3, 0.7))
 """How often each is drawn, at the start and at the end."""
 AVERAGE_EVERY = 4
 WIDE_SPAN = (0.35, 0.95)
-UNFREEZE_AT = 0.35
-"""Share of the time after which the stem learns too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +140,8 @@ class Run:
         mine = self.model.state_dict()
         self.model.load_state_dict({k: v for k, v in stem.items() if k in mine}, strict=False)
         self.model.to(self.device)
+        if self.device.type == "cpu":
+            self.model.set_backends("auto", "numba" if numba_ready() else "torch")
         self.averaged = Segmenter(design.config).to(self.device).eval().requires_grad_(False)
         self.averaged.load_state_dict(self.model.state_dict())
         teacher = None
@@ -161,6 +162,7 @@ class Run:
             self.device.type, init_scale=1.0, growth_factor=1.0001, growth_interval=10**9
         )
         self.batch_factor: float = 1
+        self.learning_rate, self.stem_at = LEARNING_RATE, 0.35
         self.fixed_size: int | None = None
         self.step = self.crops = self.objects_seen = 0
         self.recent: list[torch.Tensor] = []
@@ -188,12 +190,12 @@ class Run:
         """Do one step; nothing waits for the device."""
         rng = np.random.default_rng([self.seed, self.step])
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        if done >= UNFREEZE_AT and self.stem and not self.stem[0].requires_grad:
+        if done >= self.stem_at and self.stem and not self.stem[0].requires_grad:
             self._let_stem_learn(True)
         warm = min(1.0, (self.step + 1) / 100)
         # Full rate for the first third, then a cosine to zero.
         fall = 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.3) / 0.7)))
-        set_rate(self.optimizer, LEARNING_RATE * warm * fall)
+        set_rate(self.optimizer, self.learning_rate * warm * fall)
         batch = self.batch(rng, generator, done)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -235,7 +237,7 @@ class Run:
                         span=span,
                         ablation=ablation,
                         tile_px=128 if self.small else 512,
-                        at_once=4 if self.small else 32,
+                        at_once=4 if self.small or self.device.type == "cpu" else 32,
                     )
                 domain = self.val.object_domain[self.objects]
                 rows[f"{span[0]}-{span[1]}"] = summarize_scores(
@@ -555,6 +557,11 @@ def main() -> None:
     parser.add_argument("--score-every", type=float, default=110, help="seconds between scores")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--init", type=Path, help="weights of the design to start from")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="its peak")
+    parser.add_argument(
+        "--stem-at", type=float, default=0.35, help="share of the time at which the stem learns too"
+    )
     parser.add_argument("--batch-factor", type=float, default=4.0, help="on the numbers of crops")
     parser.add_argument("--profile", action="store_true", help="say where the time goes, and stop")
     parser.add_argument("--small", action="store_true", help="tiny batches: a rehearsal on a CPU")
@@ -623,7 +630,8 @@ def main() -> None:
         profile(run, out)
         return
     busy = Busy()
-    start_file = args.out / "designs" / chosen / f"{chosen}.safetensors"
+    run.learning_rate, run.stem_at = args.learning_rate, args.stem_at
+    start_file = args.init or args.out / "designs" / chosen / f"{chosen}.safetensors"
     if start_file.exists():
         state = {k: v.float() for k, v in load_file(start_file).items()}
         for model in (run.model, run.averaged):
