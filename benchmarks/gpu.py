@@ -33,7 +33,12 @@ from scan import inputs as scan_inputs
 from scan import one_pass, three_passes, with_gradient
 from torch import Tensor, nn
 
-from napari_hrsam.modeling.attention import AttentionBackend, window_attention, xformers_ready
+from napari_hrsam.modeling.attention import (
+    AttentionBackend,
+    triton_attention_ready,
+    window_attention,
+    xformers_ready,
+)
 from napari_hrsam.modeling.hrsam import WindowAttention
 from napari_hrsam.modeling.layers import rotary_frequencies
 from napari_hrsam.modeling.models import find_config
@@ -264,6 +269,7 @@ def device_facts(run: Run) -> Iterator[Row]:
         "value": " ".join(scan_backends(run)) if run.on_gpu else "-",
     }
     yield {"what": "xformers_ready", "value": xformers_ready()}
+    yield {"what": "triton_attention_ready", "value": triton_attention_ready()}
 
 
 def scan_backends(run: Run) -> list[ScanBackend]:
@@ -321,6 +327,20 @@ def check_attention(run: Run) -> Iterator[Row]:
         return (out, *torch.autograd.grad((out * weights.to(dtype)).sum(), leaves))
 
     expected = attend("reference", torch.float64)
+    if run.on_gpu:
+        ready = triton_attention_ready()
+        yield {"what": "triton is ready", "error": 0.0, "tolerance": 0.0, "ok": ready}
+        with torch.no_grad():
+            for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+                out = window_attention(
+                    qkv.to(dtype),
+                    pad_kv.to(dtype),
+                    freqs,
+                    window=window,
+                    padding=window // 2,
+                    backend="triton",
+                )
+                yield checked(f"triton {dtype} out", difference(out, expected[0]), tolerance)
     backends: list[AttentionBackend] = ["sdpa"]
     if run.on_gpu and xformers_ready():
         backends.append("xformers")
@@ -484,10 +504,12 @@ def windows_row(
     forms: dict[str, Callable[[Tensor], Tensor]] = {"kv_only": kv_only, "padded": padded}
     if run.on_gpu and xformers_ready():
         forms["xformers"] = partial(kv_only, backend="xformers")
+    if run.on_gpu and triton_attention_ready():
+        forms["triton"] = partial(kv_only, backend="triton")
     # autocast keeps the weights it has cast, which a graph must not outlive.
     calls = {name: [partial(form, x) for x in sets] for name, form in forms.items()}
     plain = run.times(calls)
-    graphs = {n: [run.graphed(c) for c in calls[n]] for n in ("kv_only", "padded")}
+    graphs = {n: [run.graphed(c) for c in calls[n]] for n in forms if n != "xformers"}
     replayed = run.times(graphs)
     return {
         "channels": layer.proj.in_features,
@@ -495,9 +517,12 @@ def windows_row(
         "precision": precision,
         **{f"{name}_ms": ms for name, ms in plain.items()},
         "ratio": plain["padded"] / plain["kv_only"],
-        "graph_kv_only_ms": replayed["kv_only"],
-        "graph_padded_ms": replayed["padded"],
+        **{f"graph_{name}_ms": ms for name, ms in replayed.items()},
         "graph_ratio": replayed["padded"] / replayed["kv_only"],
+        "triton_ratio": plain["padded"] / plain["triton"] if "triton" in plain else None,
+        "graph_triton_ratio": (
+            replayed["padded"] / replayed["triton"] if "triton" in replayed else None
+        ),
         "difference": difference(kv_only(sets[0]), padded(sets[0])),
     }
 
@@ -506,6 +531,14 @@ def segmenter_of(run: Run, name: str, size: int) -> Segmenter:
     """Build a model with random weights."""
     torch.manual_seed(0)
     return Segmenter(replace(find_config(name), tile_px=size)).eval().to(run.device)
+
+
+def encoder_kinds(run: Run, name: str) -> list[tuple[str, AttentionBackend]]:
+    """Precisions and attention backends to time a model with."""
+    kinds: list[tuple[str, AttentionBackend]] = [("float32", "sdpa"), ("bfloat16", "sdpa")]
+    if run.on_gpu and name.startswith("hrsam"):
+        kinds.append(("bfloat16", "triton"))
+    return kinds
 
 
 @torch.inference_mode()
@@ -518,8 +551,9 @@ def time_encoders(run: Run) -> Iterator[Row]:
                 images = [
                     255 * torch.rand(batch, 3, size, size, device=run.device) for _ in range(2)
                 ]
-                for precision in ("float32", "bfloat16"):
+                for precision, backend in encoder_kinds(run, name):
                     segmenter.precision = precision
+                    segmenter.set_backends(backend, "auto")
                     calls = [partial(segmenter.encode, x) for x in images]
                     ms = run.times({"encode": calls})["encode"]
                     yield {
@@ -527,6 +561,7 @@ def time_encoders(run: Run) -> Iterator[Row]:
                         "px": size,
                         "batch": batch,
                         "precision": precision,
+                        "attention": backend,
                         "ms": ms,
                         "images_per_s": 1e3 * batch / ms,
                         "peak_mb": run.peak_mb(calls[0]),
@@ -592,9 +627,9 @@ SECTIONS: dict[str, tuple[Callable[[Run], Iterator[Row]], str]] = {
     ),
     "shifted windows": (
         time_windows,
-        "channels batch precision kv_only_ms padded_ms ratio graph_kv_only_ms graph_ratio",
+        "channels batch precision kv_only_ms padded_ms ratio graph_ratio triton_ratio triton_ms",
     ),
-    "encoder": (time_encoders, "model px batch precision ms images_per_s peak_mb"),
+    "encoder": (time_encoders, "model px batch precision attention ms images_per_s peak_mb"),
     "click": (time_clicks, "model px ms peak_mb"),
     "training": (time_training, "model px batch scan ms images_per_s peak_mb"),
 }

@@ -43,13 +43,13 @@ GPU_TOLERANCE = 1e-5
 
 
 def ask(folder: Path, *arguments: str, interpret: bool) -> Any:
-    """Run `scan_on_triton` in a process of its own, with an empty cache."""
+    """Run `kernels_on_triton` in a process of its own, with an empty cache."""
     environ = {**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     environ.pop("TRITON_INTERPRET", None)
     if interpret:
         environ["TRITON_INTERPRET"] = "1"
     environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(HERE), *sys.path) if p)
-    command = [sys.executable, str(HERE / "scan_on_triton.py"), *arguments]
+    command = [sys.executable, str(HERE / "kernels_on_triton.py"), *arguments]
     answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
@@ -174,7 +174,7 @@ def test_auto_on_cuda_takes_mamba_then_triton_then_torch(
     ],
 )
 def test_gpu_equals_the_loop(case) -> None:
-    from scan_on_triton import relative_errors
+    from kernels_on_triton import relative_errors
 
     for name, error in relative_errors(case, "cuda").items():
         assert error <= GPU_TOLERANCE, f"{name}: {error:.2g} of the largest value"

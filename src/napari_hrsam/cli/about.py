@@ -209,17 +209,18 @@ def _torch_facts() -> dict[str, Any]:
 
 def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
     """Every kernel there is, whether it can be used here, and why."""
-    from napari_hrsam.modeling.attention import xformers_ready
+    from napari_hrsam.modeling.attention import triton_attention_ready, xformers_ready
     from napari_hrsam.modeling.checkpoints import choose_device
     from napari_hrsam.modeling.scan_mamba import mamba_ready
     from napari_hrsam.modeling.selective_scan import numba_ready, triton_ready
 
     device = choose_device("auto").type
     ready = {
-        "xformers": xformers_ready(),
-        "mamba": mamba_ready(),
-        "triton": triton_ready(),
-        "numba": numba_ready(),
+        ("attention", "xformers"): xformers_ready(),
+        ("attention", "triton"): triton_attention_ready(),
+        ("scan", "mamba"): mamba_ready(),
+        ("scan", "triton"): triton_ready(),
+        ("scan", "numba"): numba_ready(),
     }
     reasons = {
         "xformers": _why_not("xformers", versions.get("xformers"), device),
@@ -232,14 +233,15 @@ def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
         "torch": "part of torch",
         "reference": "plain and slow, for checks",
     }
-    kernels = [("attention", n) for n in ("xformers", "sdpa", "reference")]
+    kernels = [("attention", n) for n in ("xformers", "triton", "sdpa", "reference")]
     kernels += [("scan", n) for n in ("mamba", "triton", "numba", "torch", "reference")]
     return [
         {
             "for": what,
             "name": name,
-            "usable": ready.get(name, True),
-            "why": always.get(name) or ("installed and tried" if ready[name] else reasons[name]),
+            "usable": ready.get((what, name), True),
+            "why": always.get(name)
+            or ("installed and tried" if ready[what, name] else reasons[name]),
         }
         for what, name in kernels
     ]
@@ -272,10 +274,12 @@ def _used(versions: dict[str, str | None]) -> dict[str, dict[str, str]]:
 
 
 def _attention(device: str, xformers: str | None) -> dict[str, str]:
-    from napari_hrsam.modeling.attention import xformers_ready
+    from napari_hrsam.modeling.attention import triton_attention_ready, xformers_ready
 
     if xformers_ready():
         return {"name": "xformers", "why": "installed, and agrees with SDPA on this GPU"}
+    if triton_attention_ready():
+        return {"name": "triton", "why": "agrees with SDPA on this GPU; in float32 SDPA is used"}
     return {"name": "sdpa", "why": _why_not("xformers", xformers, device)}
 
 

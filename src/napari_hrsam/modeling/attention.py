@@ -14,6 +14,7 @@ every gather is a slice.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,16 +25,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_hrsam._optional import require
-from napari_hrsam.errors import ConfigError
-from napari_hrsam.modeling.layers import rotary_phases, rotate
+from napari_hrsam.errors import ConfigError, MissingExtraError
+from napari_hrsam.modeling.layers import rotary_frequencies, rotary_phases, rotate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
-AttentionBackend = Literal["auto", "xformers", "sdpa", "reference"]
-ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = ("auto", "xformers", "sdpa", "reference")
+AttentionBackend = Literal["auto", "xformers", "triton", "sdpa", "reference"]
+ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = (
+    "auto",
+    "xformers",
+    "triton",
+    "sdpa",
+    "reference",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,8 +201,10 @@ def window_attention(
         Window side in tokens.
     padding : int
         Leading padding cells on the top and left.
-    backend : {"auto", "xformers", "sdpa", "reference"}
-        "auto" takes xformers on CUDA when it is installed and agrees with SDPA, else SDPA.
+    backend : {"auto", "xformers", "triton", "sdpa", "reference"}
+        "auto" takes xformers on CUDA when it is installed and agrees with SDPA, else our Triton
+        kernel when it does and numbers are of 16 bits, else SDPA. The Triton kernel has no
+        gradient: where one is wanted, and for heads it does not take, "triton" is SDPA.
 
     Returns
     -------
@@ -204,9 +213,9 @@ def window_attention(
     Raises
     ------
     ConfigError
-        If ``backend`` is not one of the four.
+        If ``backend`` is none of these, or cannot run on this device.
     MissingExtraError
-        If xformers was asked for and is not installed.
+        If the backend's package was asked for and is not installed.
 
     References
     ----------
@@ -214,10 +223,16 @@ def window_attention(
     """
     match backend:
         case "auto":
-            use_xformers = qkv.is_cuda and xformers_ready()
-            chosen = _xformers_windows if use_xformers else _sdpa_windows
+            chosen = _auto_windows(qkv)
         case "xformers":
             chosen = _xformers_windows
+        case "triton":
+            if not qkv.is_cuda:
+                raise ConfigError(
+                    f"attention backend 'triton' runs on cuda, got {qkv.device.type}; "
+                    "use backend 'sdpa'"
+                )
+            chosen = _triton_windows
         case "sdpa":
             chosen = _sdpa_windows
         case "reference":
@@ -227,6 +242,15 @@ def window_attention(
                 f"attention backend must be one of {', '.join(ATTENTION_BACKENDS)}, got {backend!r}"
             )
     return chosen(qkv, pad_kv, freqs, window, padding)
+
+
+def _auto_windows(qkv: Tensor) -> Callable[[Tensor, Tensor, Tensor, int, int], Tensor]:
+    if qkv.is_cuda and xformers_ready():
+        return _xformers_windows
+    is_half = qkv.dtype in (torch.bfloat16, torch.float16)
+    if qkv.is_cuda and is_half and not torch.is_grad_enabled() and triton_attention_ready():
+        return _triton_windows
+    return _sdpa_windows
 
 
 def _padded(real: Tensor, pad: Tensor, padded_hw: tuple[int, int], padding: int) -> Tensor:
@@ -343,6 +367,46 @@ def _xformers_windows(
     )
     out: Tensor = fmha.memory_efficient_attention(q, k, v.to(q.dtype), attn_bias=bias)
     return out.reshape(batch, -1, heads, dim)[:, inverse].reshape(batch, height, width, heads, dim)
+
+
+def _triton_windows(
+    qkv: Tensor, pad_kv: Tensor, freqs: Tensor, window: int, padding: int
+) -> Tensor:
+    kernel: Any = require("napari_hrsam.modeling.attention_triton", extra="cuda")
+    wants_gradient = torch.is_grad_enabled() and (qkv.requires_grad or pad_kv.requires_grad)
+    if wants_gradient or not kernel.can_attend(qkv):
+        return _sdpa_windows(qkv, pad_kv, freqs, window, padding)
+    out: Tensor = kernel.windows(qkv, pad_kv, freqs, window, padding)
+    return out
+
+
+@lru_cache(maxsize=1)
+def triton_attention_ready() -> bool:
+    """Whether the Triton kernel runs and agrees with SDPA on this machine's GPU.
+
+    The check runs once per process; a wrong or failing kernel is logged and SDPA is used.
+    """
+    if not torch.cuda.is_available():
+        return False
+    try:
+        kernel: Any = require("napari_hrsam.modeling.attention_triton", extra="cuda")
+    except MissingExtraError:
+        return False
+    generator = torch.Generator("cuda").manual_seed(0)
+    qkv = torch.randn(1, 19, 11, 3, 2, 32, device="cuda", generator=generator)
+    pad = torch.randn(2, 2, 32, device="cuda", generator=generator)
+    freqs = rotary_frequencies(32).to("cuda")
+    expected = _sdpa_windows(qkv, pad, freqs, 8, 4)
+    half = torch.bfloat16
+    try:
+        fast = kernel.windows(qkv.to(half), pad.to(half), freqs, 8, 4)
+    except (*kernel.ERRORS, RuntimeError, TypeError, ValueError, OSError) as error:
+        logger.warning("Triton is installed but does not run here (%s); using SDPA", error)
+        return False
+    agrees = bool((fast.float() - expected).norm() <= 2e-2 * expected.norm())
+    if not agrees:
+        logger.warning("Triton's attention disagrees with SDPA on this machine; using SDPA")
+    return agrees
 
 
 @lru_cache(maxsize=1)

@@ -98,11 +98,11 @@ def biased_attention(
         Additive term of a part of the queries; it gets the unscaled queries.
     scale : float
         Factor of the products, d ** -0.5 for plain attention.
-    backend : {"auto", "xformers", "sdpa", "reference"}
+    backend : {"auto", "xformers", "triton", "sdpa", "reference"}
         "reference" makes all logits at once. "sdpa" calls
-        ``scaled_dot_product_attention`` part by part; "xformers" is the same here, since its
-        kernels would need the bias written out as well. "auto" is "sdpa" too, except with
-        gradients on a CPU, where plain products take about two thirds of its time: the fused
+        ``scaled_dot_product_attention`` part by part; "xformers" and "triton" are the same here,
+        since their kernels would need the bias written out as well. "auto" is "sdpa" too, except
+        with gradients on a CPU, where plain products take about two thirds of its time: the fused
         kernel does not run with a bias that needs gradients.
 
     Returns
@@ -112,7 +112,7 @@ def biased_attention(
     Raises
     ------
     ConfigError
-        If ``backend`` is not one of the four.
+        If ``backend`` is none of these.
     """
     if backend not in ATTENTION_BACKENDS:
         raise ConfigError(

@@ -84,7 +84,7 @@ def load_model(
         "auto" (CUDA, then Apple's MPS, then CPU) or a torch device.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder. "auto" is bfloat16 on CUDA where it is native, else float32.
-    attention : {"auto", "xformers", "sdpa", "reference"}
+    attention : {"auto", "xformers", "triton", "sdpa", "reference"}
     scan : {"auto", "mamba", "triton", "torch", "numba", "reference"}
     focus : str or Path, optional
         Weights of a focus refiner: a file of `save_refiner`, or FocSAM's. Makes a ``+focus`` model

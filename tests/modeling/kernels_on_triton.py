@@ -1,4 +1,4 @@
-"""What `test_scan_triton` asks of Triton in a process of its own; prints JSON.
+"""What the tests of our kernels ask of Triton in a process of its own; prints JSON.
 
 ``check`` runs the kernels on the CPU, in Triton's interpreter (TRITON_INTERPRET=1), and compares
 with the float64 loop; ``compile`` compiles them for a GPU that need not be there.
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from scan_inputs import NAMES, gradients, scan_inputs
 
-from napari_hrsam.modeling import scan_triton
+from napari_hrsam.modeling import attention_triton, scan_triton
+from napari_hrsam.modeling.attention import window_attention
+from napari_hrsam.modeling.layers import rotary_frequencies
 from napari_hrsam.modeling.selective_scan import _agrees_with_torch, cycle_scan_reference
 
 # Batch, tokens, channels, states, cycles, step.
@@ -64,6 +66,75 @@ def check() -> dict[str, Any]:
     return found
 
 
+# Batch, height, width, heads, channels of a head, window, padding.
+WINDOWS = {
+    "shifted": (1, 12, 13, 2, 32, 8, 4),
+    "small windows": (2, 5, 9, 1, 64, 4, 2),
+    "large windows": (1, 20, 17, 1, 32, 16, 8),
+    "not shifted": (1, 16, 16, 1, 32, 8, 0),
+    "odd windows": (1, 10, 11, 1, 32, 7, 3),
+}
+
+
+def attention_errors(
+    case: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, float]:
+    """Errors of the kernel and of SDPA, as shares of the norm."""
+    batch, height, width, heads, dim, window, padding = case
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, height, width, 3, heads, dim, generator=generator)
+    pad_kv, freqs = torch.randn(2, heads, dim, generator=generator), rotary_frequencies(dim)
+    inputs = [x.to(device=device, dtype=dtype) for x in (qkv, pad_kv)]
+    freqs = freqs.to(device)
+    expected = window_attention(
+        qkv.double(),
+        pad_kv.double(),
+        freqs.cpu().double(),
+        window=window,
+        padding=padding,
+        backend="reference",
+    )
+    found = {
+        "triton": attention_triton.windows(*inputs, freqs, window, padding),
+        "sdpa": window_attention(*inputs, freqs, window=window, padding=padding, backend="sdpa"),
+    }
+    return {
+        name: float((out.cpu().double() - expected).norm() / expected.norm())
+        for name, out in found.items()
+    }
+
+
+def check_attention() -> dict[str, Any]:
+    """Run every case; in 16 bits only float16, which the interpreter multiplies rightly."""
+    kinds = {"float32": torch.float32, "float16": torch.float16}
+    return {
+        f"{name} {kind}": attention_errors(case, dtype)
+        for name, case in WINDOWS.items()
+        for kind, dtype in kinds.items()
+    }
+
+
+def compile_attention(dim: int) -> dict[str, int]:
+    """Bytes of the kernel's machine code in float32 and bfloat16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, sizes = attention_triton._attend, {}
+    for kind, tile in (("fp32", 32), ("bf16", 64)):
+        fixed = {"WINDOW": 16, "HEADS": 6, "DIM": dim, "QUERIES": tile, "KEYS": tile}
+        kinds = dict.fromkeys(inspect.signature(kernel.fn).parameters, "i32")
+        kinds |= dict.fromkeys(fixed, "constexpr") | {"scale": "fp32"}
+        kinds |= dict.fromkeys(("qkv", "pad_kv", "out"), f"*{kind}")
+        kinds |= dict.fromkeys(("cosines", "sines"), "*fp32")
+        source = ASTSource(kernel, kinds, constexprs=fixed)
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}
+        )
+        sizes[kind] = len(compiled.asm["cubin"])
+    return sizes
+
+
 def compile_kernels(states: int) -> dict[str, int]:
     """Bytes of each kernel's machine code for compute capability 9.0."""
     import triton
@@ -86,5 +157,11 @@ def compile_kernels(states: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    answer = check() if sys.argv[1] == "check" else compile_kernels(int(sys.argv[2]))
+    answers = {
+        "check": check,
+        "check-attention": check_attention,
+        "compile": compile_kernels,
+        "compile-attention": compile_attention,
+    }
+    answer = answers[sys.argv[1]](*map(int, sys.argv[2:]))
     sys.stdout.write(json.dumps(answer))
