@@ -93,7 +93,8 @@ def biased_attention(
     Parameters
     ----------
     query : (B, heads, H, W, d) float
-    key, value : (B, heads, H * W, d) float
+    key : (B, heads, H * W, d) float
+    value : (B, heads, H * W, e) float
     bias : callable
         Additive term of a part of the queries; it gets the unscaled queries.
     scale : float
@@ -107,7 +108,7 @@ def biased_attention(
 
     Returns
     -------
-    (B, heads, H, W, d) float
+    (B, heads, H, W, e) float
 
     Raises
     ------
@@ -142,7 +143,14 @@ def biased_attention(
     # Without gradients the parts go straight to their places: small results that are kept between
     # large ones that are not leave holes in the heap. With gradients autograd
     # would copy the whole for every part, so there they are joined at the end.
-    whole = None if needs_grad else torch.empty_like(query)
+    whole = None
+    if not needs_grad:
+        like, channels = query, value.shape[-1]
+        whole = (
+            torch.empty_like(like)
+            if like.shape[-1] == channels
+            else like.new_empty((*like.shape[:-1], channels))
+        )
     kept: list[Tensor] = []
     for part in query_parts((batch, heads, height, width), limit):
         area = (part.batch, slice(None), part.rows, part.columns)
