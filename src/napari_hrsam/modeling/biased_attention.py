@@ -143,14 +143,9 @@ def biased_attention(
     # Without gradients the parts go straight to their places: small results that are kept between
     # large ones that are not leave holes in the heap. With gradients autograd
     # would copy the whole for every part, so there they are joined at the end.
-    whole = None
-    if not needs_grad:
-        like, channels = query, value.shape[-1]
-        whole = (
-            torch.empty_like(like)
-            if like.shape[-1] == channels
-            else like.new_empty((*like.shape[:-1], channels))
-        )
+    whole = None if needs_grad else torch.empty_like(query)
+    if whole is not None and value.shape[-1] != query.shape[-1]:
+        whole = query.new_empty((*query.shape[:-1], value.shape[-1]))
     kept: list[Tensor] = []
     for part in query_parts((batch, heads, height, width), limit):
         area = (part.batch, slice(None), part.rows, part.columns)
