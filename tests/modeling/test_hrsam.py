@@ -259,6 +259,51 @@ def test_anchor_keeps_the_aspect_ratio_rounded_up_to_the_patch(image_hw, anchor_
     assert square._anchor(image(*image_hw), 32).shape[2:] == (32, 32)
 
 
+@torch.no_grad()
+def test_anchor_of_a_given_height_and_width_is_the_map_that_the_aspect_ratio_would_give() -> None:
+    kept = randomized(HRSAMEncoder(replace(PLUSPLUS, anchor_keep_aspect=True)))
+    given = HRSAMEncoder(replace(PLUSPLUS, anchor_sizes=((24, 32),))).eval()
+    given.load_state_dict(kept.state_dict())
+    x = image(40, 56)
+    assert kept._anchor(x, 32).shape[2:] == (24, 32)
+    assert torch.equal(given(x)[0], kept(x)[0])
+    turned = HRSAMEncoder(replace(PLUSPLUS, anchor_sizes=((32, 24),))).eval()
+    turned.load_state_dict(kept.state_dict())
+    assert not torch.allclose(turned(x)[0], kept(x)[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_anchors_of_several_shapes_follow_the_main_map_in_their_order() -> None:
+    encoder = randomized(HRSAMEncoder(replace(PLUSPLUS, anchor_sizes=((16, 40), 24, (8, 60)))))
+    seen: list[tuple] = []
+    encoder.blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[:2]))
+    x = image(40, 56)
+    assert encoder(x)[0].shape == (1, 8, 5, 7)
+    ((tokens, sizes),) = seen
+    # The last four columns of 60 pixels are no whole patch.
+    assert sizes == ((5, 7), (2, 5), (3, 3), (1, 7))
+    resized = F.interpolate(x, (16, 40), mode="bilinear", align_corners=False)
+    pos = encoder.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    pos = F.interpolate(pos, (2, 5), mode="bilinear", align_corners=False)
+    expected = (encoder.patch_embed(resized) + pos).flatten(2).transpose(1, 2)
+    assert torch.equal(tokens[:, 35:45], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchor_sizes": ((32, 0),)}, "anchor size must be a whole number .* got \\(32, 0\\)"),
+        ({"anchor_sizes": ((32, 40, 8),)}, "anchor size must be .* height and width"),
+        ({"anchor_sizes": (32.0,)}, "anchor size must be a whole number .* got 32.0"),
+        ({"anchor_sizes": ((32, 4),)}, "anchor size must be one patch \\(8 px\\) or more"),
+        ({"anchor_sizes": ((24, 32),), "anchor_keep_aspect": True}, "longer side, one number"),
+    ],
+)
+def test_configuration_refuses_anchors_that_cannot_be(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(PLUSPLUS, **changes)
+
+
 def test_every_parameter_learns() -> None:
     encoder = randomized(HRSAMEncoder(PLUSPLUS)).train()
     encoder(image(40, 56))[0].square().mean().backward()

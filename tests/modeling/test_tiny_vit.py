@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_hrsam.errors import ShapeError
+from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling.configs import BASAMConfig, TinyViTConfig
 from napari_hrsam.modeling.tiny_vit import TinyViTBlock, TinyViTEncoder, WindowBiasAttention
 
@@ -119,6 +120,104 @@ def test_gradients_reach_every_weight_in_training_and_in_bfloat16() -> None:
     assert not without
 
 
+# ------------------------------------------------------------------------- windows of any shape
+def literal_attention(
+    attn: WindowBiasAttention, window: Tensor, scale: float, coefficient: float = 1.0
+) -> Tensor:
+    """One window (h, w, C), pair by pair, offsets numbered in the order they are met."""
+    height, width, _ = window.shape
+    cells = list(itertools.product(range(height), range(width)))
+    met: dict[tuple[int, int], int] = {}
+    for (y, x), (v, u) in itertools.product(cells, cells):
+        met.setdefault((abs(y - v), abs(x - u)), len(met))
+    rows = attn.qkv(attn.norm(window)).unflatten(-1, (attn.num_heads, -1))
+    out = torch.zeros(height, width, attn.num_heads, attn.value_dim, dtype=window.dtype)
+    kd = attn.key_dim
+    for head, (y, x) in itertools.product(range(attn.num_heads), cells):
+        logits = torch.stack(
+            [
+                scale * rows[y, x, head, :kd] @ rows[v, u, head, kd : 2 * kd]
+                + coefficient * attn.attention_biases[head, met[abs(y - v), abs(x - u)]]
+                for v, u in cells
+            ]
+        )
+        values = torch.stack([rows[v, u, head, 2 * kd :] for v, u in cells])
+        out[y, x, head] = logits.softmax(0) @ values
+    return attn.proj(out.flatten(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [(5, 6), (4, 2), 3])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(None, None), (2, 6)])
+@pytest.mark.parametrize("ba", [None, BASAMConfig(coefficient=True)])
+def test_attention_in_any_window_is_the_literal_one(window, key_dim, value_dim, ba) -> None:
+    attn = WindowBiasAttention(8, 2, window, ba, key_dim=key_dim, value_dim=value_dim)
+    attn = randomized(attn).double()
+    height, width = (window, window) if isinstance(window, int) else window
+    assert attn.attention_biases.shape == (2, height * width)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(2, height, width, 8, generator=g, dtype=torch.float64)
+    scale = 1.2 * (key_dim or 4) ** -0.5
+    coefficient = 1.0 if ba is None else float(attn.coefficient)
+    expected = torch.stack([literal_attention(attn, part, scale, coefficient) for part in x])
+    for backend in ("auto", "sdpa", "reference"):
+        assert torch.allclose(attn(x, 1.2, backend), expected, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(7, 5), (5, 6), (10, 12), (2, 13)])
+def test_block_cuts_a_map_into_windows_that_are_not_square(size) -> None:
+    config = replace(CONFIG, window_sizes=(3, (5, 6), 4, 3), local_conv_size=5)
+    block = randomized(TinyViTBlock(config, 1)).double()
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 8, *size, generator=g, dtype=torch.float64)
+    cells, scale = x[0].permute(1, 2, 0), 4**-0.5
+    whole = torch.zeros(10, 18, 8, dtype=torch.float64)
+    whole[: size[0], : size[1]] = cells
+    for top, left in itertools.product(range(0, 10, 5), range(0, 18, 6)):
+        area = (slice(top, top + 5), slice(left, left + 6))
+        whole[area] = literal_attention(block.attn, whole[area], scale)
+    y = (cells + whole[: size[0], : size[1]]).permute(2, 0, 1)
+    conv, norm = block.local_conv.c, block.local_conv.bn
+    assert conv.kernel_size == (5, 5)
+    y = norm(F.conv2d(F.pad(y[None], (2, 2, 2, 2)), conv.weight, groups=8)).permute(0, 2, 3, 1)
+    expected = (y + block.mlp(y)).permute(0, 3, 1, 2)
+    assert torch.allclose(block(x, 1.0, "auto"), expected, atol=1e-12)
+
+
+@torch.no_grad()
+def test_encoder_with_windows_that_are_not_square_is_the_same_with_all_kernels() -> None:
+    config = replace(CONFIG, window_sizes=(1, (3, 5), (2, 4), (4, 3)), mbconv_expand_ratio=2.0)
+    encoder = randomized(TinyViTEncoder(config)).double()
+    assert encoder.layers[0].blocks[0].conv2.c.weight.shape[0] == 8
+    assert [b.attn.attention_biases.shape[1] for s in encoder.layers[1:] for b in s.blocks] == [
+        15,
+        8,
+        8,
+        12,
+    ]
+    x, outputs = image(80, 112).double(), []
+    for backend in ("sdpa", "reference"):
+        encoder.attention_backend = backend
+        with torch.enable_grad():
+            outputs.append(encoder(x)[0])
+    assert torch.allclose(*outputs, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window_sizes": (7, 7, (14, 0), 7)}, "window size must be .* got \\(14, 0\\)"),
+        ({"window_sizes": (7, 7, (1, 2, 3), 7)}, "window size must be .* height and width"),
+        ({"window_sizes": (7, 7, 3.5, 7)}, "window size must be a whole number.*3.5"),
+        ({"local_conv_size": 4}, "local_conv_size must be odd, got 4"),
+    ],
+)
+def test_configuration_refuses_windows_and_kernels_that_do_not_exist(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **changes)
+
+
 # ------------------------------------------------------------------------------------- BA-SAM
 def ba_encoder(ba: BASAMConfig) -> tuple[TinyViTEncoder, TinyViTEncoder]:
     """A plain encoder and one with the same weights and BA-SAM."""
@@ -166,12 +265,22 @@ def test_ba_coefficient_has_the_released_key() -> None:
     }
 
 
+def without_slope(attn: WindowBiasAttention) -> WindowBiasAttention:
+    plain = copy.deepcopy(attn)
+    plain.ba = None
+    return plain
+
+
 @torch.no_grad()
 def test_ba_distance_bias_is_added_inside_the_windows_and_off_at_slope_zero() -> None:
     steep = randomized(WindowBiasAttention(8, 2, 3, BASAMConfig(distance_slope=1e5)))
     x = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(2))
     value = steep.qkv(steep.norm(x)).unflatten(-1, (2, 3, 4))[..., 2, :].flatten(-2)
     assert torch.allclose(steep(x), steep.proj(value), atol=1e-5)
+    oblong = randomized(WindowBiasAttention(8, 2, (2, 4), BASAMConfig(distance_slope=1.0)))
+    added = oblong.bias_table() - without_slope(oblong).bias_table()
+    # From cell (0, 1) to cell (1, 3): one row and two columns; slopes 1/16 and 1/256.
+    assert torch.allclose(added[:, 0, 1, 7], -torch.tensor([5**0.5 / 16, 5**0.5 / 256]))
     level = copy.deepcopy(steep)
     level.ba = BASAMConfig(distance_slope=0.0)
     plain = WindowBiasAttention(8, 2, 3)

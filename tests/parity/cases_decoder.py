@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases_encoder import OWN_ERRORS
-from parity_folders import ErrorTable, ParityFolder
+from parity_folders import ErrorTable, ParityFolder, plain_size, refuse_unknown
 from torch import Tensor
 
-from napari_hrsam.modeling.configs import PromptDecoderConfig
+from napari_hrsam.modeling.configs import PromptDecoderConfig, height_width
 from napari_hrsam.modeling.mask_decoder import MaskDecoder
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
 
@@ -22,6 +22,7 @@ _PREFIXES = {
 }
 # Names under which the reference's own float32 error is noted.
 _NOTED_AS = {"single_mask": "masks", "best_mask": "masks", "sparse_embeds": "sparse"}
+_TRANSFORMER = ("depth", "mlp_dim", "num_heads")
 _RENAMED = {"pos_embed_layer.": "pe_layer.", "point_embeds.": "point_embeddings."}
 
 
@@ -40,9 +41,17 @@ def sam_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_config(
-    *, embed_dim: int, pe_grid: int, mask_in_channels: int, decoder: dict[str, Any]
+    *,
+    embed_dim: int,
+    pe_grid: int | tuple[int, int],
+    mask_in_channels: int,
+    decoder: dict[str, Any],
 ) -> PromptDecoderConfig:
     transformer = decoder.get("attn_cfg", decoder)
+    known = {"num_multimask_outputs", "iou_head_depth", "iou_head_hidden_dim"}
+    refuse_unknown(decoder, {*known, *_TRANSFORMER, "attn_cfg", "in_dim", "type"}, "decoder")
+    if "attn_cfg" in decoder:
+        refuse_unknown(transformer, set(_TRANSFORMER), "decoder's transformer")
     return PromptDecoderConfig(
         embed_dim=embed_dim,
         pe_grid=pe_grid,
@@ -58,12 +67,12 @@ def decoder_config(
 
 def neck_head_config(neck: dict[str, Any], head: dict[str, Any]) -> PromptDecoderConfig:
     """Configuration from the `neck` and `head` entries of an HRSAM fixture."""
-    grid_hw = neck["image_embed_size"]
-    assert grid_hw[0] == grid_hw[1], "the stored position grid is square"
-    assert head["in_dim"] == neck["embed_dim"]
+    known = {"embed_dim", "image_embed_size", "input_image_size", "mask_in_dim", "type"}
+    refuse_unknown(neck, known, "prompt encoder")
+    assert head["in_dim"] == neck["embed_dim"], "decoder and prompt encoder must have one width"
     return decoder_config(
         embed_dim=neck["embed_dim"],
-        pe_grid=grid_hw[0],
+        pe_grid=plain_size(neck["image_embed_size"]),
         mask_in_channels=neck["mask_in_dim"],
         decoder=head,
     )
@@ -87,7 +96,10 @@ def check_neck_head(folder: ParityFolder, case: str, table: ErrorTable) -> None:
     prompt_encoder, mask_decoder = _load(folder, neck_head_config(neck, folder.config["head"]))
     image = folder.tensor(f"{case}.image_embeds")
     grid_hw = (image.shape[2], image.shape[3])
-    sides = zip(grid_hw, neck["input_image_size"], neck["image_embed_size"], strict=True)
+    cells_hw, pixels_hw = (
+        height_width(plain_size(neck[name])) for name in ("image_embed_size", "input_image_size")
+    )
+    sides = zip(grid_hw, pixels_hw, cells_hw, strict=True)
     height, width = (n * pixels // cells for n, pixels, cells in sides)
     sparse, dense = prompt_encoder(
         grid_hw=grid_hw,

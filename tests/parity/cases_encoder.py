@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from parity_folders import ErrorTable, ParityFolder
+from parity_folders import ErrorTable, ParityFolder, plain_size, refuse_unknown
 from torch import Tensor, nn
 
 from napari_hrsam.modeling.attention import AttentionBackend, leading_padding, window_indices
@@ -62,18 +62,24 @@ def encoder_config(kwargs: dict[str, Any], *, windowed_only: bool = False) -> HR
         "final_embed_dim": "out_channels",
         "flexible_resize": "anchor_keep_aspect",
     }
-    assert kwargs.get("in_dim", 3) == 3
     special = {"img_size", "out_indices", "downsample_sizes"}
-    unknown = set(kwargs) - set(names) - special - _IGNORED
-    assert not unknown, f"unknown encoder arguments {sorted(unknown)}"
+    refuse_unknown(kwargs, {*names, *special, *_IGNORED}, "encoder")
+    assert kwargs.get("in_dim", 3) == 3, f"images have 3 channels, got {kwargs['in_dim']}"
+    side, window = plain_size(kwargs["img_size"]), plain_size(kwargs["window_size"])
+    assert isinstance(side, int), f"the stored position map is square, got img_size {side}"
+    assert isinstance(window, int), f"HRSAM's windows are square, got {window}"
+    anchors = kwargs.get("downsample_sizes", [])
+    # A bare number is one square.
+    anchors = [anchors] if isinstance(anchors, int) else anchors
     ours = {names[key]: value for key, value in kwargs.items() if key in names}
+    ours["window_size"] = window
     if windowed_only:
         ours |= {"state_dim": 0, "shift_small": False}
     return HRSAMConfig(
         **ours,
         stage_ends=tuple(kwargs["out_indices"]),
-        anchor_sizes=tuple(kwargs.get("downsample_sizes", ())),
-        pos_grid=kwargs["img_size"] // kwargs["patch_size"],
+        anchor_sizes=tuple(plain_size(size) for size in anchors),
+        pos_grid=side // kwargs["patch_size"],
     )
 
 

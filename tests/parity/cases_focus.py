@@ -36,11 +36,12 @@ def check_refiner(folder: ParityFolder, case: str, table: ErrorTable, *, grad: b
     expanded = expand_boxes(boxes, image_hw, expansion)
     focus = box_map(expanded, image_hw, grid_hw)[:, None].float()
     last = f"blocks.{len(refiner.blocks) - 1}"
-    taps = Taps(refiner, {"blocks.0", "blocks.1", last})
+    first = [index for index in (0, 1) if index < len(refiner.blocks)]
+    taps = Taps(refiner, {*(f"blocks.{index}" for index in first), last})
     with torch.set_grad_enabled(grad):
         output = refiner(*given.values(), image_hw, expansion)
     compared = {"bbox": boxes, "expanded_bbox": expanded, "block_mask": focus, "output": output}
-    for index in (0, 1):
+    for index in first:
         ((image, token),) = taps.calls[f"blocks.{index}"]
         compared |= {f"block{index}.image": image, f"block{index}.token": token}
     compared["last.token"] = taps.calls[last][0][1]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from cases_decoder import check_masks, decoder_config, resize
 from cases_encoder import OWN_ERRORS
-from parity_folders import ErrorTable, ParityFolder
+from parity_folders import ErrorTable, ParityFolder, plain_size, refuse_unknown
 from torch import Tensor
 
 from napari_hrsam.modeling.attention import AttentionBackend
@@ -27,6 +27,29 @@ MASK_PROMPT_TOLERANCE = 2e-4
 # Times the root mean square of the quantity.
 TINY_VIT_TOLERANCE = 1e-4
 _UNUSED = ("norm_head.", "head.")
+# What every configuration tells beside the constructor's arguments.
+_ABOUT_FOLDER = {
+    "model",
+    "seed",
+    "cases",
+    "max_abs_err_fp32_vs_fp64",
+    "key_prefix_in_official_checkpoint",
+    "mode",
+    "dtype",
+    "notes",
+}
+_TINY_VIT_LISTS = ("embed_dims", "depths", "num_heads", "window_sizes")
+_TINY_VIT_NUMBERS = ("mlp_ratio", "mbconv_expand_ratio", "local_conv_size")
+# Of the classifier, of training, or a size that the weights do not depend on.
+_TINY_VIT_IGNORED = (
+    "num_classes",
+    "drop_rate",
+    "drop_path_rate",
+    "use_checkpoint",
+    "layer_lr_decay",
+    "img_size",
+    "in_chans",
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +70,22 @@ SAM_RUNS = (*RUNS, Run("auto", dtype=torch.float64))
 
 def sam_config(config: dict[str, Any]) -> ModelConfig:
     """The whole model of a `sam_tiny` fixture."""
-    same = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size")
+    same = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    others = {"img_size", "window_size", "global_attn_indexes", "out_chans", "prompt", "decoder"}
+    refuse_unknown(config, {*same, *others, *_ABOUT_FOLDER}, "model")
+    refuse_unknown(config["prompt"], {"mask_in_chans"}, "prompt encoder")
     grid = config["img_size"] // config["patch_size"]
+    # Without a window every block sees the whole map.
+    window, blocks = config["window_size"], tuple(config["global_attn_indexes"])
+    if not window:
+        window, blocks = grid, tuple(range(config["depth"]))
     return ModelConfig(
         name="fixture",
         description="",
         image_encoder=ViTConfig(
             **{name: config[name] for name in same},
-            global_blocks=tuple(config["global_attn_indexes"]),
+            window_size=window,
+            global_blocks=blocks,
             out_channels=config["out_chans"],
             pos_grid=grid,
         ),
@@ -113,18 +144,26 @@ def check_sam(folder: ParityFolder, case: str, table: ErrorTable, run: Run) -> N
     check_masks(folder, upscaled, folder.tensor(f"{case}.masks"), table)
 
 
+def tiny_vit_config(kwargs: dict[str, Any]) -> TinyViTConfig:
+    """Translate the reference's constructor arguments."""
+    known = {*_TINY_VIT_LISTS, *_TINY_VIT_NUMBERS, *_TINY_VIT_IGNORED}
+    refuse_unknown(kwargs, known, "encoder")
+    assert kwargs.get("in_chans", 3) == 3, f"images have 3 channels, got {kwargs['in_chans']}"
+    stages = len(kwargs["embed_dims"])
+    assert stages == 4, f"the encoder has 4 stages, got {stages}"
+    lists = {name: tuple(kwargs[name]) for name in _TINY_VIT_LISTS}
+    lists["window_sizes"] = tuple(plain_size(size) for size in kwargs["window_sizes"])
+    numbers = {name: kwargs[name] for name in _TINY_VIT_NUMBERS if name in kwargs}
+    return TinyViTConfig(**lists, **numbers)
+
+
 def tiny_vit(folder: ParityFolder) -> TinyViTEncoder:
     """TinyViT of a fixture, weights loaded strictly but for the classifier and the counters."""
-    kwargs = dict(folder.config["kwargs"])
-    assert kwargs.pop("mbconv_expand_ratio") == 4.0
-    assert kwargs.pop("local_conv_size") == 3
-    kwargs.pop("num_classes")
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
-    encoder = TinyViTEncoder(TinyViTConfig(**lists))
+    encoder = TinyViTEncoder(tiny_vit_config(folder.config["kwargs"]))
     weights = {k: v for k, v in folder.weights.items() if not k.startswith(_UNUSED)}
     # The counters of the batch norms are not in the fixture.
     counters = {k: v for k, v in encoder.state_dict().items() if k.endswith("num_batches_tracked")}
-    encoder.load_state_dict(weights | counters)
+    encoder.load_state_dict(counters | weights)
     return encoder.eval()
 
 
@@ -136,17 +175,29 @@ def check_tiny_vit(folder: ParityFolder, case: str, table: ErrorTable, run: Run)
     for stage in encoder.layers:
         stage.register_forward_hook(lambda _module, _args, out: stages.append(out))
     size = tuple(folder.case(case)["input_hw"])
-    image = F.interpolate(
-        folder.tensor(f"{case}.image_64"), size, mode="bilinear", align_corners=False
-    )
+    small = folder.tensor(_only_key(folder, f"{case}.image_"))
+    image = F.interpolate(small, size, mode="bilinear", align_corners=False)
     with torch.set_grad_enabled(run.grad):
         output = encoder(image)[0]
     assert list(output.shape) == folder.case(case)["output_shape"]
-    compared = {"output": (output[:, :, ::4, ::4], f"{case}.embedding_every_4th")}
-    for index, (stage, step) in enumerate(zip(stages, (8, 4, 4, 4), strict=True)):
-        cells = stage.permute(0, 2, 3, 1)[:, ::step, ::step]
-        compared[f"stage {index}"] = (cells, f"{case}.layer{index}_every_{step}")
+    key, step = _thinned(folder, f"{case}.embedding_every_")
+    compared = {"output": (output[:, :, ::step, ::step], key)}
+    for index, stage in enumerate(stages):
+        key, step = _thinned(folder, f"{case}.layer{index}_every_")
+        compared[f"stage {index}"] = (stage.permute(0, 2, 3, 1)[:, ::step, ::step], key)
     for name, (ours, key) in compared.items():
         theirs = folder.tensor(key)
         rms = float(theirs.double().square().mean().sqrt())
         table.close(folder, name, ours, theirs, TINY_VIT_TOLERANCE * rms)
+
+
+def _only_key(folder: ParityFolder, start: str) -> str:
+    keys = [key for key in folder.io if key.startswith(start)]
+    assert len(keys) == 1, f"expected one array named {start}..., got {keys}"
+    return keys[0]
+
+
+def _thinned(folder: ParityFolder, start: str) -> tuple[str, int]:
+    """Array of a map of which every n-th row and column was kept ("every_4th"), and that n."""
+    key = _only_key(folder, start)
+    return key, int(key.removeprefix(start).rstrip("thsndr"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from cases_decoder import check_masks, neck_head_config, resize, sam_names
 from cases_encoder import Backends, encoder_config
-from parity_folders import ErrorTable, ParityFolder
+from parity_folders import ErrorTable, ParityFolder, plain_size
 from torch import Tensor
 
+from napari_hrsam.modeling.configs import height_width
 from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.clicks import click_candidates
@@ -67,9 +69,22 @@ class EvaluationGeometry:
         return resize(square, self.padded_hw, list(self.original_hw))
 
 
+def check_patch(neck: dict[str, Any], patch_size: int) -> None:
+    """The prompt encoder must scale clicks by the encoder's patch, as ours does."""
+    cells_hw, pixels_hw = (
+        height_width(plain_size(neck[name])) for name in ("image_embed_size", "input_image_size")
+    )
+    for cells, pixels in zip(cells_hw, pixels_hw, strict=True):
+        assert pixels == cells * patch_size, (
+            f"input_image_size must be {patch_size} (the patch) times image_embed_size, "
+            f"got {pixels} and {cells}"
+        )
+
+
 def build_segmenter(folder: ParityFolder, backends: Backends) -> Segmenter:
     config = folder.config
     encoder = encoder_config(config["backbone"])
+    check_patch(config["neck"], encoder.patch_size)
     # The recorded image is normalized already: mean 0 and deviation 1 leave it alone.
     segmenter = Segmenter(
         ModelConfig(

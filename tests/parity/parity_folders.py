@@ -98,12 +98,30 @@ class ParityFolder:
     def own_error(self, case: str, quantity: str) -> float:
         """The reference's own float32 error against float64, 0 where none is written down."""
         evidence = self.config.get("tolerance_evidence", {}).get(case, {})
-        noted = self.config.get("max_abs_err_fp32_vs_fp64", {}).get(case)
+        noted = self.config.get("max_abs_err_fp32_vs_fp64", {})
+        # One number for the folder, one for each case, or one for each quantity of a case.
+        noted = noted.get(case) if isinstance(noted, dict) else noted
+        if not isinstance(noted, dict):
+            noted = {"output": noted}
         if quantity == "output":
-            value = evidence.get("max_abs_err_fp32_vs_fp64", noted)
+            value = evidence.get("max_abs_err_fp32_vs_fp64", noted.get("output"))
         else:
-            value = evidence.get("taps", noted if isinstance(noted, dict) else {}).get(quantity)
+            value = evidence.get("taps", noted).get(quantity)
         return float(value or 0.0)
+
+
+def plain_size(size: int | list[int]) -> int | tuple[int, int]:
+    """A size of a configuration: one number for a square, or height and width."""
+    if isinstance(size, int):
+        return size
+    height, width = size
+    return height if height == width else (height, width)
+
+
+def refuse_unknown(given: dict[str, Any], known: set[str], what: str) -> None:
+    """Fail if a configuration holds keys that the comparison would leave out of account."""
+    unknown = sorted(set(given) - known)
+    assert not unknown, f"unknown arguments of the {what}: {', '.join(unknown)}"
 
 
 @dataclass

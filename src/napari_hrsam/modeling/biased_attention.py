@@ -93,7 +93,8 @@ def biased_attention(
     Parameters
     ----------
     query : (B, heads, H, W, d) float
-    key, value : (B, heads, H * W, d) float
+    key : (B, heads, H * W, d) float
+    value : (B, heads, H * W, e) float
     bias : callable
         Additive term of a part of the queries; it gets the unscaled queries.
     scale : float
@@ -107,7 +108,7 @@ def biased_attention(
 
     Returns
     -------
-    (B, heads, H, W, d) float
+    (B, heads, H, W, e) float
 
     Raises
     ------
@@ -143,6 +144,8 @@ def biased_attention(
     # large ones that are not leave holes in the heap. With gradients autograd
     # would copy the whole for every part, so there they are joined at the end.
     whole = None if needs_grad else torch.empty_like(query)
+    if whole is not None and value.shape[-1] != query.shape[-1]:
+        whole = query.new_empty((*query.shape[:-1], value.shape[-1]))
     kept: list[Tensor] = []
     for part in query_parts((batch, heads, height, width), limit):
         area = (part.batch, slice(None), part.rows, part.columns)

@@ -22,6 +22,33 @@ def _check_stem(stem: str, stride: int, patch_size: int) -> None:
         raise ConfigError(f"the convolutional stem has stride 16, got patch {patch_size}")
 
 
+Size = int | tuple[int, int]
+"""One number for a square, or height and width."""
+
+
+def height_width(size: Size, name: str = "size") -> tuple[int, int]:
+    """Height and width of a size.
+
+    Parameters
+    ----------
+    size : int or pair of int
+        Side of a square, or height and width.
+    name : str
+        What the error calls it.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither a whole number above 0 nor two of them.
+    """
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ConfigError(
+            f"{name} must be a whole number above 0 or two of them, height and width, got {size!r}"
+        )
+    return sides
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HRSAMConfig:
     """HRSAM / HRSAM++ image encoder (hyper-parameters of arXiv 2407.02109).
@@ -45,10 +72,12 @@ class HRSAMConfig:
         Side of the stored position map (resized to the token grid); 0 for none.
     drop_path : float
         Stochastic depth of the last block, rising linearly from 0.
-    anchor_sizes : tuple of int
-        Longer sides in pixels of the resized copies that HRSAM++ adds; empty for HRSAM.
+    anchor_sizes : tuple of int or pair of int
+        Sizes in pixels of the resized copies that HRSAM++ adds, each a number or (height, width);
+        empty for HRSAM. What is left over at the right and bottom after whole patches is not seen.
     anchor_keep_aspect : bool
-        Keep the aspect ratio of the copies (rounded up to the patch) instead of a square.
+        Keep the aspect ratio of the copies (rounded up to the patch) instead of a square; the
+        numbers are then the longer sides.
     shift_small : bool
         Shift maps that fit in one window too (released code: yes; the authors' later code: no).
     stem : {"linear", "efficientnet-lite0"}
@@ -70,7 +99,7 @@ class HRSAMConfig:
     out_channels: int = 256
     pos_grid: int = 14
     drop_path: float = 0.0
-    anchor_sizes: tuple[int, ...] = ()
+    anchor_sizes: tuple[Size, ...] = ()
     anchor_keep_aspect: bool = False
     shift_small: bool = True
     stem: Stem = "linear"
@@ -95,6 +124,16 @@ class HRSAMConfig:
                 f"depth 0, the stem {self.stem!r} and the anchor maps {self.anchor_sizes}"
             )
         _check_stem(self.stem, self.stem_stride, self.patch_size)
+        for size in self.anchor_sizes:
+            if min(height_width(size, "an anchor size")) < self.patch_size:
+                raise ConfigError(
+                    f"an anchor size must be one patch ({self.patch_size} px) or more, got {size}"
+                )
+            if self.anchor_keep_aspect and not isinstance(size, int):
+                raise ConfigError(
+                    "with anchor_keep_aspect an anchor size is the longer side, one number, "
+                    f"got {size}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,9 +232,15 @@ class TinyViTConfig:
 
     Attributes
     ----------
-    embed_dims, depths, num_heads, window_sizes : tuple of int
+    embed_dims, depths, num_heads : tuple of int
         Of the four stages; the first is convolutional and its heads and window are not used.
+    window_sizes : tuple of int or pair of int
+        Windows of the stages in cells, each a side or (height, width).
     mlp_ratio : float
+    mbconv_expand_ratio : float
+        Inner channels of the first stage's blocks over their outer ones.
+    local_conv_size : int
+        Side of the depthwise convolution in every block with attention; odd.
     out_channels : int
         Channels of the embedding.
     ba : BASAMConfig or None
@@ -205,8 +250,10 @@ class TinyViTConfig:
     embed_dims: tuple[int, int, int, int] = (64, 128, 160, 320)
     depths: tuple[int, int, int, int] = (2, 2, 6, 2)
     num_heads: tuple[int, int, int, int] = (2, 4, 5, 10)
-    window_sizes: tuple[int, int, int, int] = (7, 7, 14, 7)
+    window_sizes: tuple[Size, Size, Size, Size] = (7, 7, 14, 7)
     mlp_ratio: float = 4.0
+    mbconv_expand_ratio: float = 4.0
+    local_conv_size: int = 3
     out_channels: int = 256
     ba: BASAMConfig | None = None
 
@@ -220,6 +267,10 @@ class TinyViTConfig:
         for dim, heads in zip(self.embed_dims[1:], self.num_heads[1:], strict=True):
             if dim % heads:
                 raise ConfigError(f"every embed_dim must be a multiple of its heads, got {self}")
+        for size in self.window_sizes:
+            height_width(size, "a window size")
+        if self.local_conv_size % 2 == 0:
+            raise ConfigError(f"local_conv_size must be odd, got {self.local_conv_size}")
 
 
 EncoderConfig = HRSAMConfig | ViTConfig | TinyViTConfig
@@ -267,8 +318,9 @@ class PromptDecoderConfig:
     ----------
     embed_dim : int
         Channels of tokens and image embedding.
-    pe_grid : int
-        Side of the grid at which the dense position code is computed before it is resized.
+    pe_grid : int or pair of int
+        Side, or height and width, of the grid at which the dense position code is computed before
+        it is resized.
     mask_in_channels : int
         Width of the mask prompt's convolutions.
     num_multimask : int
@@ -288,7 +340,7 @@ class PromptDecoderConfig:
     """
 
     embed_dim: int = 256
-    pe_grid: int = 64
+    pe_grid: Size = 64
     mask_in_channels: int = 16
     num_multimask: int = 3
     depth: int = 2

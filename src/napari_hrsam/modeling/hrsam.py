@@ -16,7 +16,7 @@ from napari_hrsam.modeling.attention import (
     leading_padding,
     window_attention,
 )
-from napari_hrsam.modeling.configs import HRSAMConfig
+from napari_hrsam.modeling.configs import HRSAMConfig, Size, height_width
 from napari_hrsam.modeling.efficientnet import PretrainedStem
 from napari_hrsam.modeling.layers import (
     Mlp,
@@ -261,13 +261,13 @@ class HRSAMEncoder(nn.Module):
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         return self._stages(x, sizes), stride8, stride4
 
-    def _anchors(self) -> tuple[int, ...]:
+    def _anchors(self) -> tuple[Size, ...]:
         return self.config.anchor_sizes
 
-    def _anchor(self, image: Tensor, size: int) -> Tensor:
-        """Resize the image to an anchor map: a square, or with the longer side ``size``."""
-        height, width = size, size
-        if self.config.anchor_keep_aspect:
+    def _anchor(self, image: Tensor, size: Size) -> Tensor:
+        """Resize the image to an anchor map: of that size, or with that longer side."""
+        height, width = height_width(size)
+        if self.config.anchor_keep_aspect and isinstance(size, int):
             patch, ratio = self.config.patch_size, max(image.shape[2:]) / size
             height, width = (
                 size if n == max(image.shape[2:]) else -(-int(n / ratio) // patch) * patch

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_hrsam.errors import ShapeError
+from napari_hrsam.modeling.configs import Size, height_width
 
 
 def check_image(image: Tensor, patch: int) -> None:
@@ -72,30 +73,31 @@ def sam_neck(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-def split_windows(x: Tensor, window: int) -> Tensor:
+def split_windows(x: Tensor, window: Size) -> Tensor:
     """Cut maps into windows, padded with zeros on the right and bottom.
 
     Parameters
     ----------
     x : (B, H, W, C) float
-    window : int
-        Side of a window in cells.
+    window : int or pair of int
+        Side of a window in cells, or height and width.
 
     Returns
     -------
-    (B * windows, window, window, C)
+    (B * windows, h, w, C)
         Row-major within each map.
     """
     height, width, channels = x.shape[1:]
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
-    return x.transpose(2, 3).reshape(-1, window, window, channels)
+    rows, columns = height_width(window)
+    x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+    x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
+    return x.transpose(2, 3).reshape(-1, rows, columns, channels)
 
 
 def merge_windows(windows: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Undo `split_windows`: maps (B, H, W, C) of the given size, without the padding."""
-    window, (height, width) = windows.shape[1], size_hw
-    grid = (-(-height // window), -(-width // window))
+    height, width = size_hw
+    grid = (-(-height // windows.shape[1]), -(-width // windows.shape[2]))
     x = windows.unflatten(0, (-1, *grid)).transpose(2, 3)
     merged: Tensor = x.flatten(3, 4).flatten(1, 2)
     return merged[:, :height, :width]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.modeling.configs import PromptDecoderConfig
+from napari_hrsam.modeling.configs import PromptDecoderConfig, height_width
 from napari_hrsam.modeling.layers import LayerNorm2d
 
 
@@ -31,11 +31,13 @@ class RandomPositionCode(nn.Module):
             phase = 2 * math.pi * ((2 * points_xy - 1) @ matrix)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
-    def grid(self, size: int) -> Tensor:
-        """Code of the cell centres of a square grid: (1, 2 features, size, size)."""
+    def grid(self, grid_hw: tuple[int, int]) -> Tensor:
+        """Code of the cell centres of a grid: (1, 2 features, h, w)."""
         matrix = self.get_buffer("positional_encoding_gaussian_matrix")
-        centres = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) / size
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        centres = (
+            (torch.arange(n, device=matrix.device, dtype=matrix.dtype) + 0.5) / n for n in grid_hw
+        )
+        y, x = torch.meshgrid(*centres, indexing="ij")
         code: Tensor = self(torch.stack([x, y], dim=-1))
         return code.permute(2, 0, 1)[None]
 
@@ -55,7 +57,7 @@ class PromptEncoder(nn.Module):
     def __init__(self, config: PromptDecoderConfig) -> None:
         super().__init__()
         dim, inner = config.embed_dim, config.mask_in_channels
-        self.pe_grid = config.pe_grid
+        self.pe_grid_hw = height_width(config.pe_grid, "pe_grid")
         self.pe_layer = RandomPositionCode(dim // 2)
         # 0 background, 1 foreground, 2 and 3 the corners of a box.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
@@ -74,11 +76,11 @@ class PromptEncoder(nn.Module):
     def dense_position(self, grid_hw: tuple[int, int]) -> Tensor:
         """Position code of the image tokens, (1, C, h, w).
 
-        Computed at ``pe_grid`` x ``pe_grid`` and resized: HRSAM keeps the code of the 64 x 64
+        Computed at ``pe_grid`` and resized: HRSAM keeps the code of the 64 x 64
         grid that the decoder was trained with (hrsam.md, section 10 of the model facts).
         """
-        code = self.pe_layer.grid(self.pe_grid)
-        if grid_hw == (self.pe_grid, self.pe_grid):
+        code = self.pe_layer.grid(self.pe_grid_hw)
+        if grid_hw == self.pe_grid_hw:
             return code
         return F.interpolate(code, grid_hw, mode="bilinear", align_corners=False)
 

@@ -6,13 +6,15 @@ depthwise convolution in every block. Shape letters: B batch, C channels, H x W 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_hrsam.modeling.attention import AttentionBackend
 from napari_hrsam.modeling.biased_attention import QueryPart, biased_attention
-from napari_hrsam.modeling.configs import BASAMConfig, TinyViTConfig
+from napari_hrsam.modeling.configs import BASAMConfig, Size, TinyViTConfig, height_width
 from napari_hrsam.modeling.layers import check_image, merge_windows, sam_neck, split_windows
 from napari_hrsam.modeling.length_scaling import (
     TINY_VIT_TRAINING_SIDE,
@@ -22,8 +24,6 @@ from napari_hrsam.modeling.length_scaling import (
     initial_coefficient,
     length_factor,
 )
-
-_EXPANSION = 4
 
 
 class ConvNorm(nn.Module):
@@ -53,9 +53,8 @@ class ConvNorm(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck; the input is added before the last GELU."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        hidden = _EXPANSION * channels
         self.conv1 = ConvNorm(channels, hidden, 1)
         self.conv2 = ConvNorm(hidden, hidden, 3, groups=hidden)
         self.conv3 = ConvNorm(hidden, channels, 1)
@@ -87,22 +86,33 @@ class WindowBiasAttention(nn.Module):
     Parameters
     ----------
     dim, num_heads : int
-    window : int
-        Side of a window; ``attention_biases`` (heads, window**2) is indexed by
-        ``|dy| * window + |dx|``.
+    window : int or pair of int
+        Side of a window, or height h and width w; ``attention_biases`` (heads, h * w) is indexed
+        by ``|dy| * w + |dx|``.
     ba : BASAMConfig or None
         Adds ``coefficient`` and the distance bias where they are on.
+    key_dim, value_dim : int or None
+        Channels of a head in queries and keys, and in values; None for an even share of ``dim``.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, ba: BASAMConfig | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        window: Size,
+        ba: BASAMConfig | None = None,
+        *,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads, self.window, self.ba = num_heads, window, ba
+        self.num_heads, self.window_hw, self.ba = num_heads, height_width(window, "window"), ba
+        self.key_dim = key_dim or dim // num_heads
+        self.value_dim = value_dim or dim // num_heads
         self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window**2))
+        self.qkv = nn.Linear(dim, num_heads * (2 * self.key_dim + self.value_dim))
+        self.proj = nn.Linear(num_heads * self.value_dim, dim)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, math.prod(self.window_hw)))
         self.coefficient: nn.Parameter | None = None
         if ba is not None and ba.coefficient:
             self.coefficient = nn.Parameter(torch.full((1,), initial_coefficient(ba)))
@@ -112,13 +122,13 @@ class WindowBiasAttention(nn.Module):
 
         Returns
         -------
-        (heads, window, window, window**2) float
+        (heads, h, w, h * w) float
             Queries by row and column, then keys.
         """
-        window, biases = self.window, self.attention_biases
-        cells = torch.arange(window, device=biases.device)
-        offset = (cells[:, None] - cells).abs()
-        index = offset[:, None, :, None] * window + offset[None, :, None, :]
+        (height, width), biases = self.window_hw, self.attention_biases
+        rows, columns = (torch.arange(n, device=biases.device) for n in (height, width))
+        dy, dx = (rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()
+        index = dy[:, None, :, None] * width + dx[None, :, None, :]
         table = biases[:, index.flatten(2)]
         ba = self.ba
         # The released code multiplies in training mode only and keeps a plain table for use.
@@ -126,17 +136,15 @@ class WindowBiasAttention(nn.Module):
             table = table * self.coefficient
         if ba is not None and ba.distance_slope:
             slopes = distance_slopes(self.num_heads, ba.distance_slope).to(biases.device)
-            whole = slice(0, window)
-            penalty = distance_bias(slopes, (window, window), whole, whole)
+            penalty = distance_bias(slopes, self.window_hw, slice(0, height), slice(0, width))
             table = table + penalty.view_as(table)
         return table
 
     def forward(self, x: Tensor, factor: float = 1.0, backend: AttentionBackend = "auto") -> Tensor:
-        """Map windows (B, window, window, C) to the same, logits scaled by ``factor / sqrt(d)``."""
-        head_dim = x.shape[-1] // self.num_heads
+        """Map windows (B, h, w, C) to the same, logits scaled by ``factor / sqrt(key_dim)``."""
         # q, k and v of one head lie side by side.
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, 3, head_dim))
-        query, key, value = qkv.permute(4, 0, 3, 1, 2, 5)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
+        query, key, value = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         table = self.bias_table().to(query.dtype)
 
         def bias(_query: Tensor, part: QueryPart) -> Tensor:
@@ -147,7 +155,7 @@ class WindowBiasAttention(nn.Module):
             key.flatten(2, 3),
             value.flatten(2, 3),
             bias,
-            scale=factor * head_dim**-0.5,
+            scale=factor * self.key_dim**-0.5,
             backend=backend,
         )
         out: Tensor = self.proj(attended.permute(0, 2, 3, 1, 4).flatten(3))
@@ -181,7 +189,7 @@ class TinyViTBlock(nn.Module):
         dim = config.embed_dims[stage]
         self.window = config.window_sizes[stage]
         self.attn = WindowBiasAttention(dim, config.num_heads[stage], self.window, config.ba)
-        self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
+        self.local_conv = ConvNorm(dim, dim, config.local_conv_size, groups=dim)
         self.mlp = TinyViTMlp(dim, int(dim * config.mlp_ratio))
 
     def forward(self, x: Tensor, factor: float, backend: AttentionBackend) -> Tensor:
@@ -217,7 +225,9 @@ class _Stage(nn.Module):
         super().__init__()
         dims = config.embed_dims
         self.blocks = nn.ModuleList(
-            TinyViTBlock(config, stage) if stage else MBConv(dims[0])
+            TinyViTBlock(config, stage)
+            if stage
+            else MBConv(dims[0], int(dims[0] * config.mbconv_expand_ratio))
             for _ in range(config.depths[stage])
         )
         self.downsample: Downsampling | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from napari_hrsam.modeling.attention import AttentionBackend
 from napari_hrsam.modeling.biased_attention import QueryPart, biased_attention
-from napari_hrsam.modeling.configs import BASAMConfig, ViTConfig
+from napari_hrsam.modeling.configs import BASAMConfig, Size, ViTConfig, height_width
 from napari_hrsam.modeling.efficientnet import PretrainedStem
 from napari_hrsam.modeling.layers import (
     PatchEmbed,
@@ -62,8 +62,9 @@ class RelativeAttention(nn.Module):
     Parameters
     ----------
     dim, num_heads : int
-    table_side : int
-        K, side of the map that the tables are for; other maps get them interpolated.
+    table_side : int or pair of int
+        K, side (or height and width) of the map that the tables are for; other maps get them
+        interpolated.
     ba : BASAMConfig or None
         Adds ``coefficient`` and the distance bias where they are on. The scaling factor comes with
         the call, since it depends on the map.
@@ -72,15 +73,16 @@ class RelativeAttention(nn.Module):
     coefficient: nn.Parameter | None
 
     def __init__(
-        self, dim: int, num_heads: int, table_side: int, ba: BASAMConfig | None = None
+        self, dim: int, num_heads: int, table_side: Size, ba: BASAMConfig | None = None
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.slope = 0.0 if ba is None else ba.distance_slope
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, dim // num_heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, dim // num_heads))
+        height, width = height_width(table_side, "table_side")
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, dim // num_heads))
         self.coefficient = None
         if ba is not None and ba.coefficient:
             self.coefficient = nn.Parameter(torch.full((1,), initial_coefficient(ba)))

@@ -27,7 +27,6 @@ from napari_hrsam.training.device_images import (
     objects_of,
 )
 
-
 _MAX_ENLARGEMENT = 4.0
 _LUMA = (0.299, 0.587, 0.114)
 
