@@ -6,13 +6,16 @@ side, as a person would zoom: what lies outside the image has the mean colour, a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
 from napari_hrsam.errors import ConfigError, DataError
 from napari_hrsam.storage.tile_source import MEAN_RGB, ArrayImage
@@ -20,11 +23,13 @@ from napari_hrsam.training.datasets import Sample
 
 _MIN_AREA_PX = 16
 _MAX_ENLARGEMENT = 4.0
+_MAX_TRIES = 500
+_DOMAIN_EXPONENT = 0.1875
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CropConfig:
-    """How crops are drawn.
+class CropSize:
+    """One size of crops, and how often it is drawn.
 
     Attributes
     ----------
@@ -34,38 +39,79 @@ class CropConfig:
         Crops in a batch.
     objects_per_crop : int
         At most this many objects of a crop are trained on.
-    span : (float, float)
-        Smallest and largest share of the side that the chosen object's longer side takes;
-        drawn log-uniformly.
-    polarity : float
-        Share of crops that are inverted.
-    grey : float
-        Share of colour crops that are made grey.
-    large_share : float
-        Share of batches with crops of twice the side and a quarter of them, with objects from half
-        the smallest span (the same size in pixels) on: the model then works on more than one
-        length of sequence.
+    share, late_share : float
+        How often batches are of this size at the start of the training and at its end, beside the
+        other sizes' shares.
     """
 
-    crop_px: int = 256
-    batch_size: int = 8
-    objects_per_crop: int = 3
-    span: tuple[float, float] = (0.08, 0.6)
-    polarity: float = 0.15
-    grey: float = 0.2
-    large_share: float = 0.3
+    crop_px: int
+    batch_size: int
+    objects_per_crop: int
+    share: float = 1.0
+    late_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.crop_px % 16 or self.crop_px <= 0:
             raise ConfigError(f"crop_px must be a positive multiple of 16, got {self.crop_px}")
-        if not 0 < self.span[0] <= self.span[1] <= 1:
-            raise ConfigError(f"span must be 0 < smallest <= largest <= 1, got {self.span}")
         if self.batch_size < 1 or self.objects_per_crop < 1:
             raise ConfigError(
                 "batch_size and objects_per_crop must be at least 1, got "
                 f"{self.batch_size} and {self.objects_per_crop}"
             )
+        if min(self.share, self.late_share) < 0:
+            raise ConfigError(f"shares must be 0 or more, got {self.share} and {self.late_share}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """How crops are drawn.
+
+    Attributes
+    ----------
+    sizes : tuple of CropSize
+    span, wide_span : (float, float)
+        Smallest and largest share of the side that the chosen object's longer side takes, drawn
+        log-uniformly: small objects, and objects that fill the crop.
+    wide_share : float
+        Share of the batches of ``wide_span``.
+    smallest_px : float
+        No object is shown smaller than this, whatever ``span`` says.
+    polarity : float
+        Share of crops that are inverted.
+    grey : float
+        Share of colour crops that are made grey.
+    second_labels : float
+        Share of crops with the second labels, of samples that have them.
+    domain_factors : tuple of (str, float)
+        Factors on the shares of domains; 1 for those not named.
+    cache_mb : float
+        Decoded images that are kept.
+    """
+
+    sizes: tuple[CropSize, ...] = (
+        CropSize(crop_px=256, batch_size=4, objects_per_crop=2, share=0.7, late_share=0.4),
+        CropSize(crop_px=512, batch_size=1, objects_per_crop=3, share=0.3, late_share=0.6),
+    )
+    span: tuple[float, float] = (0.06, 0.5)
+    wide_span: tuple[float, float] = (0.35, 0.95)
+    wide_share: float = 0.5
+    smallest_px: float = 20.0
+    polarity: float = 0.15
+    grey: float = 0.2
+    second_labels: float = 0.3
+    domain_factors: tuple[tuple[str, float], ...] = ()
+    cache_mb: float = 1000.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for span in (self.span, self.wide_span):
+            if not 0 < span[0] <= span[1] <= 1:
+                raise ConfigError(f"span must be 0 < smallest <= largest <= 1, got {span}")
+        if not self.sizes:
+            raise ConfigError("expected at least one size of crops, got none")
+        if not 0 <= self.wide_share <= 1:
+            raise ConfigError(f"wide_share must lie in 0..1, got {self.wide_share}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,15 +122,55 @@ class Batch:
     ----------
     images : (B, H, W, 3) uint8
         RGB.
+    labels : (B, H, W) int64
+        All objects of each crop, numbered from 1; 0 = background.
     masks : (N, H, W) bool
-        One object each.
+        One object each, of those that are clicked on.
     crop_index : (N,) int64
         The crop that each object lies in.
     """
 
     images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
     masks: NDArray[np.bool_]
     crop_index: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchTensors:
+    """A batch on a device, as `click_task.ClickTask` takes it.
+
+    Attributes
+    ----------
+    images : (B, 3, H, W) float32, 0..255
+    labels : (B, H, W) int64
+    masks : (N, H, W) bool
+    crop_index : (N,) int64
+    weight : (N,) float32
+        1 everywhere.
+    max_id : int
+        Largest number in ``labels``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    crop_index: Tensor
+    weight: Tensor
+    max_id: int
+
+
+def to_tensors(batch: Batch, device: torch.device | str) -> BatchTensors:
+    """Copy a batch to a device."""
+    images = torch.from_numpy(batch.images).to(device)
+    return BatchTensors(
+        images=images.permute(0, 3, 1, 2).float(),
+        labels=torch.from_numpy(batch.labels).to(device),
+        masks=torch.from_numpy(batch.masks).to(device),
+        crop_index=torch.from_numpy(batch.crop_index).to(device),
+        weight=torch.ones(len(batch.masks), device=device),
+        max_id=int(batch.labels.max()),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,82 +195,130 @@ class Scene:
 
 
 class CropSampler:
-    """Draw batches of crops, domains balanced by the square root of their number of objects.
+    """Draw batches of crops from samples that are decoded when they are wanted.
+
+    A domain is drawn, then one of its images, then one of its objects. A domain's share is
+    ``(images * objects) ** 0.1875``: large collections count more, but far from in proportion.
 
     Parameters
     ----------
     samples : sequence of Sample
-        All are decoded once and kept (8 bits a channel).
     config : CropConfig
+
+    Attributes
+    ----------
+    domain_shares : dict of str to float
+        Share of the crops of each domain.
 
     Raises
     ------
-    DataError
-        If no sample holds an object of at least 16 pixels.
+    ConfigError
+        If a factor is given for a domain that the samples do not have.
     """
 
     def __init__(self, samples: Sequence[Sample], config: CropConfig) -> None:
         self.config = config
-        self._domains: dict[str, list[Scene]] = {}
+        self._domains: dict[str, list[Sample]] = {}
         for sample in samples:
-            scene = open_scene(sample)
-            if scene.ids.size:
-                self._domains.setdefault(sample.domain, []).append(scene)
-        if not self._domains:
-            raise DataError(
-                f"none of the {len(samples)} samples holds an object of {_MIN_AREA_PX} or more "
-                "pixels; give instance masks with at least one object"
+            self._domains.setdefault(sample.domain, []).append(sample)
+        factors = dict(config.domain_factors)
+        if unknown := sorted(set(factors) - set(self._domains)):
+            raise ConfigError(
+                f"domain_factors name {', '.join(unknown)}, but the data has "
+                f"{', '.join(sorted(self._domains))}"
             )
-        counts = np.array(
-            [sum(s.ids.size for s in scenes) for scenes in self._domains.values()], float
-        )
-        self.domain_shares = dict(
-            zip(self._domains, np.sqrt(counts) / np.sqrt(counts).sum(), strict=True)
-        )
+        weights = {
+            name: (len(found) * sum(max(1, s.instances) for s in found)) ** _DOMAIN_EXPONENT
+            * factors.get(name, 1.0)
+            for name, found in self._domains.items()
+        }
+        total = sum(weights.values())
+        self.domain_shares = {name: weight / total for name, weight in weights.items()}
+        self._scenes: OrderedDict[Sample, tuple[Scene, ...]] = OrderedDict()
+        self._bytes = 0
 
-    def batch(self, rng: np.random.Generator) -> Batch:
-        """Draw one batch; the same generator state gives the same batch."""
-        images, masks, index = [], [], []
+    def batch(self, rng: np.random.Generator, done: float = 0.0) -> Batch:
+        """Draw one batch; the same generator state gives the same batch.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        done : float, 0..1
+            Share of the training that is done.
+
+        Raises
+        ------
+        DataError
+            If no image with an object of at least 16 pixels is found.
+        """
         config = self.config
-        if rng.random() < config.large_share:
-            config = replace(
-                config,
-                crop_px=2 * config.crop_px,
-                batch_size=max(1, config.batch_size // 4),
-                objects_per_crop=2 * config.objects_per_crop,
-                span=(config.span[0] / 2, config.span[1]),
-            )
-        for crop in range(config.batch_size):
-            image, objects = self._crop(rng, config)
+        shares = np.array([s.share + (s.late_share - s.share) * done for s in config.sizes])
+        size = config.sizes[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        span = config.wide_span
+        if rng.random() >= config.wide_share:
+            low = max(config.span[0], config.smallest_px / size.crop_px)
+            span = (min(low, config.span[1]), config.span[1])
+        images, labels = [], []
+        masks: list[NDArray[np.bool_]] = []
+        index: list[int] = []
+        for crop in range(size.batch_size):
+            image, seen, ids = self._crop(rng, size, span)
             images.append(image)
-            masks.extend(objects)
-            index.extend([crop] * len(objects))
+            labels.append(seen)
+            masks.extend(seen == i for i in ids)
+            index.extend([crop] * len(ids))
         return Batch(
             images=np.stack(images),
+            labels=np.stack(labels),
             masks=np.stack(masks),
             crop_index=np.array(index, np.int64),
         )
 
     def _crop(
-        self, rng: np.random.Generator, config: CropConfig
-    ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+        self, rng: np.random.Generator, size: CropSize, span: tuple[float, float]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
         """Draw until the chosen object is visible (the first try nearly always is)."""
         names, shares = list(self.domain_shares), list(self.domain_shares.values())
-        while True:
-            scenes = self._domains[names[rng.choice(len(names), p=shares)]]
-            scene = scenes[rng.integers(len(scenes))]
+        for _ in range(_MAX_TRIES):
+            samples = self._domains[names[rng.choice(len(names), p=shares)]]
+            scene = self._scene(samples[rng.integers(len(samples))], rng)
+            if not scene.ids.size:
+                continue
             chosen = int(rng.integers(scene.ids.size))
-            image, labels = _cut(scene, scene.boxes[chosen], config, rng)
-            ids = _visible(labels, int(scene.ids[chosen]), config, rng)
-            if ids:
-                break
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        image, labels = np.rot90(image, turns), np.rot90(labels, turns)
-        if flip:
-            image, labels = image[:, ::-1], labels[:, ::-1]
-        return recolour(image, rng, grey=config.grey, polarity=config.polarity), [
-            labels == i for i in ids
-        ]
+            image, labels = _cut(scene, scene.boxes[chosen], size.crop_px, span, rng)
+            ids = _visible(labels, int(scene.ids[chosen]), size, span, rng)
+            if not ids:
+                continue
+            turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+            image, labels = np.rot90(image, turns), np.rot90(labels, turns)
+            if flip:
+                image, labels = image[:, ::-1], labels[:, ::-1]
+            config = self.config
+            image = recolour(image, rng, grey=config.grey, polarity=config.polarity)
+            values, numbers = np.unique(np.append(labels.ravel(), 0), return_inverse=True)
+            seen = numbers[:-1].reshape(labels.shape).astype(np.int64)
+            return image, seen, np.searchsorted(values, ids).tolist()
+        raise DataError(
+            f"none of {_MAX_TRIES} images drawn holds an object of {_MIN_AREA_PX} or more pixels; "
+            "give instance masks with at least one object"
+        )
+
+    def _scene(self, sample: Sample, rng: np.random.Generator) -> Scene:
+        """Decode a sample, or find it decoded; now and then with its second labels."""
+        scenes = self._scenes.pop(sample, None)
+        if scenes is None:
+            first, second = open_scene(sample), sample.second_labels()
+            scenes = (first,) if second is None else (first, with_labels(first, second))
+            self._bytes += _size_bytes(scenes)
+        self._scenes[sample] = scenes
+        while self._bytes > self.config.cache_mb * 2**20 and len(self._scenes) > 1:
+            self._bytes -= _size_bytes(self._scenes.popitem(last=False)[1])
+        use_second = rng.random() < self.config.second_labels
+        return scenes[-1] if use_second or not scenes[0].ids.size else scenes[0]
+
+
+def _size_bytes(scenes: tuple[Scene, ...]) -> int:
+    return scenes[0].pixels.nbytes + sum(scene.labels.nbytes for scene in scenes)
 
 
 def open_scene(sample: Sample) -> Scene:
@@ -200,6 +334,15 @@ def open_scene(sample: Sample) -> Scene:
         (low, high), *_ = ArrayImage(pixels).contrast_limits
         scaled = (pixels.astype(np.float32) - low) * (255.0 / max(high - low, 1e-6))
         pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return _measured(pixels, labels)
+
+
+def with_labels(scene: Scene, labels: NDArray[np.int32]) -> Scene:
+    """Give the same picture with other labels."""
+    return _measured(scene.pixels, labels)
+
+
+def _measured(pixels: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scene:
     areas = np.bincount(labels.ravel())
     slices = ndimage.find_objects(labels)
     ids = [i for i in range(1, areas.size) if areas[i] >= _MIN_AREA_PX]
@@ -213,13 +356,17 @@ def open_scene(sample: Sample) -> Scene:
 
 
 def _cut(
-    scene: Scene, box: NDArray[np.int64], config: CropConfig, rng: np.random.Generator
+    scene: Scene,
+    box: NDArray[np.int64],
+    crop: int,
+    span: tuple[float, float],
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Cut a square around an object and resize it to the crop."""
     y0, x0, y1, x1 = (float(v) for v in box)
-    side, crop = max(y1 - y0, x1 - x0), config.crop_px
-    span = np.exp(rng.uniform(*np.log(config.span)))
-    scale = min(span * crop / side, _MAX_ENLARGEMENT)
+    side = max(y1 - y0, x1 - x0)
+    share = np.exp(rng.uniform(*np.log(span)))
+    scale = min(share * crop / side, _MAX_ENLARGEMENT)
     window = crop / scale
     # The object lies anywhere in the crop as long as it is whole in it.
     free_y, free_x = max(window - (y1 - y0), 0.0), max(window - (x1 - x0), 0.0)
@@ -263,19 +410,23 @@ def _resample(
 
 
 def _visible(
-    labels: NDArray[np.int32], chosen: int, config: CropConfig, rng: np.random.Generator
+    labels: NDArray[np.int32],
+    chosen: int,
+    size: CropSize,
+    span: tuple[float, float],
+    rng: np.random.Generator,
 ) -> list[int]:
     """Pick the chosen object and random others of a fitting size; nothing if it is hidden."""
     areas = np.bincount(labels.ravel(), minlength=chosen + 1)
-    low = (0.5 * config.span[0] * config.crop_px) ** 2
-    high = (config.span[1] * config.crop_px) ** 2
+    low = (0.5 * span[0] * size.crop_px) ** 2
+    high = (span[1] * size.crop_px) ** 2
     if areas[chosen] < _MIN_AREA_PX:
         return []
     others = [
         i for i in np.flatnonzero((areas > low) & (areas < high)).tolist() if i not in (0, chosen)
     ]
     rng.shuffle(others)
-    return [chosen, *others[: config.objects_per_crop - 1]]
+    return [chosen, *others[: size.objects_per_crop - 1]]
 
 
 def recolour(

@@ -38,6 +38,8 @@ class Sample:
         Name of the sample inside its shard or folder.
     domain, source, licence, group : str
         From the sample's json; for folders the folder's name, "unknown" and "open".
+    instances : int
+        Objects that the json counts; 0 where it does not say.
     noc_objects : tuple of int
         Ids listed for an evaluation; empty if none are listed.
     image_blob, labels_blob, second_labels_blob : Blob
@@ -49,6 +51,7 @@ class Sample:
     source: str
     licence: str = "unknown"
     group: str = "open"
+    instances: int = 0
     noc_objects: tuple[int, ...] = ()
     image_blob: Blob
     labels_blob: Blob
@@ -241,10 +244,11 @@ def _shard_sample(path: Path, key: str, members: dict[str, Blob]) -> Sample:
     info = _read_json(members["json"]) if "json" in members else {}
     try:
         noc_objects = tuple(int(entry["id"]) for entry in info.get("noc_objects", ()))
+        instances = int(info.get("instances", 0))
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(
-            f"noc_objects of {members['json']} must be a list of {{'id', 'area'}}, "
-            f"got {info['noc_objects']!r}"
+            f"{members['json']} must hold noc_objects, a list of {{'id', 'area'}}, and instances, "
+            f"a number, got {info.get('noc_objects')!r} and {info.get('instances')!r}"
         ) from error
     return Sample(
         key=key,
@@ -252,6 +256,7 @@ def _shard_sample(path: Path, key: str, members: dict[str, Blob]) -> Sample:
         source=str(info.get("source", path.stem)),
         licence=str(info.get("licence", "unknown")),
         group=str(info.get("group", "open")),
+        instances=instances,
         noc_objects=noc_objects,
         image_blob=members["img"],
         labels_blob=members["lbl"],

@@ -32,7 +32,7 @@ def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
         of the centre distance inside objects only, that of the boundary distance everywhere.
     """
     logits = logits.float()
-    size = logits.shape[2:]
+    size = (logits.shape[2], logits.shape[3])
     foreground = F.adaptive_avg_pool2d(targets[:, :1], size)
     distances = F.adaptive_avg_pool2d(targets[:, 1:], size)
     inside = foreground.clamp(min=1e-3)

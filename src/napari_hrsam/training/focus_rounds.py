@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
-from napari_hrsam.training.click_rounds import LOSS_STRIDE, ClickRounds
+from napari_hrsam.training.click_rounds import LOSS_STRIDE, ClickConfig, ClickRounds, RoundsLoss
 from napari_hrsam.training.losses import (
     batch_iou,
     dice_loss,
@@ -19,6 +20,28 @@ from napari_hrsam.training.losses import (
 
 MAX_EXPANSION = 1.4
 """Training draws the expansion of the box from 1 to this, height and width apart (FocSAM)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FocusTaskConfig:
+    """How the focus refiner is taught.
+
+    Attributes
+    ----------
+    refine_decay : float, 0..1
+        The refinement is put off by one more click with this probability.
+    point_weight, dice_weight : float
+        Factors on the point loss and on the Dice loss; 0 leaves them out.
+    """
+
+    refine_decay: float = 0.35
+    point_weight: float = 1.0
+    dice_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.refine_decay <= 1:
+            raise ConfigError(f"refine_decay must lie in 0..1, got {self.refine_decay}")
 
 
 class FocusRounds(ClickRounds):
@@ -31,12 +54,9 @@ class FocusRounds(ClickRounds):
 
     Parameters
     ----------
-    masks, rng, max_clicks, click_decay, device
+    masks, rng, config, weight
         As in `ClickRounds`; there are at least two rounds, and no boxes.
-    refine_decay : float, 0..1
-        The refinement is put off by one more click with this probability.
-    point_weight, dice_weight : float
-        Factors on the point loss and on the Dice loss; 0 leaves them out.
+    focus : FocusTaskConfig
 
     References
     ----------
@@ -45,38 +65,29 @@ class FocusRounds(ClickRounds):
 
     def __init__(
         self,
-        masks: NDArray[np.bool_],
+        masks: Tensor,
         rng: np.random.Generator,
-        *,
-        max_clicks: int,
-        click_decay: float,
-        refine_decay: float,
-        point_weight: float,
-        dice_weight: float,
-        device: torch.device,
+        config: ClickConfig,
+        focus: FocusTaskConfig,
+        weight: Tensor | None = None,
     ) -> None:
-        super().__init__(
-            masks,
-            rng,
-            max_clicks=max_clicks,
-            click_decay=click_decay,
-            box_share=0.0,
-            device=device,
+        config = replace(
+            config, box_share=0.0, first_share=0.0, max_clicks=max(2, config.max_clicks)
         )
-        self.num_rounds = max(2, self.num_rounds)
-        self.point_weight, self.dice_weight = point_weight, dice_weight
+        super().__init__(masks, rng, config, weight)
+        self.focus = focus
         self.refine_at = 1
-        while self.refine_at < self.num_rounds - 1 and rng.random() < refine_decay:
+        while self.refine_at < self.num_rounds - 1 and rng.random() < focus.refine_decay:
             self.refine_at += 1
 
-    def loss(self, model: Segmenter, features: ImageFeatures) -> tuple[Tensor, list[float]]:
-        """Run the sequence: the summed loss and the mean IoU after each round."""
-        total = features.embedding.new_zeros(())
+    def run(self, model: Segmenter, features: ImageFeatures) -> RoundsLoss:
+        """Run the sequence: the loss right after the refinement plus that at the end."""
+        loss = torch.zeros((), device=self.gt.device)
         prior: Tensor | None = None
-        ious: list[float] = []
-        self._add_clicks(np.zeros_like(self.gt))
+        ious: list[Tensor] = []
+        self._add_clicks(torch.zeros_like(self.gt))
         for index in range(self.num_rounds):
-            fed_back = self._noisy(prior)
+            fed_back = self._fed_back(prior)
             if index == self.refine_at:
                 expansion = self.rng.uniform(1.0, MAX_EXPANSION, 2).tolist()
                 features = model.refine(
@@ -86,28 +97,24 @@ class FocusRounds(ClickRounds):
                     box_expansion=(expansion[0], expansion[1]),
                 )
             with_loss = index in (self.refine_at, self.num_rounds - 1)
-            with torch.set_grad_enabled(with_loss):
-                masks, _ = model.decode_all(features, **self._prompts(), mask_logits=fed_back)
-                resized = F.interpolate(
-                    masks[:, :1].float(), self.gt.shape[1:], mode="bilinear", align_corners=False
-                )
+            with torch.set_grad_enabled(with_loss and torch.is_grad_enabled()):
+                decoded = model.decode_all(features, **self._prompts(), mask_logits=fed_back)
+                resized = self._resize(decoded.masks[:, :1])
                 if with_loss:
-                    total = total + self._focus_loss(resized)
-            prior = masks[:, :1].detach().float()
+                    loss = loss + self._focus_loss(resized)
+            prior = decoded.masks[:, :1].detach().float()
             predicted = resized.detach()
-            ious.append(float(batch_iou(predicted, self.labels).mean()))
+            ious.append(self._mean(batch_iou(predicted, self.labels)))
             if index + 1 < self.num_rounds:
-                self._add_clicks((predicted[:, 0] > 0).cpu().numpy())
-        return total, ious
+                self._add_clicks(predicted[:, 0] > 0)
+        return RoundsLoss(loss, ious)
 
     def _focus_loss(self, logits: Tensor) -> Tensor:
-        loss = normalized_focal_loss(logits, self.labels).mean()
-        if self.dice_weight:
-            loss = loss + self.dice_weight * dice_loss(logits, self.labels).mean()
-        if not self.point_weight:
+        loss = self._mean(normalized_focal_loss(logits, self.labels))
+        if self.focus.dice_weight:
+            loss = loss + self.focus.dice_weight * self._mean(dice_loss(logits, self.labels))
+        if not self.focus.point_weight:
             return loss
-        coords = torch.tensor(self.coords, device=self.device)
         # Crop pixels to the pixels of the labels, centres at integers in both.
-        coords = (coords + 0.5) / LOSS_STRIDE - 0.5
-        signs = torch.tensor(self.signs, device=self.device)
-        return loss + point_loss(logits, coords, signs, loss_weight=self.point_weight)
+        coords = (self.coords + 0.5) / LOSS_STRIDE - 0.5
+        return loss + point_loss(logits, coords, self.signs, loss_weight=self.focus.point_weight)

@@ -6,44 +6,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from napari_hrsam.modeling.checkpoints import read_state
+from napari_hrsam.modeling.models import find_config
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropSampler
-from napari_hrsam.training.click_rounds import ClickRounds, per_object
+from napari_hrsam.training.batches import CropSampler, to_tensors
+from napari_hrsam.training.click_rounds import per_object
+from napari_hrsam.training.click_task import ClickTask, TaskLoss
+from napari_hrsam.training.dense_task import StemTeacher
 from napari_hrsam.training.distill import TeacherCache
 from napari_hrsam.training.focus_rounds import FocusRounds
 
 if TYPE_CHECKING:
     from napari_hrsam.training.train_config import TrainConfig
-
-_REFINER = ("focus_refiner.",)
-
-
-@dataclass(frozen=True, slots=True)
-class StageLoss:
-    """The outcome of one batch.
-
-    Attributes
-    ----------
-    loss : () Tensor
-        With its graph.
-    ious : list of float
-        Mean IoU after each round of clicks; empty where there are none.
-    crops, objects : int
-        Size of the batch.
-    """
-
-    loss: Tensor
-    ious: list[float]
-    crops: int
-    objects: int
 
 
 class Stage(Protocol):
@@ -51,20 +34,20 @@ class Stage(Protocol):
 
     Attributes
     ----------
-    bridge : nn.Module or None
-        A layer that learns along and is thrown away afterwards.
+    helper : nn.Module or None
+        Layers that learn along and are thrown away afterwards.
     """
 
-    bridge: nn.Module | None
+    helper: nn.Module | None
 
     def learns(self, name: str) -> bool:
         """Tell whether a parameter of the segmenter learns; the others are frozen."""
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator, done: float) -> Any:
         """Draw a batch; runs in a second thread, one batch ahead."""
 
-    def loss(self, model: Segmenter, drawn: Any, rng: np.random.Generator) -> StageLoss:
-        """Compute the loss of a batch."""
+    def loss(self, model: Segmenter, drawn: Any, rng: np.random.Generator, done: float) -> TaskLoss:
+        """Compute the loss of a batch; ``done`` is the share of the training that is done."""
 
 
 class ClickStage:
@@ -79,55 +62,68 @@ class ClickStage:
     def __init__(self, config: TrainConfig, sampler: CropSampler) -> None:
         self.config, self.sampler = config, sampler
         self.is_encoder_frozen = config.stage != "clicks"
-        self.bridge: nn.Module | None = None
+        teacher = None
+        if config.stem_teacher and config.clicks.stem_weight and not self.is_encoder_frozen:
+            state, _ = read_state(Path(config.stem_teacher))
+            dim = find_config(config.model).image_encoder.out_channels
+            teacher = StemTeacher(state, dim).to(config.device)
+        clicks = config.clicks
+        if self.is_encoder_frozen:
+            clicks = replace(clicks, dense_weight=0.0, stem_weight=0.0)
+        self.task = ClickTask(clicks, teacher)
+        self.helper: nn.Module | None = None if teacher is None else teacher.bridge
 
     def learns(self, name: str) -> bool:
-        """Everything but a refiner; in the stage "decoder" without the image encoder."""
-        frozen = ("focus_refiner.", "image_encoder.") if self.is_encoder_frozen else _REFINER
-        return not name.startswith(frozen)
+        """Everything but a refiner; in the stage "decoder" without encoder and dense head."""
+        if self.is_encoder_frozen:
+            return name.startswith(("prompt_encoder.", "mask_decoder."))
+        return not name.startswith("focus_refiner.")
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator, done: float) -> Any:
         """Draw crops with objects."""
-        return self.sampler.batch(rng)
+        return self.sampler.batch(rng, done)
 
-    def loss(self, model: Segmenter, drawn: Any, rng: np.random.Generator) -> StageLoss:
-        """Loss after the first and the last round of one sequence of clicks."""
-        images = _to_images(drawn.images, model)
-        index = torch.from_numpy(drawn.crop_index).to(model.device)
-        with torch.set_grad_enabled(not self.is_encoder_frozen):
-            features = model.encode(images)
-        loss, ious = self._rounds(drawn, rng, model).loss(model, per_object(features, index))
-        return StageLoss(loss, ious, len(drawn.images), len(drawn.masks))
-
-    def _rounds(self, drawn: Any, rng: np.random.Generator, model: Segmenter) -> ClickRounds:
-        return ClickRounds(
-            drawn.masks,
-            rng,
-            max_clicks=self.config.max_clicks,
-            click_decay=self.config.click_decay,
-            box_share=self.config.box_share,
-            device=model.device,
-        )
+    def loss(self, model: Segmenter, drawn: Any, rng: np.random.Generator, done: float) -> TaskLoss:
+        """Loss of one sequence of clicks, of the dense head and of the stem's wide map."""
+        out: TaskLoss = self.task(model, to_tensors(drawn, model.device), rng, done)
+        return out
 
 
-class FocusStage(ClickStage):
-    """The refiner alone, with clicks before and after the refinement."""
+class FocusStage:
+    """The refiner alone, with clicks before and after the refinement.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    sampler : CropSampler
+    """
+
+    def __init__(self, config: TrainConfig, sampler: CropSampler) -> None:
+        self.config, self.sampler = config, sampler
+        self.helper: nn.Module | None = None
 
     def learns(self, name: str) -> bool:
         """Only the refiner."""
-        return name.startswith(_REFINER)
+        return name.startswith("focus_refiner.")
 
-    def _rounds(self, drawn: Any, rng: np.random.Generator, model: Segmenter) -> ClickRounds:
-        return FocusRounds(
-            drawn.masks,
-            rng,
-            max_clicks=self.config.max_clicks,
-            click_decay=self.config.click_decay,
-            refine_decay=self.config.refine_decay,
-            point_weight=self.config.point_weight,
-            dice_weight=self.config.dice_weight,
-            device=model.device,
-        )
+    def draw(self, rng: np.random.Generator, done: float) -> Any:
+        """Draw crops with objects."""
+        return self.sampler.batch(rng, done)
+
+    def loss(
+        self,
+        model: Segmenter,
+        drawn: Any,
+        rng: np.random.Generator,
+        done: float,  # noqa: ARG002
+    ) -> TaskLoss:
+        """Loss right after the refinement and at the end of one sequence of clicks."""
+        batch = to_tensors(drawn, model.device)
+        with torch.no_grad():
+            features = model.encode(batch.images)
+        rounds = FocusRounds(batch.masks, rng, self.config.clicks, self.config.focus, batch.weight)
+        found = rounds.run(model, per_object(features, batch.crop_index))
+        return TaskLoss(found.loss, {"clicks": found.loss.detach()}, found.ious)
 
 
 class DistillStage:
@@ -148,29 +144,31 @@ class DistillStage:
         # The decoder reads a stem's fine maps: one that both have stays as it is.
         self.has_stem = getattr(cache.teacher.image_encoder, "stem", None) is not None
         channels = student.config.image_encoder.out_channels
-        self.bridge: nn.Module | None = None
+        self.helper: nn.Module | None = None
         if channels != cache.channels:
-            self.bridge = nn.Conv2d(channels, cache.channels, 1).to(student.device)
+            self.helper = nn.Conv2d(channels, cache.channels, 1).to(student.device)
 
     def learns(self, name: str) -> bool:
         """Only the image encoder, without a stem that the teacher has too."""
         is_stem = name.startswith("image_encoder.stem.")
         return name.startswith("image_encoder.") and not (is_stem and self.has_stem)
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator, done: float) -> Any:  # noqa: ARG002
         """Draw one of the cached batches."""
         return self.cache.read(int(rng.integers(self.cache.config.num_batches)))
 
-    def loss(self, model: Segmenter, drawn: Any, rng: np.random.Generator) -> StageLoss:  # noqa: ARG002
+    def loss(
+        self,
+        model: Segmenter,
+        drawn: Any,
+        rng: np.random.Generator,  # noqa: ARG002
+        done: float,  # noqa: ARG002
+    ) -> TaskLoss:
         """Mean squared error over channels and positions."""
         crops, target = drawn
-        embedding = model.encode(_to_images(crops, model)).embedding
-        if self.bridge is not None:
-            embedding = self.bridge(embedding)
+        images = torch.from_numpy(crops).to(model.device).permute(0, 3, 1, 2).float()
+        embedding = model.encode(images).embedding
+        if self.helper is not None:
+            embedding = self.helper(embedding)
         loss = F.mse_loss(embedding.float(), target.to(model.device))
-        return StageLoss(loss, [], len(crops), 0)
-
-
-def _to_images(crops: Any, model: Segmenter) -> Tensor:
-    images: Tensor = torch.from_numpy(crops).to(model.device).permute(0, 3, 1, 2).float()
-    return images
+        return TaskLoss(loss, {"embedding": loss.detach()}, [])

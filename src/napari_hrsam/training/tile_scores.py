@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
@@ -20,6 +21,7 @@ from napari_hrsam.training.click_rounds import LOSS_STRIDE, per_object, pooled
 from napari_hrsam.training.device_clicks import next_clicks
 from napari_hrsam.training.device_crops import DeviceCrops
 from napari_hrsam.training.losses import batch_iou
+from napari_hrsam.training.pack import PackedSample
 
 Ablation = Literal["none", "embedding", "fine"]
 """What is taken away: nothing, the embedding (zeros in its place), or the fine correction."""
@@ -113,9 +115,84 @@ def _curves(
     return torch.stack(ious, 1)
 
 
+def score_sizes(
+    model: Segmenter,
+    crops: DeviceCrops,
+    objects: Tensor,
+    *,
+    tile_px: int = 512,
+    ablation: Ablation = "none",
+    at_once: int = 4,
+) -> dict[str, Any]:
+    """Score a model at all sizes of `SPANS`.
+
+    Parameters
+    ----------
+    model, crops, objects, tile_px, ablation, at_once
+        As in `tile_scores`.
+
+    Returns
+    -------
+    dict
+        ``iou1``, ``iou3``, ``iou5`` and ``drops``, each the mean over the sizes of the mean over
+        the domains; ``spans``: what `summarize_scores` says of each size.
+    """
+    spans: dict[str, Any] = {}
+    for span in SPANS:
+        ious, valid = tile_scores(
+            model, crops, objects, span=span, tile_px=tile_px, ablation=ablation, at_once=at_once
+        )
+        spans[f"{span[0]}-{span[1]}"] = summarize_scores(
+            ious, valid, crops.object_domain[objects], crops.domains
+        )
+    found = [row for row in spans.values() if row["objects"]]
+    keys = ("iou1", "iou3", "iou5", "drops")
+    mean = {k: round(float(np.mean([row[k] for row in found])), 4) for k in keys}
+    return {**mean, "spans": spans}
+
+
+def quality(score: dict[str, Any]) -> float:
+    """Give the number by which weights are chosen: mean of IoU@1 and IoU@5 of `score_sizes`."""
+    return round(0.5 * (float(score["iou1"]) + float(score["iou5"])), 4)
+
+
+def objects_to_score(crops: DeviceCrops, samples: Sequence[PackedSample], at_most: int) -> Tensor:
+    """Choose what to click on: listed objects, up to ``at_most`` of every domain.
+
+    Parameters
+    ----------
+    crops : DeviceCrops
+        Made of the samples.
+    samples : sequence of PackedSample
+    at_most : int
+
+    Returns
+    -------
+    (P,) int64
+        Rows of the tables of ``crops``.
+    """
+    wanted = []
+    for sample in (samples[i] for i in crops.sample_index.tolist()):
+        values = np.union1d(np.unique(sample.labels), [0])
+        wanted.append(set(np.searchsorted(values, sample.noc_objects).tolist()))
+    table = zip(
+        crops.object_sample.tolist(),
+        crops.object_ids.tolist(),
+        crops.object_layer.tolist(),
+        strict=True,
+    )
+    rows = [
+        row
+        for row, (sample, number, layer) in enumerate(table)
+        if layer == 0 and number in wanted[sample]
+    ]
+    chosen = torch.tensor(rows, dtype=torch.long, device=crops.device)
+    return chosen[spread_over_domains(crops.object_domain[chosen], at_most)]
+
+
 def summarize_scores(
     ious: Tensor, valid: Tensor, domain: Tensor, names: Sequence[str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Average per domain, then over the domains.
 
     Parameters
@@ -141,13 +218,13 @@ def summarize_scores(
         if len(rows):
             domains[name] = _summary(rows)
     keys = next(iter(domains.values()), {})
-    mean: dict[str, object] = {
+    mean: dict[str, Any] = {
         key: round(float(np.mean([row[key] for row in domains.values()])), 4) for key in keys
     }
     return {**mean, "objects": int(kept.sum()), "domains": domains}
 
 
-def _summary(rows: np.ndarray) -> dict[str, float]:
+def _summary(rows: NDArray[np.float32]) -> dict[str, float]:
     wanted = [k for k in (1, 3, 5, 10) if k <= rows.shape[1]]
     drops = np.diff(rows, axis=1) < -0.01
     return {

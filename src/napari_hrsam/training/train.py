@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.checkpoints import (
@@ -30,17 +30,19 @@ from napari_hrsam.modeling.checkpoints import (
 )
 from napari_hrsam.modeling.models import ModelConfig, find_config
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropSampler
+from napari_hrsam.training.batches import Batch, CropSampler
+from napari_hrsam.training.click_task import TaskLoss
 from napari_hrsam.training.datasets import open_samples
 from napari_hrsam.training.distill import TeacherCache
-from napari_hrsam.training.stages import (
-    ClickStage,
-    DistillStage,
-    FocusStage,
-    Stage,
-    StageLoss,
+from napari_hrsam.training.optimizer import (
+    STEM_PREFIX,
+    average_into,
+    make_optimizer,
+    set_rate,
 )
+from napari_hrsam.training.stages import ClickStage, DistillStage, FocusStage, Stage
 from napari_hrsam.training.train_config import TrainConfig
+from napari_hrsam.training.validation import Validation
 from napari_hrsam.training.warm_start import start_near_identity, take_decoder, warm_start
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class StepReport:
     crops, objects : int
         Crops and objects seen since the start of the schedule.
     loss : float
+    parts : str
+        The losses that it is made of, before they are weighed.
     iou_first, iou_last : float or None
         Mean IoU on the crop after the first click and after the last of the sequence; None where
         there are no clicks.
@@ -69,6 +73,7 @@ class StepReport:
     crops: int
     objects: int
     loss: float
+    parts: str
     iou_first: float | None
     iou_last: float | None
     clicks: int
@@ -128,12 +133,13 @@ def _train(
         )
     (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
     weights, log_path = out / f"{config.model}.safetensors", out / "log.csv"
+    validation = Validation(config, out) if config.validation else None
     is_new = not log_path.exists()
     with log_path.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(StepReport.__dataclass_fields__))
         if is_new:
             writer.writeheader()
-        last_saved = time.monotonic()
+        last_saved = last_scored = time.monotonic()
         for report in trainer.run():
             writer.writerow(asdict(report))
             stream.flush()
@@ -143,8 +149,14 @@ def _train(
                 trainer.save(state_path)
                 trainer.export(weights)
                 last_saved = time.monotonic()
+            due = time.monotonic() - last_scored > config.validate_every_s
+            if validation is not None and due and report.step < config.steps:
+                validation.score(trainer.averaged, report.step, trainer.export)
+                last_scored = time.monotonic()
     trainer.save(state_path)
     trainer.export(weights)
+    if validation is not None:
+        validation.score(trainer.averaged, trainer.step, trainer.export)
     return weights
 
 
@@ -168,15 +180,21 @@ class Trainer:
         self.stage = self._make_stage(CropSampler(samples, config.crops))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.stage.learns(name))
+        learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        self._stem = [p for n, p in learning if n.startswith(STEM_PREFIX)]
+        # A stem that starts from nothing has to learn from the first step on.
+        self._stem_at = config.stem_at if config.init else 0.0
         self.averaged = Segmenter(self.model.config).to(self.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.averaged.requires_grad_(False)
-        learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        if self.stage.bridge is not None:
-            learning += [(f"bridge.{n}", p) for n, p in self.stage.bridge.named_parameters()]
+        if self.stage.helper is not None:
+            learning += [(f"helper.{n}", p) for n, p in self.stage.helper.named_parameters()]
         self._learning = [parameter for _, parameter in learning]
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(learning, config.weight_decay), lr=config.learning_rate, fused=True
+        self.optimizer = make_optimizer(
+            learning,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            stem_factor=config.stem_factor,
         )
         self.step = 0
         self.crops = 0
@@ -200,7 +218,7 @@ class Trainer:
         """Write everything that `load` needs, atomically."""
         state = {
             "config": json.dumps(asdict(self.config)),
-            "model": {**self.model.state_dict(), **self._bridge_state()},
+            "model": {**self.model.state_dict(), **self._helper_state()},
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": torch.tensor([self.step, self.crops, self.objects]),
@@ -230,45 +248,47 @@ class Trainer:
                 f"{path} is a run of {saved['model']!r} (stage {saved['stage']!r}), not of "
                 f"{self.config.model!r} ({self.config.stage!r}); choose its folder or its model"
             )
-        bridge = {k: state["model"].pop(k) for k in self._bridge_state()}
-        if self.stage.bridge is not None:
-            self.stage.bridge.load_state_dict(
-                {k.removeprefix("bridge."): value for k, value in bridge.items()}
+        helper = {k: state["model"].pop(k) for k in self._helper_state()}
+        if self.stage.helper is not None:
+            self.stage.helper.load_state_dict(
+                {k.removeprefix("helper."): value for k, value in helper.items()}
             )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.crops, self.objects = state["counts"].tolist()
 
-    def _bridge_state(self) -> dict[str, Tensor]:
-        if self.stage.bridge is None:
+    def _helper_state(self) -> dict[str, Tensor]:
+        if self.stage.helper is None:
             return {}
-        return {f"bridge.{k}": value for k, value in self.stage.bridge.state_dict().items()}
+        return {f"helper.{k}": value for k, value in self.stage.helper.state_dict().items()}
 
     def run(self) -> Iterator[StepReport]:
         """Do the remaining steps; batches are cut in a second thread, one ahead."""
         start = time.monotonic()
         with ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(self.stage.draw, self._rng(0))
+            pending = ahead.submit(self.stage.draw, self._rng(0), self._done())
             while self.step < self.config.steps:
                 batch = pending.result()
                 rng = self._rng(1)
-                rate = self._learning_rate()
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                rate, share = self._learning_rate(), self._done()
+                set_rate(self.optimizer, rate)
                 self.step += 1
-                pending = ahead.submit(self.stage.draw, self._rng(0))
-                done = self._update(batch, rng)
-                self.crops += done.crops
-                self.objects += done.objects
+                pending = ahead.submit(self.stage.draw, self._rng(0), self._done())
+                done = self._update(batch, rng, share)
+                crops, objects = _count(batch)
+                self.crops += crops
+                self.objects += objects
+                ious = [float(value) for value in done.ious]
                 yield StepReport(
                     step=self.step,
                     crops=self.crops,
                     objects=self.objects,
                     loss=round(float(done.loss.detach()), 5),
-                    iou_first=round(done.ious[0], 4) if done.ious else None,
-                    iou_last=round(done.ious[-1], 4) if done.ious else None,
-                    clicks=len(done.ious),
+                    parts=" ".join(f"{k}={float(v):.4f}" for k, v in done.parts.items()),
+                    iou_first=round(ious[0], 4) if ious else None,
+                    iou_last=round(ious[-1], 4) if ious else None,
+                    clicks=len(ious),
                     learning_rate=rate,
                     seconds=round(time.monotonic() - start, 2),
                 )
@@ -276,31 +296,39 @@ class Trainer:
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.step, stream])
 
+    def _done(self) -> float:
+        """Share of the training that is done."""
+        return self.step / self.config.steps
+
     def _learning_rate(self) -> float:
         config = self.config
         if self.step < config.warmup:
             return config.learning_rate * (self.step + 1) / config.warmup
-        done = (self.step - config.warmup) / max(1, config.steps - config.warmup)
+        start = max(config.warmup, int(config.hold * config.steps))
+        done = max(0.0, (self.step - start) / max(1, config.steps - start))
         if config.schedule == "linear":
             return config.learning_rate * (1 - done)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _update(self, batch: Any, rng: np.random.Generator) -> StageLoss:
+    def _update(self, batch: Any, rng: np.random.Generator, done: float) -> TaskLoss:
         # Noise depends on the step alone, so that a resumed run goes on as it would have.
         torch.manual_seed(int(rng.integers(2**62)))
+        for parameter in self._stem:
+            parameter.requires_grad_(done >= self._stem_at)
         self._set_modes()
         with self._autocast():
-            done = self.stage.loss(self.model, batch, rng)
+            out = self.stage.loss(self.model, batch, rng, done)
         self.optimizer.zero_grad(set_to_none=True)
-        done.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._learning, self.config.clip_norm)
+        out.loss.backward()
+        learning = [p for p in self._learning if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(learning, self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
-            self._average()
+            average_into(self.averaged, self.model, self.config.ema_decay, self.step)
         else:
             # One such step would end the run: some half-precision kernels overflow on rare input.
             logger.warning("step %d: gradient is not finite, step left out", self.step)
-        return done
+        return out
 
     def _set_modes(self) -> None:
         """Only parts that learn are in training mode."""
@@ -311,15 +339,6 @@ class Trainer:
         if self.config.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        # A short memory first, so that the average does not hold on to the random start.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        mine, theirs = self.averaged.state_dict(), self.model.state_dict()
-        targets = [mine[k] for k in mine if mine[k].is_floating_point()]
-        sources = [theirs[k] for k in mine if mine[k].is_floating_point()]
-        torch._foreach_lerp_(targets, sources, 1 - decay)
 
 
 def start_model(config: ModelConfig, init: Sequence[str]) -> Segmenter:
@@ -355,17 +374,8 @@ def _log_cached(done: int, total: int) -> None:
     logger.info("teacher's embeddings: %d of %d batches", done, total)
 
 
-def _parameter_groups(
-    learning: Iterable[tuple[str, nn.Parameter]], weight_decay: float
-) -> list[dict[str, object]]:
-    """No decay on vectors (norms, biases, gammas), tokens and the scan's own parameters."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in learning:
-        is_token = "embed" in name and "embed_proj" not in name
-        is_plain = parameter.ndim < 2 or is_token or "As_log" in name or "gamma" in name
-        (plain if is_plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def _count(batch: Any) -> tuple[int, int]:
+    """Crops and objects of a batch, as the stages draw them."""
+    if isinstance(batch, Batch):
+        return len(batch.images), len(batch.masks)
+    return len(batch[0]), 0

@@ -9,7 +9,9 @@ from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.models import find_config
 from napari_hrsam.modeling.selective_scan import ScanBackend
 from napari_hrsam.training.batches import CropConfig
+from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.distill import DistillConfig
+from napari_hrsam.training.focus_rounds import FocusTaskConfig
 
 StageName = Literal["clicks", "decoder", "focus", "distill"]
 STAGES: tuple[StageName, ...] = ("clicks", "decoder", "focus", "distill")
@@ -39,20 +41,25 @@ class TrainConfig:
     steps : int
         Optimiser steps of the whole schedule.
     crops : CropConfig
-    max_clicks : int
-        Longest simulated sequence of clicks.
-    click_decay : float
-        A sequence goes on with this probability after each click (geometric).
-    box_share : float
-        Share of sequences that begin with a box in place of a click.
-    refine_decay, point_weight, dice_weight
-        Of the stage "focus", see `focus_rounds.FocusRounds`.
+    clicks : ClickConfig
+        Sequences of clicks, and the weights of the losses.
+    focus : FocusTaskConfig
+        Of the stage "focus".
+    stem_teacher : str
+        Weights of the pretrained stem, as ``scripts/import_efficientnet.py`` writes them; needed
+        where ``clicks.stem_weight`` is above 0.
+    stem_at : float
+        Share of the training after which the pretrained stem learns too; 1 for never.
+    stem_factor : float
+        Factor on its learning rate.
     learning_rate, weight_decay, clip_norm
         Of AdamW and of the gradient clipping.
     warmup : int
         Steps of linear warm-up.
+    hold : float, 0..1
+        Share of the training at full rate, before the decay begins.
     schedule : {"cosine", "linear"}
-        Decay to zero after the warm-up.
+        Decay to zero.
     ema_decay : float
         Of the averaged weights, which are the ones saved for use.
     precision : {"float32", "bfloat16"}
@@ -63,6 +70,13 @@ class TrainConfig:
     seed : int
     checkpoint_every_s : float
         Seconds between checkpoints.
+    validation : tuple of str
+        Shards and folders that the averaged weights are scored on; none by default.
+    validate_every_s : float
+        Seconds between scores; there is one at the end as well. The best weights are kept in a
+        file of their own.
+    validation_objects : int
+        Objects of each domain that are clicked on.
     """
 
     model: str = "hrsam-tiny"
@@ -74,16 +88,16 @@ class TrainConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     steps: int = 4000
     crops: CropConfig = field(default_factory=CropConfig)
-    max_clicks: int = 8
-    click_decay: float = 0.7
-    box_share: float = 0.12
-    refine_decay: float = 0.35
-    point_weight: float = 1.0
-    dice_weight: float = 0.0
+    clicks: ClickConfig = field(default_factory=ClickConfig)
+    focus: FocusTaskConfig = field(default_factory=FocusTaskConfig)
+    stem_teacher: str = ""
+    stem_at: float = 1.0
+    stem_factor: float = 0.1
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     warmup: int = 100
+    hold: float = 0.0
     schedule: Literal["cosine", "linear"] = "cosine"
     ema_decay: float = 0.998
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -91,6 +105,9 @@ class TrainConfig:
     device: str = "cpu"
     seed: int = 0
     checkpoint_every_s: float = 300.0
+    validation: tuple[str, ...] = ()
+    validate_every_s: float = 1800.0
+    validation_objects: int = 6
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -112,12 +129,17 @@ class TrainConfig:
                 f"the stage {self.stage!r} teaches a part of a trained model, got no weights to "
                 "start from; name them with init (--init)"
             )
-        if self.steps < 1 or self.warmup < 0 or self.max_clicks < 1:
+        if self.clicks.stem_weight and not self.stem_teacher:
             raise ConfigError(
-                "steps and max_clicks must be at least 1 and warmup at least 0, got "
-                f"{self.steps}, {self.max_clicks} and {self.warmup}"
+                f"stem_weight {self.clicks.stem_weight} needs the weights of the pretrained stem, "
+                "got none; name them with stem_teacher (--stem-teacher)"
             )
-        for name in ("click_decay", "box_share", "refine_decay", "ema_decay"):
+        if self.steps < 1 or self.warmup < 0 or self.validation_objects < 1:
+            raise ConfigError(
+                "steps and validation_objects must be at least 1 and warmup at least 0, got "
+                f"{self.steps}, {self.validation_objects} and {self.warmup}"
+            )
+        for name in ("ema_decay", "hold", "stem_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         if self.schedule not in ("cosine", "linear"):

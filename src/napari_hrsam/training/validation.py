@@ -1,0 +1,122 @@
+"""The score of a training run on validation images: by size of the object, the best kept."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.training.batches import open_scene
+from napari_hrsam.training.datasets import open_samples
+from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
+from napari_hrsam.training.pack import PackedSample
+from napari_hrsam.training.tile_scores import (
+    SPANS,
+    objects_to_score,
+    quality,
+    score_sizes,
+)
+
+if TYPE_CHECKING:
+    from napari_hrsam.training.train_config import TrainConfig
+
+MAX_IMAGES = 6
+"""Validation images of each domain at most."""
+
+
+class Validation:
+    """Scores a run now and then; writes ``validation.csv`` and keeps the best weights.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        With validation data.
+    out : Path
+        Folder of the run. What an earlier part of the run found there is taken up.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config = config
+        self._path = out / "validation.csv"
+        self._best_path = out / f"{config.model}-best.safetensors"
+        packed, taken = [], dict[str, int]()
+        for sample in open_samples(config.validation):
+            taken[sample.domain] = taken.get(sample.domain, 0) + 1
+            if taken[sample.domain] > MAX_IMAGES:
+                continue
+            scene = open_scene(sample)
+            packed.append(
+                PackedSample(
+                    key=sample.key,
+                    domain=sample.domain,
+                    source=sample.source,
+                    licence=sample.licence,
+                    split="val",
+                    pixels=scene.pixels,
+                    labels=scene.labels,
+                    second_labels=None,
+                    noc_objects=sample.objects,
+                )
+            )
+        self._crops = DeviceCrops(packed, config.device, augmentation=UNCHANGED, workers=1)
+        self._objects = objects_to_score(self._crops, packed, config.validation_objects)
+        self.best = self._best_so_far()
+
+    def _best_so_far(self) -> float:
+        if not (self._path.exists() and self._best_path.exists()):
+            return -1.0
+        with self._path.open(newline="") as stream:
+            return max((float(row["quality"]) for row in csv.DictReader(stream)), default=-1.0)
+
+    def score(self, model: Segmenter, step: int, export: Callable[[Path], None]) -> float:
+        """Score a model.
+
+        Parameters
+        ----------
+        model : Segmenter
+            In eval mode.
+        step : int
+            Steps done.
+        export : callable
+            Called with the path to write the weights to, if they are the best so far.
+
+        Returns
+        -------
+        float
+            See `tile_scores.quality`.
+        """
+        begin = time.monotonic()
+        use_bf16 = self.config.precision == "bfloat16"
+        device = torch.device(self.config.device)
+        context = torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
+        with torch.no_grad(), context:
+            found = score_sizes(model, self._crops, self._objects)
+        row = {
+            "step": step,
+            "quality": quality(found),
+            **{k: found[k] for k in ("iou1", "iou3", "iou5", "drops")},
+            **{
+                f"{name}_{low}-{high}": found["spans"][f"{low}-{high}"][name]
+                for name in ("iou1", "iou5")
+                for low, high in SPANS
+                if found["spans"][f"{low}-{high}"]["objects"]
+            },
+            "seconds": round(time.monotonic() - begin, 1),
+        }
+        is_new = not self._path.exists()
+        with self._path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        value = float(row["quality"])
+        if value > self.best:
+            self.best = value
+            export(self._best_path)
+        return value
