@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from napari_hrsam.cli import main
-from napari_hrsam.cli.train import _CROP_SETTINGS, _DISTILL_SETTINGS, _SETTINGS
+from napari_hrsam.cli.train import (
+    _CLICK_SETTINGS,
+    _CROP_SETTINGS,
+    _DISTILL_SETTINGS,
+    _FOCUS_SETTINGS,
+    _SETTINGS,
+    _SIZE_SETTINGS,
+)
 
 SMALL = ["--crop-px", "64", "--batch-size", "2", "--max-clicks", "2", "--device", "cpu"]
 
@@ -21,14 +28,36 @@ def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_every_setting_can_be_given() -> None:
-    from napari_hrsam.training.batches import CropConfig
+    from napari_hrsam.training.batches import CropConfig, CropSize
+    from napari_hrsam.training.click_rounds import ClickConfig
     from napari_hrsam.training.distill import DistillConfig
+    from napari_hrsam.training.focus_rounds import FocusTaskConfig
     from napari_hrsam.training.train_config import TrainConfig
 
-    own = {"model", "data", "exclude_sources", "out", "init", "crops", "distill", "device"}
-    assert {f.name for f in dataclasses.fields(TrainConfig)} == own | set(_SETTINGS)
-    assert {f.name for f in dataclasses.fields(CropConfig)} == {"span"} | set(_CROP_SETTINGS)
-    assert {f.name for f in dataclasses.fields(DistillConfig)} == set(_DISTILL_SETTINGS)
+    def names(config: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(config)}
+
+    own = {"model", "data", "exclude_sources", "out", "init", "device", "validation"}
+    parts = {"crops", "clicks", "focus", "distill"}
+    assert names(TrainConfig) == own | parts | set(_SETTINGS)
+    # Tables of sizes and factors are given in a file.
+    tables = {"sizes", "wide_span", "domain_factors"}
+    assert names(CropConfig) == {"span"} | tables | set(_CROP_SETTINGS)
+    assert names(CropSize) == {"share", "late_share"} | set(_SIZE_SETTINGS)
+    assert names(ClickConfig) == set(_CLICK_SETTINGS)
+    assert names(FocusTaskConfig) == set(_FOCUS_SETTINGS)
+    assert names(DistillConfig) == set(_DISTILL_SETTINGS)
+
+
+def test_the_committed_recipe_is_read_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "recipes" / "hrsam-tiny.json"
+    recipe = json.loads(path.read_text())
+    config = printed_config(["--config", str(path), "--data", "a", "--out", "o"], capsys)
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            assert {k: config[name][k] for k in value} == value, name
+        else:
+            assert config[name] == value, name
 
 
 def test_settings_not_given_are_those_of_the_configuration(

@@ -11,10 +11,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.training.batches import CropConfig, CropSampler
+from napari_hrsam.training.batches import CropConfig, CropSampler, CropSize, to_tensors
 from napari_hrsam.training.datasets import open_samples
 
-PLAIN = CropConfig(crop_px=64, batch_size=4, objects_per_crop=2, polarity=0, grey=0, large_share=0)
+SIZE = CropSize(crop_px=64, batch_size=4, objects_per_crop=2)
+ONE = replace(SIZE, objects_per_crop=1)
+PLAIN = CropConfig(sizes=(SIZE,), span=(0.1, 0.6), wide_share=0, smallest_px=1, polarity=0, grey=0)
 
 
 def _write(folder: Path, name: str, image: np.ndarray, labels: np.ndarray) -> None:
@@ -63,53 +65,148 @@ def test_masks_lie_on_the_objects_of_their_crop(discs):
 
 @pytest.mark.parametrize("span", [(0.1, 0.1), (0.5, 0.5)])
 def test_the_chosen_object_spans_the_share_that_was_asked_for(discs, span):
-    config = replace(PLAIN, span=span, objects_per_crop=1)
+    config = replace(PLAIN, span=span, sizes=(ONE,))
     batch = CropSampler(open_samples([discs]), config).batch(np.random.default_rng(0))
     for mask in batch.masks:
         side = max(mask.any(0).sum(), mask.any(1).sum())
         assert abs(side - span[0] * 64) <= 3
 
 
-def test_large_batches_have_twice_the_side_and_objects_from_the_same_size_on(discs):
-    config = replace(PLAIN, span=(0.4, 0.4), objects_per_crop=1, large_share=1.0)
-    sampler, sides = CropSampler(open_samples([discs]), config), []
-    for seed in range(30):
+def test_wide_spans_and_the_smallest_size_are_kept(discs):
+    wide = replace(PLAIN, wide_share=1.0, wide_span=(0.8, 0.8), sizes=(ONE,))
+    smallest = replace(PLAIN, span=(0.05, 0.5), smallest_px=30, sizes=(ONE,))
+    for config, low, high in ((wide, 0.8 * 64, 0.8 * 64), (smallest, 30, 32)):
+        batch = CropSampler(open_samples([discs]), config).batch(np.random.default_rng(2))
+        sides = [max(m.any(0).sum(), m.any(1).sum()) for m in batch.masks]
+        assert low - 3 <= min(sides)
+        assert max(sides) <= high + 3
+
+
+def test_sizes_are_drawn_by_their_shares_which_change_over_the_training(discs):
+    large = CropSize(crop_px=96, batch_size=1, objects_per_crop=1, share=1, late_share=3)
+    early = replace(ONE, share=1, late_share=0)
+    sampler = CropSampler(open_samples([discs]), replace(PLAIN, sizes=(early, large)))
+
+    def sides(done: float) -> list[int]:
+        return [
+            sampler.batch(np.random.default_rng(seed), done).images.shape[1] for seed in range(60)
+        ]
+
+    assert 15 <= sides(0.0).count(96) <= 45
+    assert set(sides(1.0)) == {96}
+
+
+def test_the_labels_of_a_crop_hold_its_masks_and_everything_else_in_it(discs):
+    sampler = CropSampler(open_samples([discs]), replace(PLAIN, sizes=(ONE,), span=(0.2, 0.3)))
+    others = 0
+    for seed in range(10):
         batch = sampler.batch(np.random.default_rng(seed))
-        assert batch.images.shape == (1, 128, 128, 3)
-        sides.append(max(batch.masks[0].any(0).sum(), batch.masks[0].any(1).sum()))
-    assert 0.4 * 64 - 3 <= min(sides) < 0.25 * 128
-    assert 0.33 * 128 < max(sides) <= 0.4 * 128 + 3
+        for mask, index in zip(batch.masks, batch.crop_index, strict=True):
+            labels = batch.labels[index]
+            (value,) = np.unique(labels[mask])
+            assert value > 0
+            assert np.array_equal(labels == value, mask)
+            others += int(labels.max() > 1)
+    assert others > 5  # the other disc is seen in many crops, though it is not clicked on
+
+
+def test_a_batch_is_copied_to_tensors(discs):
+    batch = CropSampler(open_samples([discs]), PLAIN).batch(np.random.default_rng(0))
+    tensors = to_tensors(batch, "cpu")
+    assert tensors.images.shape == (4, 3, 64, 64)
+    assert np.array_equal(tensors.images[1, 2].numpy(), batch.images[1, :, :, 2])
+    assert tensors.max_id == batch.labels.max()
+    assert tensors.weight.tolist() == [1.0] * len(batch.masks)
+
+
+def test_second_labels_are_used_as_often_as_asked(write_tar, members, png):
+    inner = np.zeros((96, 128), np.uint8)
+    inner[28:33, 26:34] = 1  # A part of the first disc: 8 px wide, the discs 25 and 37.
+    shard = write_tar("two.tar", {**members("a"), "a.lbl2.png": png(inner)})
+
+    def areas(share: float) -> list[float]:
+        config = replace(PLAIN, sizes=(ONE,), span=(0.5, 0.5), second_labels=share)
+        sampler = CropSampler(open_samples([shard]), config)
+        batches = [sampler.batch(np.random.default_rng(seed)) for seed in range(10)]
+        return [float(mask.mean()) for batch in batches for mask in batch.masks]
+
+    assert min(areas(0.0)) > 0.15  # A disc of half the side covers a fifth of the crop.
+    assert max(areas(1.0)) < 0.19  # The bar, at most 4 times enlarged, less.
+
+
+def test_images_are_decoded_when_wanted_and_forgotten_beyond_the_cache(discs, monkeypatch):
+    import napari_hrsam.training.batches as module
+
+    decoded = []
+    real = module.open_scene
+    monkeypatch.setattr(module, "open_scene", lambda s: decoded.append(s.key) or real(s))
+    samples = open_samples([discs])
+    CropSampler(samples, PLAIN)
+    assert decoded == []
+    kept = CropSampler(samples, PLAIN)
+    for seed in range(3):
+        kept.batch(np.random.default_rng(seed))
+    assert decoded == ["a"]
+    other = discs.parent / "more"
+    for name in ("images", "masks"):
+        (other / name).mkdir(parents=True)
+        (other / name / "b.png").write_bytes((discs / name / "a.png").read_bytes())
+    small = CropSampler(open_samples([discs, other]), replace(PLAIN, cache_mb=0.001))
+    for seed in range(5):
+        small.batch(np.random.default_rng(seed))
+    assert len(decoded) > 4
 
 
 def test_outside_the_image_is_the_mean_colour_and_background(discs):
-    config = replace(PLAIN, span=(0.08, 0.08), objects_per_crop=1)
+    config = replace(PLAIN, span=(0.08, 0.08), sizes=(ONE,))
     batch = CropSampler(open_samples([discs]), config).batch(np.random.default_rng(1))
     outside = (batch.images.std(-1) > 0).mean()
     assert outside > 0.05  # the mean colour is the only one here that is not grey
 
 
-def test_domains_are_balanced_by_the_square_root_of_their_objects(discs, tmp_path):
-    labels = np.zeros((80, 80), np.uint8)
-    for i in range(8):
-        labels[8 * i : 8 * i + 6, 10:60] = i + 1
-    _write(tmp_path / "bars", "b", labels * 20, labels)
-    sampler = CropSampler(open_samples([discs, tmp_path / "bars"]), PLAIN)
-    assert sampler.domain_shares["bars"] / sampler.domain_shares["discs"] == pytest.approx(2.0)
+def test_domains_are_balanced_by_images_and_objects(write_tar, members):
+    many = {
+        k: v for i in range(4) for k, v in members(f"m{i}", domain="many", instances=64).items()
+    }
+    shards = [write_tar("many.tar", many), write_tar("one.tar", members("o", domain="one"))]
+    sampler = CropSampler(open_samples(shards), PLAIN)
+    ratio = sampler.domain_shares["many"] / sampler.domain_shares["one"]
+    assert ratio == pytest.approx((4 * 4 * 64) ** 0.1875)
+    doubled = replace(PLAIN, domain_factors=(("many", 2.0),))
+    twice = CropSampler(open_samples(shards), doubled).domain_shares
+    assert twice["many"] / twice["one"] == pytest.approx(2 * ratio)
+    with pytest.raises(ConfigError, match="name few, but the data has many, one"):
+        CropSampler(open_samples(shards), replace(PLAIN, domain_factors=(("few", 2.0),)))
 
 
 def test_data_without_objects_is_refused(tmp_path):
     empty = np.zeros((40, 40), np.uint8)
     _write(tmp_path, "e", empty, empty)
-    with pytest.raises(DataError, match="none of the 1 samples holds an object of 16"):
-        CropSampler(open_samples([tmp_path]), PLAIN)
+    sampler = CropSampler(open_samples([tmp_path]), PLAIN)
+    with pytest.raises(DataError, match="drawn holds an object of 16"):
+        sampler.batch(np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"crop_px": 100}, "multiple of 16, got 100"),
-        ({"span": (0.5, 0.1)}, "span must be"),
         ({"batch_size": 0}, "at least 1"),
+        ({"share": -1}, "shares must be 0 or more"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(SIZE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"span": (0.5, 0.1)}, "span must be"),
+        ({"wide_span": (0.5, 1.1)}, "span must be"),
+        ({"sizes": ()}, "at least one size"),
+        ({"wide_share": 2}, "wide_share must lie"),
     ],
 )
 def test_crops_that_cannot_be_are_refused(change, message):

@@ -157,8 +157,8 @@ def test_two_members_of_one_role_are_refused(write_tar: WriteTar, members: Membe
     [
         (b"{", "not valid JSON"),
         (b"[]", "must hold one JSON object, got list"),
-        (json.dumps({"noc_objects": [3]}).encode(), "must be a list of"),
-        (json.dumps({"noc_objects": 3}).encode(), "must be a list of"),
+        (json.dumps({"noc_objects": [3]}).encode(), "must hold noc_objects, a list of"),
+        (json.dumps({"noc_objects": 3}).encode(), "must hold noc_objects, a list of"),
     ],
 )
 def test_a_broken_json_is_refused(

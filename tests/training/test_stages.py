@@ -14,20 +14,22 @@ from napari_hrsam.errors import CheckpointError, ConfigError
 from napari_hrsam.modeling.checkpoints import load_model, save_weights
 from napari_hrsam.modeling.models import COMPARISONS, find_config
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropConfig
+from napari_hrsam.training.batches import CropConfig, CropSize
+from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.distill import DistillConfig
-from napari_hrsam.training.focus_rounds import FocusRounds
+from napari_hrsam.training.focus_rounds import FocusRounds, FocusTaskConfig
 from napari_hrsam.training.losses import dice_loss, normalized_focal_loss
 from napari_hrsam.training.train import Trainer, train
 from napari_hrsam.training.train_config import TrainConfig
 
-CROPS = CropConfig(crop_px=64, batch_size=2, objects_per_crop=2, large_share=0.0)
+CROPS = CropConfig(sizes=(CropSize(crop_px=64, batch_size=2, objects_per_crop=2),))
+CLICKS = ClickConfig(max_clicks=3)
 
 
 @pytest.fixture
 def config(pairs: Path, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        data=(str(pairs),), out=str(tmp_path / "run"), crops=CROPS, steps=3, warmup=1, max_clicks=3
+        data=(str(pairs),), out=str(tmp_path / "run"), crops=CROPS, clicks=CLICKS, steps=3, warmup=1
     )
 
 
@@ -119,26 +121,26 @@ def test_an_unknown_stage_is_refused():
         TrainConfig(stage="everything")
 
 
-def _rounds(**changes) -> FocusRounds:
-    masks = np.zeros((2, 64, 64), bool)
+def _rounds(click_decay: float = 1.0, **focus: float) -> FocusRounds:
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, 8:40, 8:40] = masks[1, 20:60, 30:50] = True
-    settings = {
-        "max_clicks": 6,
-        "click_decay": 1.0,
-        "refine_decay": 0.0,
-        "point_weight": 1.0,
-        "dice_weight": 0.0,
-        "device": torch.device("cpu"),
-    }
-    return FocusRounds(masks, np.random.default_rng(0), **{**settings, **changes})
+    return FocusRounds(
+        masks,
+        np.random.default_rng(0),
+        ClickConfig(max_clicks=6, click_decay=click_decay),
+        FocusTaskConfig(**{"refine_decay": 0.0, **focus}),
+    )
 
 
 class _Watched(Segmenter):
     """The real segmenter, noting calls in their order."""
 
     def refine(self, features, **prompts):
-        self.calls = [*getattr(self, "calls", []), ("refine", prompts)]
-        return super().refine(features, **prompts)
+        before = getattr(self, "calls", [])
+        refined = super().refine(features, **prompts)
+        # The prediction that the refinement starts from is its own affair.
+        self.calls = [*before, ("refine", prompts)]
+        return refined
 
     def decode_all(self, features, **prompts):
         self.calls = [*getattr(self, "calls", []), ("decode", prompts)]
@@ -150,9 +152,9 @@ def _watched_run(rounds: FocusRounds) -> _Watched:
     model = _Watched(find_config("hrsam-tiny+focus"))
     with torch.no_grad():
         features = model.encode(torch.rand(2, 3, 64, 64) * 255)
-    loss, ious = rounds.loss(model, features)
-    loss.backward()
-    assert len(ious) == rounds.num_rounds
+    found = rounds.run(model, features)
+    found.loss.backward()
+    assert len(found.ious) == rounds.num_rounds
     return model
 
 
@@ -181,8 +183,8 @@ def test_there_are_two_rounds_at_least():
 
 def test_the_point_loss_is_taken_at_the_clicks():
     rounds = _rounds()
-    rounds.coords = [[(19.0, 9.0)], [(40.5, 30.5)]]
-    rounds.signs = [[1], [0]]
+    rounds.coords = torch.tensor([[(19.0, 9.0)], [(40.5, 30.5)]])
+    rounds.signs = torch.tensor([[1], [0]])
     logits = torch.full((2, 1, 32, 32), -20.0)
     plain = normalized_focal_loss(logits, rounds.labels).mean()
     # Crop pixels 18 and 19 are label pixel 9.
@@ -275,14 +277,14 @@ def test_a_teacher_with_other_channels_goes_through_a_linear_map(distilled, monk
     )
     monkeypatch.setitem(COMPARISONS, "narrow", narrow)
     trainer = Trainer(replace(distilled, model="narrow", steps=2))
-    before = trainer.stage.bridge.weight.clone()
+    before = trainer.stage.helper.weight.clone()
     assert before.shape == (128, 64, 1, 1)
     reports = list(trainer.run())
-    assert not torch.equal(trainer.stage.bridge.weight, before)
+    assert not torch.equal(trainer.stage.helper.weight, before)
     trainer.save(Path(trainer.config.out) / "state.pt")
     again = Trainer(trainer.config)
     again.load(Path(trainer.config.out) / "state.pt")
-    assert torch.equal(again.stage.bridge.weight, trainer.stage.bridge.weight)
+    assert torch.equal(again.stage.helper.weight, trainer.stage.helper.weight)
     assert reports[0].iou_first is None
 
 

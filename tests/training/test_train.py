@@ -11,17 +11,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from napari_hrsam.errors import CheckpointError, ConfigError, DataError
-from napari_hrsam.modeling.checkpoints import load_model
+from napari_hrsam.modeling.checkpoints import load_model, save_weights
+from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropConfig
-from napari_hrsam.training.click_rounds import ClickRounds
+from napari_hrsam.training.batches import CropConfig, CropSize
+from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.train import Trainer, train
 from napari_hrsam.training.train_config import TrainConfig
+from napari_hrsam.training.validation import Validation
 
-CROPS = CropConfig(crop_px=64, batch_size=2, objects_per_crop=2, large_share=0.0)
+CROPS = CropConfig(sizes=(CropSize(crop_px=64, batch_size=2, objects_per_crop=2),))
+CLICKS = ClickConfig(max_clicks=3)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(data: Path, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        data=(str(data),), out=str(tmp_path / "run"), crops=CROPS, steps=4, warmup=1, max_clicks=3
+        data=(str(data),), out=str(tmp_path / "run"), crops=CROPS, clicks=CLICKS, steps=4, warmup=1
     )
 
 
@@ -99,7 +103,8 @@ def test_a_run_leaves_the_arithmetic_of_the_process_as_it_was(config):
 
 
 def test_training_lowers_the_loss(config):
-    trainer = Trainer(replace(config, steps=40, learning_rate=2e-3, max_clicks=1, warmup=5))
+    once = replace(config, steps=40, learning_rate=2e-3, warmup=5, clicks=ClickConfig(max_clicks=1))
+    trainer = Trainer(once)
     losses = [report.loss for report in trainer.run()]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
@@ -124,7 +129,8 @@ def test_missing_data_is_named(config):
     ("change", "message"),
     [
         ({"model": "hrsam-huge"}, "model must be one of"),
-        ({"steps": 0}, "steps and max_clicks"),
+        ({"steps": 0}, "steps and validation_objects"),
+        ({"hold": 2}, "hold must lie in 0..1"),
         ({"ema_decay": 1.5}, "ema_decay must lie in 0..1"),
         ({"schedule": "step"}, "schedule must be"),
     ],
@@ -149,63 +155,67 @@ def test_the_learning_rate_warms_up_and_decays(config):
     assert trainer._learning_rate() == pytest.approx(0.5)
 
 
-class _Recorder(Segmenter):
-    """The real segmenter, keeping what it was asked."""
+def test_the_full_rate_can_be_held(config):
+    trainer = Trainer(replace(config, steps=100, warmup=10, learning_rate=1.0, hold=0.5))
+    rates = []
+    for trainer.step in range(100):
+        rates.append(trainer._learning_rate())
+    assert rates[10:50] == [1.0] * 40
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[-1] < 0.01
 
-    def decode_all(self, features, **prompts):
-        self.asked = [*getattr(self, "asked", []), prompts]
-        return super().decode_all(features, **prompts)
+
+def test_the_pretrained_stem_learns_from_its_time_on(config, tmp_path):
+    start = tmp_path / "start.safetensors"
+    save_weights(Segmenter(MODELS["hrsam-tiny"]), start, dtype=torch.float32)
+    trainer = Trainer(replace(config, init=(str(start),), stem_at=0.5))
+    name = "image_encoder.stem.net.blocks.3.project.weight"
+    first, changed = trainer.model.get_parameter(name).clone(), []
+    for _ in trainer.run():
+        changed.append(not torch.equal(trainer.model.get_parameter(name), first))
+    assert changed == [False, False, True, True]
 
 
-def _rounds(config: TrainConfig, seed: int) -> tuple[ClickRounds, _Recorder]:
-    masks = np.zeros((2, 64, 64), bool)
-    masks[0, 8:40, 8:40] = masks[1, 20:60, 30:50] = True
-    rounds = ClickRounds(
-        masks,
-        np.random.default_rng(seed),
-        max_clicks=config.max_clicks,
-        click_decay=config.click_decay,
-        box_share=config.box_share,
-        device=torch.device("cpu"),
+def test_a_stem_without_weights_to_start_from_learns_at_once(config):
+    trainer = Trainer(replace(config, steps=1))
+    name = "image_encoder.stem.net.blocks.3.project.weight"
+    first = trainer.model.get_parameter(name).clone()
+    list(trainer.run())
+    assert not torch.equal(trainer.model.get_parameter(name), first)
+
+
+def test_the_stem_teacher_teaches_and_is_thrown_away(config, tmp_path):
+    stem = tmp_path / "stem.safetensors"
+    net = EfficientNetLite0(32).state_dict()
+    save_file({f"image_encoder.stem.net.{k}": v for k, v in net.items()}, stem)
+    clicks = ClickConfig(max_clicks=1, stem_weight=1.0, stem_until=0.5)
+    taught = replace(config, stem_teacher=str(stem), clicks=clicks)
+    parts = [report.parts for report in Trainer(taught).run()]
+    assert ["stem=" in p for p in parts] == [True, True, False, False]
+    assert set(load_file(train(taught))) == set(Segmenter(MODELS["hrsam-tiny"]).state_dict())
+    with pytest.raises(ConfigError, match="needs the weights of the pretrained stem"):
+        replace(taught, stem_teacher="")
+
+
+def test_a_run_is_scored_and_its_best_weights_kept(config, data):
+    scored = replace(
+        config,
+        validation=(str(data),),
+        validate_every_s=0.0,
+        validation_objects=2,
+        validation_px=64,
     )
-    torch.manual_seed(0)
-    model = _Recorder(MODELS["hrsam-tiny"])
-    features = model.encode(torch.rand(2, 3, 64, 64) * 255)
-    loss, _ = rounds.loss(model, features)
-    loss.backward()
-    return rounds, model
-
-
-def test_every_round_sees_all_clicks_so_far_and_the_last_logits(config):
-    always = replace(config, click_decay=1.0, max_clicks=4, box_share=0.0)
-    _, model = _rounds(always, 3)
-    assert [p["point_labels"].shape[1] for p in model.asked] == [1, 2, 3, 4]
-    assert model.asked[0]["mask_logits"] is None
-    assert sum(p["mask_logits"] is not None for p in model.asked[1:]) >= 2
-    assert (model.asked[0]["point_labels"] == 1).all()
-
-
-def test_the_first_click_lies_in_the_object(config):
-    for seed in range(5):
-        _, model = _rounds(replace(config, box_share=0.0, max_clicks=1), seed)
-        for (x, y), mask in zip(
-            model.asked[0]["point_coords_xy"][:, 0].tolist(),
-            ((8, 40, 8, 40), (20, 60, 30, 50)),
-            strict=True,
-        ):
-            y0, y1, x0, x1 = mask
-            assert y0 - 1 <= y <= y1
-            assert x0 - 1 <= x <= x1
-
-
-def test_a_sequence_may_begin_with_a_box(config):
-    rounds, model = _rounds(replace(config, box_share=1.0, max_clicks=1), 0)
-    assert model.asked[0]["point_coords_xy"] is None
-    box = rounds.boxes[0].tolist()
-    assert np.allclose(box, [7.5, 7.5, 39.5, 39.5], atol=6)
-
-
-def test_gradients_reach_encoder_and_decoder(config):
-    _, model = _rounds(config, 1)
-    for name in ("image_encoder.stem.down2.0.weight", "mask_decoder.fine.enter4.0.weight"):
-        assert model.get_parameter(name).grad.abs().sum() > 0
+    train(scored)
+    out = Path(scored.out)
+    with (out / "validation.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    best = max(rows, key=lambda row: float(row["quality"]))
+    with safe_open(out / "hrsam-tiny-best.safetensors", framework="pt") as tensors:
+        assert f"; {best['step']} steps" in tensors.metadata()["trained_on"]
+    # What an earlier part of the run has kept is not overwritten by something worse.
+    again = Validation(scored, out)
+    assert again.best == float(best["quality"])
+    again.best = 2.0
+    again.score(Segmenter(MODELS["hrsam-tiny"]).eval(), 5, lambda path: path.unlink())
+    assert (out / "hrsam-tiny-best.safetensors").exists()

@@ -37,6 +37,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "checkpoint_every_s": (float, "seconds between checkpoints"),
     "validate_every_s": (float, "seconds between scores on the validation data"),
     "validation_objects": (int, "objects of each domain that are scored"),
+    "validation_px": (int, "side of the tiles on which they are shown"),
 }
 _CROP_SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "wide_share": (float, "share of batches with objects that fill the crop"),

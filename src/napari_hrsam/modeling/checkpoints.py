@@ -223,9 +223,9 @@ def _segmenter_config(source: _Source) -> ModelConfig:
     config, parts = source.layout.config, source.layout.parts
     if config is None:
         raise CheckpointError(
-            f"{source.path} holds initial weights for training HRSAM (a ViT encoder pre-trained "
-            "as a masked autoencoder), not a model that segments; expected a trained "
-            "checkpoint. It can start a training: napari-hrsam train --init"
+            f"{source.path} holds initial weights for training ({source.layout.name}: a part of "
+            "an image encoder, trained on other tasks), not a model that segments; expected a "
+            "trained checkpoint. It can start a training: napari-hrsam train --init"
         )
     if parts == {"focus_refiner"}:
         raise CheckpointError(

@@ -12,6 +12,7 @@ hrsam, hrsam++     ``backbone.mamba_blocks``, ``ms_mamba_blocks``  HRSAM's autho
 flash-swin         ``backbone.blocks.*.attn.padding`` only         their later encoder without SSM
 focsam             ``refine_head.*``, with or without the encoder  FocSAM's authors
 mae-pretrain       plain ViT blocks                                initial weights of HRSAM
+efficientnet-lite0 ``image_encoder.stem.net.*`` only               initial weights of our stem
 =================  ==============================================  =================================
 
 mmengine files (``backbone.``, ``neck.``, ``decode_head.``, ``refine_head.``) hold the same tensors
@@ -46,6 +47,7 @@ PARTS: tuple[Part, ...] = ("image_encoder", "prompt_encoder", "mask_decoder", "f
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAE_PRETRAIN = "mae-pretrain"
+PRETRAINED_STEM = "efficientnet-lite0"
 
 # Ours <-> mmengine; inside the prompt encoder two modules have other names too.
 _PREFIXES = {
@@ -262,6 +264,8 @@ def _recognise_encoder(found: Shapes, *, is_mmengine: bool) -> tuple[str, ModelC
     def has(pattern: str) -> bool:
         return any(re.match(r"image_encoder\." + pattern, name) for name in found)
 
+    if all(name.startswith("image_encoder.stem.net.") for name in found):
+        return PRETRAINED_STEM, None
     if has(r"patch_embed\.seq\."):
         config = _with_coefficient(MODELS["mobile-sam"], found)
         return ("ba-sam" if config.name.endswith("+ba") else "mobile-sam"), config

@@ -77,6 +77,8 @@ class TrainConfig:
         file of their own.
     validation_objects : int
         Objects of each domain that are clicked on.
+    validation_px : int
+        Side of the tiles on which they are shown.
     """
 
     model: str = "hrsam-tiny"
@@ -108,6 +110,7 @@ class TrainConfig:
     validation: tuple[str, ...] = ()
     validate_every_s: float = 1800.0
     validation_objects: int = 6
+    validation_px: int = 512
 
     def __post_init__(self) -> None:
         """Check the values."""

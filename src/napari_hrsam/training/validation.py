@@ -96,7 +96,9 @@ class Validation:
         device = torch.device(self.config.device)
         context = torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
         with torch.no_grad(), context:
-            found = score_sizes(model, self._crops, self._objects)
+            found = score_sizes(
+                model, self._crops, self._objects, tile_px=self.config.validation_px
+            )
         row = {
             "step": step,
             "quality": quality(found),
