@@ -37,7 +37,7 @@ def test_every_setting_can_be_given() -> None:
     def names(config: type) -> set[str]:
         return {field.name for field in dataclasses.fields(config)}
 
-    own = {"model", "data", "exclude_sources", "out", "init", "device", "validation"}
+    own = {"model", "data", "exclude_sources", "out", "init", "init_partly", "device", "validation"}
     parts = {"crops", "clicks", "focus", "distill"}
     assert names(TrainConfig) == own | parts | set(_SETTINGS)
     # Tables of sizes and factors are given in a file.

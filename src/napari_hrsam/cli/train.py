@@ -108,6 +108,12 @@ def add_commands(commands: Commands) -> None:
         help="weights to start from, of this model or a related one (default: random)",
     )
     parser.add_argument(
+        "--init-partly",
+        action="store_const",
+        const=True,
+        help="let tensors that do not fit start from new values (after a change of the network)",
+    )
+    parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder of the checkpoint, log and weights"
     )
     parser.add_argument(
@@ -209,7 +215,16 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
     clicks = {**saved.pop("clicks", {}), **_given(args, tuple(_CLICK_SETTINGS))}
     focus = {**saved.pop("focus", {}), **_given(args, tuple(_FOCUS_SETTINGS))}
     distill = {**saved.pop("distill", {}), **_given(args, tuple(_DISTILL_SETTINGS))}
-    names = ("model", "data", "exclude_sources", "out", "init", "validation", *_SETTINGS)
+    names = (
+        "model",
+        "data",
+        "exclude_sources",
+        "out",
+        "init",
+        "init_partly",
+        "validation",
+        *_SETTINGS,
+    )
     settings = {**saved, **_given(args, names)}
     if distill.get("teacher"):
         settings.setdefault("stage", "distill")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError, ConfigError, WeightsNotFoundError
@@ -133,6 +134,10 @@ def load_model(
     _fill(segmenter, sources)
     segmenter.set_backends(attention, scan)
     segmenter.precision = arithmetic
+    if chosen.type == "cpu" and config.decoder.skip_channels is not None:
+        # Convolutions of few channels are faster in this memory layout, and the weights in it are
+        # not turned over at every call.
+        segmenter = segmenter.to(memory_format=torch.channels_last)
     return segmenter.to(chosen).eval().requires_grad_(False)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from napari_hrsam.modeling.drawn_prompts import DRAWN_CHANNELS, match_clicks
 from napari_hrsam.modeling.layers import LayerNorm2d, ResidualConv
 
-FINE_CHANNELS = (20, 40)
-"""Width of the fine path at strides 4 and 8."""
+FINE_CHANNELS = (16, 40)
+"""Width of the fine path at strides 4 and 8; CPU kernels work on 16 channels at a time."""
 SURROUNDINGS_CHANNELS = 96
 SKIP_CHANNELS = (32, 16)
 """Channels of the projected stem maps at strides 8 and 4, which are kept with the embedding."""
@@ -105,7 +105,7 @@ class FineCorrection(nn.Module):
 
         Returns
         -------
-        (N, 20, 4 h, 4 w) float
+        (N, 16, 4 h, 4 w) float
         """
         num = upscaled.shape[0]
         stride8, stride4 = (x.expand(num, -1, -1, -1) for x in (stride8, stride4))

@@ -172,7 +172,9 @@ class Trainer:
         self.config = config
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.model = start_model(find_config(config.model), config.init).to(self.device)
+        self.model = start_model(
+            find_config(config.model), config.init, partly=config.init_partly
+        ).to(self.device)
         self.model.precision = config.precision
         self.model.set_backends("auto", config.scan)
         samples = open_samples(config.data, exclude_sources=config.exclude_sources)
@@ -341,7 +343,7 @@ class Trainer:
         return nullcontext()
 
 
-def start_model(config: ModelConfig, init: Sequence[str]) -> Segmenter:
+def start_model(config: ModelConfig, init: Sequence[str], *, partly: bool = False) -> Segmenter:
     """Make a model, from weights of its own or of a related model where some are given.
 
     Parameters
@@ -349,6 +351,8 @@ def start_model(config: ModelConfig, init: Sequence[str]) -> Segmenter:
     config : ModelConfig
     init : sequence of str
         Weight files, later ones over earlier ones.
+    partly : bool
+        Take what fits of a file that names this model and does not fit it.
 
     Raises
     ------
@@ -362,7 +366,7 @@ def start_model(config: ModelConfig, init: Sequence[str]) -> Segmenter:
     for source in init:
         state, name = read_state(Path(source))
         is_refiner = all(key.startswith("focus_refiner.") for key in state)
-        if name == config.name and not is_refiner:
+        if name == config.name and not is_refiner and not partly:
             check_state(state, model.state_dict(), source, config.name)
         new -= set(warm_start(model, state).copied)
     if init and new:

@@ -34,6 +34,9 @@ class TrainConfig:
     init : tuple of str
         Weights to start from, of this model or of a related one (`warm_start`), later files over
         earlier ones, such as a model and its refiner; empty for a random start.
+    init_partly : bool
+        Let tensors of ``init`` that do not fit this model of the same name start from new values,
+        as after a change of the network, instead of refusing the file.
     stage : {"clicks", "decoder", "focus", "distill"}
         What is taught, see `stages`.
     distill : DistillConfig
@@ -86,6 +89,7 @@ class TrainConfig:
     exclude_sources: tuple[str, ...] = ()
     out: str = "runs/hrsam-tiny"
     init: tuple[str, ...] = ()
+    init_partly: bool = False
     stage: StageName = "clicks"
     distill: DistillConfig = field(default_factory=DistillConfig)
     steps: int = 4000

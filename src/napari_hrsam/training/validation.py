@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import open_scene
-from napari_hrsam.training.datasets import open_samples
+from napari_hrsam.training.datasets import Sample, open_samples
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
 from napari_hrsam.training.pack import PackedSample
 from napari_hrsam.training.tile_scores import (
@@ -45,25 +46,7 @@ class Validation:
         self.config = config
         self._path = out / "validation.csv"
         self._best_path = out / f"{config.model}-best.safetensors"
-        packed, taken = [], dict[str, int]()
-        for sample in open_samples(config.validation):
-            taken[sample.domain] = taken.get(sample.domain, 0) + 1
-            if taken[sample.domain] > MAX_IMAGES:
-                continue
-            scene = open_scene(sample)
-            packed.append(
-                PackedSample(
-                    key=sample.key,
-                    domain=sample.domain,
-                    source=sample.source,
-                    licence=sample.licence,
-                    split="val",
-                    pixels=scene.pixels,
-                    labels=scene.labels,
-                    second_labels=None,
-                    noc_objects=sample.objects,
-                )
-            )
+        packed = packed_samples(open_samples(config.validation), max_images=MAX_IMAGES)
         self._crops = DeviceCrops(packed, config.device, augmentation=UNCHANGED, workers=1)
         self._objects = objects_to_score(self._crops, packed, config.validation_objects)
         self.best = self._best_so_far()
@@ -122,3 +105,34 @@ class Validation:
             self.best = value
             export(self._best_path)
         return value
+
+
+def packed_samples(samples: Sequence[Sample], *, max_images: int) -> list[PackedSample]:
+    """Decode samples for `DeviceCrops`.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    max_images : int
+        The first so many of each domain are taken.
+    """
+    packed, taken = [], Counter[str]()
+    for sample in samples:
+        taken[sample.domain] += 1
+        if taken[sample.domain] > max_images:
+            continue
+        scene = open_scene(sample)
+        packed.append(
+            PackedSample(
+                key=sample.key,
+                domain=sample.domain,
+                source=sample.source,
+                licence=sample.licence,
+                split="val",
+                pixels=scene.pixels,
+                labels=scene.labels,
+                second_labels=None,
+                noc_objects=sample.objects,
+            )
+        )
+    return packed
