@@ -170,9 +170,8 @@ def test_the_pretrained_stem_learns_from_its_time_on(config, tmp_path):
     save_weights(Segmenter(MODELS["hrsam-tiny"]), start, dtype=torch.float32)
     trainer = Trainer(replace(config, init=(str(start),), stem_at=0.5))
     name = "image_encoder.stem.net.blocks.3.project.weight"
-    first, changed = trainer.model.get_parameter(name).clone(), []
-    for _ in trainer.run():
-        changed.append(not torch.equal(trainer.model.get_parameter(name), first))
+    first = trainer.model.get_parameter(name).clone()
+    changed = [not torch.equal(trainer.model.get_parameter(name), first) for _ in trainer.run()]
     assert changed == [False, False, True, True]
 
 

@@ -137,7 +137,7 @@ def load_model(
     if chosen.type == "cpu" and config.decoder.skip_channels is not None:
         # Convolutions of few channels are faster in this memory layout, and the weights in it are
         # not turned over at every call.
-        segmenter = segmenter.to(memory_format=torch.channels_last)
+        segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return segmenter.to(chosen).eval().requires_grad_(False)
 
 

@@ -245,6 +245,8 @@ def _recognise_names(
     found: Shapes, parts: frozenset[str], *, is_mmengine: bool
 ) -> tuple[str, ModelConfig | None]:
     """Layout and model by names; an empty layout if they are not known."""
+    if all(name.startswith("image_encoder.stem.net.") for name in found):
+        return PRETRAINED_STEM, None
     layout, config = _recognise_encoder(found, is_mmengine=is_mmengine)
     if "focus_refiner" not in parts:
         return layout, config
@@ -264,8 +266,6 @@ def _recognise_encoder(found: Shapes, *, is_mmengine: bool) -> tuple[str, ModelC
     def has(pattern: str) -> bool:
         return any(re.match(r"image_encoder\." + pattern, name) for name in found)
 
-    if all(name.startswith("image_encoder.stem.net.") for name in found):
-        return PRETRAINED_STEM, None
     if has(r"patch_embed\.seq\."):
         config = _with_coefficient(MODELS["mobile-sam"], found)
         return ("ba-sam" if config.name.endswith("+ba") else "mobile-sam"), config
