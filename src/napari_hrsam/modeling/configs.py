@@ -74,7 +74,8 @@ class HRSAMConfig:
         Stochastic depth of the last block, rising linearly from 0.
     anchor_sizes : tuple of int or pair of int
         Sizes in pixels of the resized copies that HRSAM++ adds, each a number or (height, width);
-        empty for HRSAM. What is left over at the right and bottom after whole patches is not seen.
+        empty for HRSAM. What is left over at the right and bottom after whole patches is not seen
+        by a patch projection, and fills a last cell of a convolutional stem.
     anchor_keep_aspect : bool
         Keep the aspect ratio of the copies (rounded up to the patch) instead of a square; the
         numbers are then the longer sides.

@@ -110,7 +110,7 @@ class _Block(nn.Module):
         return self.depthwise
 
     def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y, rows)))
         if not self.has_skip:
             return y
@@ -190,7 +190,7 @@ class EfficientNetLite0(nn.Module):
 
     def _strips(self, image: Tensor) -> Tensor:
         """Compute the stride-4 map a strip of rows at a time; the same numbers, less memory."""
-        steps: list[_First | _Block] = [self.first, *self.blocks[:_STRIP_BLOCKS]]  # type: ignore[list-item]
+        steps: list[_First | _Block] = [self.first, *self.blocks[:_STRIP_BLOCKS]]
         heights = [image.shape[2]]
         for step in steps:
             heights.append(-(-heights[-1] // step.spatial.stride[0]))

@@ -81,6 +81,14 @@ class ModelConfig:
                 f"the encoder gives {self.image_encoder.out_channels} channels but the decoder "
                 f"takes {self.decoder.embed_dim}"
             )
+        encoder, skips = self.image_encoder, self.decoder.skip_channels
+        has_stem = not isinstance(encoder, TinyViTConfig) and encoder.stem != "linear"
+        stem_channels = (STEM_CHANNELS[8], STEM_CHANNELS[4]) if has_stem else None
+        if skips is not None and skips != stem_channels:
+            raise ConfigError(
+                f"skip_channels must be the channels of the encoder's stride-8 and stride-4 maps, "
+                f"{stem_channels}, or None, got {skips}"
+            )
         if self.focus is not None and self.focus.embed_dim != self.decoder.embed_dim:
             raise ConfigError(
                 f"the encoder gives {self.decoder.embed_dim} channels but the focus refiner "

@@ -146,7 +146,7 @@ class PromptEncoder(nn.Module):
         return sparse, self._dense(mask_logits, num, grid_hw)
 
     def _code(self, points_xy: Tensor, image_hw: tuple[int, int]) -> Tensor:
-        # Axis by axis: a tensor made of the sizes would be copied to the device, which waits for it.
+        # Axis by axis: a tensor made of the sizes would be copied to the device, and waited for.
         x, y = (points_xy[..., 0] + 0.5) / image_hw[1], (points_xy[..., 1] + 0.5) / image_hw[0]
         code: Tensor = self.pe_layer(torch.stack([x, y], dim=-1))
         return code
