@@ -151,7 +151,8 @@ def test_the_network_has_the_published_number_of_weights() -> None:
 def test_a_frozen_stem_makes_no_graph_and_a_learning_one_does() -> None:
     stem = lively(PretrainedStem(8, 32))
     stem.net.requires_grad_(requires_grad=False)
-    tokens, stride8, stride4 = stem(image(32, 32))
+    # Not even where something before it learns: its activations need not be kept.
+    tokens, stride8, stride4 = stem(image(32, 32).requires_grad_())
     assert not stride8.requires_grad
     assert not stride4.requires_grad
     # The projections behind it learn all the same.

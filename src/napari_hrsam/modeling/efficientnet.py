@@ -17,13 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_hrsam.modeling.configs import STEM_CHANNELS
 from napari_hrsam.modeling.layers import LayerNorm2d
 
-STEM_CHANNELS: dict[int, int] = {4: 24, 8: 40, 16: 112, 32: 320}
-"""Channels of the maps by their stride in pixels."""
-
-PIXEL_MEAN, PIXEL_STD = (127.0,) * 3, (128.0,) * 3
-"""Normalisation of 0..255 RGB that the ImageNet weights were trained with."""
+# Where others look for it; `configs` holds it because the table of models loads no torch.
+__all__ = ["STEM_CHANNELS", "EfficientNetLite0", "PretrainedStem"]
 
 
 @dataclass(frozen=True, slots=True)

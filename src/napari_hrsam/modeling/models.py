@@ -8,6 +8,9 @@ from typing import Literal
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.configs import (
+    STEM_CHANNELS,
+    STEM_PIXEL_MEAN,
+    STEM_PIXEL_STD,
     BASAMConfig,
     EncoderConfig,
     FocusConfig,
@@ -16,7 +19,6 @@ from napari_hrsam.modeling.configs import (
     TinyViTConfig,
     ViTConfig,
 )
-from napari_hrsam.modeling.efficientnet import PIXEL_MEAN, PIXEL_STD, STEM_CHANNELS
 
 ChannelOrder = Literal["rgb", "bgr"]
 
@@ -122,8 +124,8 @@ HRSAM_TINY = ModelConfig(
         skip_channels=(STEM_CHANNELS[8], STEM_CHANNELS[4]),
     ),
     dense_head=True,
-    pixel_mean=PIXEL_MEAN,
-    pixel_std=PIXEL_STD,
+    pixel_mean=STEM_PIXEL_MEAN,
+    pixel_std=STEM_PIXEL_STD,
     tile_px=512,
     licence="BSD-3-Clause",
     weights="hrsam-tiny.safetensors",
@@ -159,8 +161,8 @@ SAM_TINY = ModelConfig(
         stem="efficientnet-lite0",
     ),
     decoder=HRSAM_TINY.decoder,
-    pixel_mean=PIXEL_MEAN,
-    pixel_std=PIXEL_STD,
+    pixel_mean=STEM_PIXEL_MEAN,
+    pixel_std=STEM_PIXEL_STD,
     tile_px=256,
     licence="BSD-3-Clause",
 )
