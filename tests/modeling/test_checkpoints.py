@@ -231,7 +231,7 @@ def test_a_config_that_cannot_be_is_refused():
         replace(config, channel_order="hsv")
     with pytest.raises(ConfigError, match="gives 64 channels but the decoder takes 128"):
         replace(config, image_encoder=replace(config.image_encoder, out_channels=64))
-    with pytest.raises(ConfigError, match="stage_ends must lie in 0..11"):
+    with pytest.raises(ConfigError, match="stage_ends must lie in 0..5"):
         replace(config.image_encoder, stage_ends=(2, 12))
     with pytest.raises(ConfigError, match="multiple of 4 \\* num_heads"):
         replace(config.image_encoder, num_heads=7)

@@ -29,6 +29,8 @@ CONFIG = HRSAMConfig(
     pos_grid=4,
 )
 PLUSPLUS = replace(CONFIG, anchor_sizes=(32,))
+STEM = {"patch_size": 16, "stem": "efficientnet-lite0"}
+WITHOUT_BLOCKS = {**STEM, "depth": 0, "stage_ends": ()}
 
 
 def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -62,6 +64,48 @@ def test_embedding_has_the_token_grid(config, size_hw) -> None:
     out, stride8, stride4 = HRSAMEncoder(config)(image(*size_hw, batch=2))
     assert out.shape == (2, 8, size_hw[0] // 8, size_hw[1] // 8)
     assert stride8 is stride4 is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem_stride", [16, 32])
+@pytest.mark.parametrize("config", [CONFIG, PLUSPLUS])
+@pytest.mark.parametrize("size_hw", [(16, 16), (48, 80), (64, 32)])
+def test_convolutional_stem_also_gives_finer_maps_of_the_image(
+    config, stem_stride, size_hw
+) -> None:
+    encoder = randomized(HRSAMEncoder(replace(config, **STEM, stem_stride=stem_stride)))
+    assert not any(key.startswith("patch_embed") for key in encoder.state_dict())
+    x = image(*size_hw, batch=2)
+    out, stride8, stride4 = encoder(x)
+    height, width = size_hw
+    assert out.shape == (2, 8, height // 16, width // 16)
+    maps = encoder.stem.net(x)
+    # Those of the image itself, not of an anchor map.
+    assert stride8.shape == (2, 40, height // 8, width // 8)
+    assert stride4.shape == (2, 24, height // 4, width // 4)
+    assert torch.equal(stride8, maps[8])
+    assert torch.equal(stride4, maps[4])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem_stride", [16, 32])
+def test_without_blocks_the_embedding_is_made_of_the_stem_s_tokens_alone(stem_stride) -> None:
+    changes = {**WITHOUT_BLOCKS, "stem_stride": stem_stride, "pos_grid": 0}
+    encoder = randomized(HRSAMEncoder(replace(CONFIG, **changes)))
+    assert not any(key.startswith("blocks.") for key in encoder.state_dict())
+    x = image(48, 80, batch=2)
+    projection, norm = encoder.lateral_convs[0]
+    tokens = encoder.stem(x)[0].permute(0, 2, 3, 1)
+    lateral = norm(tokens @ projection.weight.t()).permute(0, 3, 1, 2)
+    expected = encoder.out_conv(lateral).permute(0, 3, 1, 2)
+    torch.testing.assert_close(encoder(x)[0], expected)
+
+
+def test_without_blocks_every_parameter_but_the_class_entry_learns() -> None:
+    encoder = randomized(HRSAMEncoder(replace(CONFIG, **WITHOUT_BLOCKS, stem_stride=32))).train()
+    encoder(image(32, 48))[0].square().mean().backward()
+    without = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
 
 
 def test_padding_token_enters_behind_the_norm_and_before_the_projection() -> None:
@@ -338,8 +382,12 @@ def test_images_of_another_shape_are_refused(shape, message) -> None:
         ({"embed_dim": 20}, r"multiple of 4 \* num_heads = 8 .*got 20"),
         ({"stage_ends": (2, 6)}, r"must lie in 0..5 .*got \(2, 6\)"),
         ({"stage_ends": ()}, r"must lie in 0..5"),
-        ({"stem": "patch"}, "'linear' or 'conv', got 'patch'"),
-        ({"stem": "conv"}, "stride 16, got patch 8"),
+        ({"stem": "patch"}, "one of linear, efficientnet-lite0 and .* got 'patch' and 16"),
+        ({"stem_stride": 8}, "stem_stride 16 or 32, got 'linear' and 8"),
+        ({"stem": "efficientnet-lite0"}, "stride 16, got patch 8"),
+        ({"depth": 0}, r"depth 0\), got \(2, 5\); without blocks there are none"),
+        ({"depth": 0, "stage_ends": ()}, "needs a convolutional stem and no anchor map.*'linear'"),
+        ({**WITHOUT_BLOCKS, "anchor_sizes": (32,)}, r"no anchor map, got .*anchor maps \(32,\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from rotation import rotated_by_definition
 from torch import nn
 
 from napari_hrsam.modeling.layers import (
-    ConvStem,
     LayerNorm2d,
     Mlp,
     TokenDropPath,
@@ -79,10 +77,3 @@ def test_drop_path_drops_single_tokens_and_keeps_the_mean() -> None:
     assert kept.any(1).all()
     x = torch.randn(2, 5, 4)
     assert drop.eval()(x) is x
-
-
-@pytest.mark.parametrize("size_hw", [(32, 32), (48, 80)])
-def test_stem_gives_maps_of_strides_16_8_and_4(size_hw) -> None:
-    maps = ConvStem(3, (4, 8, 12), 20)(torch.randn(2, 3, *size_hw))
-    for feature, stride, channels in zip(maps, (16, 8, 4), (20, 12, 8), strict=True):
-        assert feature.shape == (2, channels, size_hw[0] // stride, size_hw[1] // stride)

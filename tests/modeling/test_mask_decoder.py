@@ -1,9 +1,8 @@
-"""SAM's mask decoder, and the prompts drawn for it at stride 4."""
+"""SAM's mask decoder, and what ours adds to it."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,17 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from napari_hrsam.modeling.configs import PromptDecoderConfig
+from napari_hrsam.modeling.drawn_prompts import DRAWN_CHANNELS, draw_prompts
 from napari_hrsam.modeling.layers import LayerNorm2d
 from napari_hrsam.modeling.mask_decoder import (
-    DENSE_PROMPT_CHANNELS,
+    Decoded,
     MaskDecoder,
     TokenAttention,
     TwoWayTransformer,
-    draw_prompts,
-    match_clicks,
 )
 
 CONFIG = PromptDecoderConfig(embed_dim=16, num_heads=2, mlp_dim=24, iou_head_dim=12)
+OURS = replace(CONFIG, skip_channels=(10, 6))
 
 
 @pytest.fixture
@@ -37,6 +36,40 @@ def inputs(num: int = 1, images: int = 1, height: int = 4, width: int = 5):
         torch.randn(num, 3, 16),
         torch.randn(num, 16, height, width),
     )
+
+
+def ours() -> MaskDecoder:
+    torch.manual_seed(0)
+    return MaskDecoder(OURS).eval()
+
+
+def fine_inputs(model: MaskDecoder, num: int = 1, images: int = 1) -> dict[str, torch.Tensor]:
+    """Stem maps and two clicks for the 4 x 5 grid of `inputs`."""
+    stride8, stride4 = model.project_stem(
+        torch.randn(images, 10, 8, 10), torch.randn(images, 6, 16, 20)
+    )
+    coords = torch.rand(num, 2, 2) * torch.tensor([80.0, 64.0])
+    labels = torch.tensor([[1, 0]]).expand(num, -1)
+    drawn = draw_prompts(
+        map_hw=(16, 20),
+        num=num,
+        point_coords_xy=coords,
+        point_labels=labels,
+        boxes_xyxy=None,
+        mask_logits=None,
+        like=coords,
+    )
+    return {
+        "stride8": stride8.detach(),
+        "stride4": stride4.detach(),
+        "drawn_prompts": drawn,
+        "point_coords_xy": coords,
+        "point_labels": labels,
+    }
+
+
+def all_of(decoded: Decoded) -> list[torch.Tensor]:
+    return [getattr(decoded, field.name) for field in fields(decoded)]
 
 
 def test_token_attention_is_softmax_attention_of_the_inner_width() -> None:
@@ -86,148 +119,35 @@ def test_norms_of_the_decoder_have_their_eps(decoder) -> None:
 
 
 def test_all_masks_are_four_times_the_grid(decoder) -> None:
-    masks, iou, _ = decoder(*inputs(num=3))
-    assert masks.shape == (3, 4, 16, 20)
-    assert iou.shape == (3, 4)
+    decoded = decoder(*inputs(num=3))
+    assert decoded.masks.shape == (3, 4, 16, 20)
+    assert decoded.iou.shape == (3, 4)
+    assert decoded.mask_tokens.shape == (3, 4, 16)
 
 
 def test_one_image_is_shared_by_its_prompts(decoder) -> None:
     image, pe, sparse, dense = inputs(num=3)
     shared = decoder(image, pe, sparse, dense)
     repeated = decoder(image.expand(3, -1, -1, -1), pe, sparse, dense)
-    for a, b in zip(shared, repeated, strict=True):
+    for a, b in zip(all_of(shared), all_of(repeated), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_prompt_k_belongs_to_image_k(decoder) -> None:
     image, pe, sparse, dense = inputs(num=3, images=3)
-    masks, iou, _ = decoder(image, pe, sparse, dense)
-    one_mask, one_iou, _ = decoder(image[2:], pe, sparse[2:], dense[2:])
-    torch.testing.assert_close(masks[2:], one_mask, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(iou[2:], one_iou, rtol=1e-4, atol=1e-5)
+    three = decoder(image, pe, sparse, dense)
+    one = decoder(image[2:], pe, sparse[2:], dense[2:])
+    for a, b in zip(all_of(three), all_of(one), strict=True):
+        torch.testing.assert_close(a[2:], b, rtol=1e-4, atol=1e-5)
 
 
 def test_each_mask_token_has_its_own_head(decoder) -> None:
     given = inputs()
-    before = decoder(*given)[0]
+    before = decoder(*given).masks
     with torch.no_grad():
         decoder.output_hypernetworks_mlps[2].layers[2].bias += 1
-    changed = (decoder(*given)[0] - before).abs().amax((0, 2, 3)) > 0
+    changed = (decoder(*given).masks - before).abs().amax((0, 2, 3)) > 0
     assert changed.tolist() == [False, False, True, False]
-
-
-def test_stem_maps_and_drawn_prompts_reach_the_masks() -> None:
-    torch.manual_seed(0)
-    model = MaskDecoder(replace(CONFIG, skip_channels=(10, 6), dense_prompts=True))
-    stride8, stride4 = model.project_stem(torch.randn(1, 10, 8, 10), torch.randn(1, 6, 16, 20))
-    assert stride8.shape == (1, 4, 8, 10)
-    assert stride4.shape == (1, 2, 16, 20)
-    given, drawn = inputs(), torch.zeros(1, DENSE_PROMPT_CHANNELS, 16, 20)
-    maps = {"stride8": stride8, "stride4": stride4, "drawn_prompts": drawn}
-    before = model(*given, **maps)[0]
-    for name in maps:
-        other = model(*given, **{**maps, name: maps[name] + torch.randn_like(maps[name])})[0]
-        assert (other - before).abs().max() > 1e-4, name
-
-
-def draw(**prompts) -> torch.Tensor:
-    given = dict.fromkeys(("point_coords_xy", "point_labels", "boxes_xyxy", "mask_logits"))
-    return draw_prompts(map_hw=(12, 16), num=1, like=torch.zeros(1), **{**given, **prompts})
-
-
-def click(x: float, y: float, label: int) -> dict[str, torch.Tensor]:
-    return {"point_coords_xy": torch.tensor([[[x, y]]]), "point_labels": torch.tensor([[label]])}
-
-
-def test_click_is_drawn_on_the_cell_of_its_pixel() -> None:
-    # Cell (5, 9) covers rows 20..23 and columns 36..39; its centre is pixel (21.5, 37.5).
-    maps = draw(**click(37.5, 21.5, 1))[0]
-    peak = torch.tensor(divmod(int(maps[0].argmax()), 16))
-    assert peak.tolist() == [5, 9]
-    assert float(maps[0].max()) == 1.0
-    for channel, sigma in ((0, 2), (1, 8)):
-        y, x = torch.meshgrid(torch.arange(12), torch.arange(16), indexing="ij")
-        bump = torch.exp(-((y - 5) ** 2 + (x - 9) ** 2) / (2 * sigma**2))
-        torch.testing.assert_close(maps[channel], bump)
-    assert not maps[2:].any()
-
-
-def test_negative_click_has_channels_of_its_own_and_padding_none() -> None:
-    maps = draw(**click(37.5, 21.5, 0))[0]
-    assert not maps[[0, 1, 4, 5]].any()
-    torch.testing.assert_close(maps[2:4], draw(**click(37.5, 21.5, 1))[0, :2])
-    assert not draw(**click(37.5, 21.5, -1)).any()
-
-
-def test_several_clicks_are_joined_by_their_maximum() -> None:
-    coords = torch.tensor([[[9.5, 9.5], [37.5, 21.5]]])
-    both = draw(point_coords_xy=coords, point_labels=torch.tensor([[1, 1]]))
-    single = [draw(**click(x, y, 1)) for x, y in coords[0].tolist()]
-    torch.testing.assert_close(both, torch.maximum(*single))
-
-
-def test_box_fills_the_cells_it_touches() -> None:
-    # Columns 8..15 are cells 2 and 3; rows 4..19 are cells 1 to 4.
-    maps = draw(boxes_xyxy=torch.tensor([[8.0, 4.0, 15.0, 19.0]]))[0]
-    expected = torch.zeros(12, 16)
-    expected[1:5, 2:4] = 1
-    assert torch.equal(maps[4], expected)
-    assert not maps[[0, 1, 2, 3, 5]].any()
-
-
-def test_prior_logits_are_squashed() -> None:
-    logits = torch.randn(1, 1, 12, 16) * 20
-    maps = draw(mask_logits=logits)[0]
-    torch.testing.assert_close(maps[5], torch.tanh(logits[0, 0] / 4))
-    assert not maps[:5].any()
-    assert math.isclose(
-        float(draw(mask_logits=torch.full_like(logits, 4))[0, 5, 0, 0]), math.tanh(1), rel_tol=1e-6
-    )
-
-
-def test_prior_logits_of_another_size_are_resized_like_the_dense_prompt() -> None:
-    prior = torch.full((1, 1, 6, 8), 2.0)
-    drawn = draw(mask_logits=prior)
-    assert torch.allclose(drawn[:, 5], torch.full((1, 12, 16), math.tanh(0.5)))
-
-
-def test_an_empty_list_of_clicks_draws_nothing() -> None:
-    drawn = draw(point_coords_xy=torch.zeros(1, 0, 2), point_labels=torch.zeros(1, 0))
-    assert not drawn.any()
-
-
-def test_the_pyramid_lets_a_click_reach_far() -> None:
-    torch.manual_seed(0)
-    config = replace(CONFIG, skip_channels=(6, 4), dense_prompts=True, embed_dim=32)
-    fine = MaskDecoder(config).fine
-    assert fine is not None
-    prompts = torch.zeros(1, DENSE_PROMPT_CHANNELS, 64, 64, requires_grad=True)
-    maps = torch.randn(1, 32, 16, 16), torch.randn(1, 8, 32, 32), torch.randn(1, 4, 64, 64)
-    fine(*maps, prompts, None, None)[0, :, 32, 32].sum().backward()
-    reached = prompts.grad.abs().amax((0, 1)) > 0
-    assert reached[32, 8]
-    assert reached[8, 32]
-
-
-def test_clicks_match_the_cells_that_look_like_theirs() -> None:
-    kinds = torch.randn(3, 8)
-    which = torch.tensor([[0, 1, 2, 0], [1, 1, 2, 0]])
-    x = kinds[which].permute(2, 0, 1)[None]
-    # Pixel (5, 2) lies in row 0, column 1 at stride 4; (0, 7) in row 1, column 0: both kind 1.
-    coords = torch.tensor([[[5.0, 2.0], [0.0, 7.0], [14.9, 0.0]]])
-    positive, negative = match_clicks(x, coords, torch.tensor([[1, 1, 0]]), 4)[0]
-    assert torch.allclose(positive[which == 1], torch.ones(3), atol=1e-4)
-    assert (positive[which != 1] < 0.999).all()
-    assert torch.allclose(negative[which == 0], torch.ones(3), atol=1e-4)
-    other = match_clicks(x, coords, torch.tensor([[1, -1, -1]]), 4)[0]
-    torch.testing.assert_close(other[0], positive)
-    assert not other[1].any()
-
-
-def test_without_clicks_nothing_matches() -> None:
-    x = torch.randn(2, 8, 3, 4)
-    assert not match_clicks(x, None, None, 4).any()
-    assert match_clicks(x, torch.zeros(2, 0, 2), torch.zeros(2, 0), 4).shape == (2, 2, 3, 4)
 
 
 @torch.inference_mode()
@@ -235,6 +155,127 @@ def test_mask_tokens_are_what_the_masks_are_made_from(decoder: MaskDecoder) -> N
     seen: list[torch.Tensor] = []
     for mlp in decoder.output_hypernetworks_mlps:
         mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    tokens = decoder(*inputs(num=3))[2]
+    tokens = decoder(*inputs(num=3)).mask_tokens
     assert tokens.shape == (3, 4, 16)
     assert torch.equal(tokens, torch.stack(seen, dim=1))
+
+
+@torch.no_grad()
+def test_sam_s_decoder_corrects_nothing_and_looks_at_no_further_maps(decoder) -> None:
+    given = inputs()
+    decoded = decoder(*given)
+    assert decoded.coarse is decoded.masks
+    more = fine_inputs(ours())
+    for a, b in zip(all_of(decoder(*given, **more)), all_of(decoded), strict=True):
+        assert torch.equal(a, b)
+    assert not any(
+        key.startswith(("fine", "prompt_map", "surroundings")) for key in decoder.state_dict()
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["stride8", "stride4"])
+def test_stem_maps_correct_the_masks_and_leave_the_coarse_ones_as_they_are(name) -> None:
+    model, given = ours(), inputs()
+    maps = fine_inputs(model)
+    before = model(*given, **maps)
+    other = model(*given, **{**maps, name: torch.randn_like(maps[name])})
+    assert torch.equal(other.coarse, before.coarse)
+    assert torch.equal(other.iou, before.iou)
+    assert torch.equal(other.mask_tokens, before.mask_tokens)
+    assert (other.masks - before.masks).abs().amax((0, 2, 3)).min() > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["drawn_prompts", "point_coords_xy"])
+def test_drawn_prompts_and_clicks_reach_the_coarse_masks(name) -> None:
+    model, given = ours(), inputs()
+    maps = fine_inputs(model)
+    before = model(*given, **maps).coarse
+    after = model(*given, **{**maps, name: maps[name].flip(-1)}).coarse
+    assert (after - before).abs().amax((0, 2, 3)).min() > 1e-5
+
+
+@torch.no_grad()
+def test_the_correction_is_added_to_the_coarse_masks_by_heads_of_its_own() -> None:
+    model, given = ours(), inputs(num=2)
+    maps = fine_inputs(model, num=2)
+    fine: list[torch.Tensor] = []
+    model.fine.register_forward_hook(lambda _m, _args, out: fine.append(out))
+    decoded = model(*given, **maps)
+    for index, head in enumerate(model.fine_hypernetworks_mlps):
+        weights = head(decoded.mask_tokens[:, index])
+        expected = decoded.coarse[:, index] + torch.einsum("nc,nchw->nhw", weights, fine[0])
+        torch.testing.assert_close(decoded.masks[:, index], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_single_coarse_mask_is_the_guess_of_the_fine_path() -> None:
+    model, given = ours(), inputs()
+    seen: list[tuple[torch.Tensor, ...]] = []
+    model.fine.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    decoded = model(*given, **fine_inputs(model))
+    assert torch.equal(seen[0][4], decoded.coarse[:, :1])
+
+
+def test_what_corrects_the_mask_teaches_the_coarse_one_through_no_guess() -> None:
+    model = ours()
+    guesses: list[torch.Tensor] = []
+    model.fine.register_forward_pre_hook(lambda _m, args: guesses.append(args[4]))
+    decoded = model(*inputs(), **fine_inputs(model))
+    assert not guesses[0].requires_grad
+    decoded.masks.square().mean().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert all(name.startswith(("iou_prediction_head", "fine.skip")) for name in silent)
+
+
+@torch.no_grad()
+def test_marks_join_the_tokens_before_and_the_surroundings_behind_the_transformer() -> None:
+    model, (image, pe, sparse, dense) = ours(), inputs(num=2)
+    maps = fine_inputs(model, num=2)
+    entered: list[torch.Tensor] = []
+    left: list[torch.Tensor] = []
+    around: list[torch.Tensor] = []
+    model.transformer.register_forward_pre_hook(lambda _m, args: entered.append(args[0]))
+    model.transformer.register_forward_hook(lambda _m, _args, out: left.append(out[1]))
+    model.surroundings.register_forward_pre_hook(lambda _m, args: around.append(args[0]))
+    model(image, pe, sparse, dense, **maps)
+    clicks = maps["point_coords_xy"], maps["point_labels"]
+    marked = model.prompt_map(image, maps["drawn_prompts"], *clicks)
+    assert marked.abs().max() > 1e-3
+    expected = (image + dense + marked).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(entered[0], expected)
+    back = left[0].transpose(1, 2).reshape(2, 16, 4, 5)
+    torch.testing.assert_close(around[0], back + marked)
+
+
+@torch.no_grad()
+def test_our_decoder_shares_an_image_with_its_prompts_and_keeps_prompts_apart() -> None:
+    model, (image, pe, sparse, dense) = ours(), inputs(num=3)
+    maps = fine_inputs(model, num=3)
+    shared = model(image, pe, sparse, dense, **maps)
+    each = {k: v.expand(3, -1, -1, -1) if k.startswith("stride") else v for k, v in maps.items()}
+    repeated = model(image.expand(3, -1, -1, -1), pe, sparse, dense, **each)
+    last = {k: v if k.startswith("stride") else v[2:] for k, v in maps.items()}
+    alone = model(image, pe, sparse[2:], dense[2:], **last)
+    for a, b, c in zip(all_of(shared), all_of(repeated), all_of(alone), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[2:], c, rtol=1e-4, atol=1e-5)
+
+
+def test_stem_maps_are_projected_to_what_is_kept_with_the_embedding() -> None:
+    model = ours()
+    stride8, stride4 = torch.randn(2, 10, 8, 10), torch.randn(2, 6, 16, 20)
+    kept8, kept4 = model.project_stem(stride8, stride4)
+    assert (kept8.shape, kept4.shape) == ((2, 32, 8, 10), (2, 16, 16, 20))
+    weight = model.fine.skip4.weight[:, :, 0, 0]
+    expected = torch.einsum("oc,bchw->bohw", weight, stride4) + model.fine.skip4.bias[:, None, None]
+    torch.testing.assert_close(kept4, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_decoder_without_clicks_takes_a_box_or_a_mask_alone() -> None:
+    model, given = ours(), inputs()
+    maps = fine_inputs(model) | {"point_coords_xy": None, "point_labels": None}
+    maps["drawn_prompts"] = torch.zeros(1, DRAWN_CHANNELS, 16, 20)
+    assert torch.isfinite(model(*given, **maps).masks).all()

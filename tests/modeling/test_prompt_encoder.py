@@ -120,5 +120,5 @@ def test_prompts_that_do_not_belong_together_are_refused(encoder) -> None:
 def test_widths_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"multiple of 8 and of 2 \* num_heads, got 20"):
         PromptDecoderConfig(embed_dim=20)
-    with pytest.raises(ConfigError, match="dense_prompts needs skip_channels"):
-        PromptDecoderConfig(dense_prompts=True)
+    with pytest.raises(ConfigError, match="context_levels must be 0 or more, got -1"):
+        PromptDecoderConfig(context_levels=-1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from napari_hrsam.errors import ConfigError, ShapeError
-from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig
+from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig, TinyViTConfig
+from napari_hrsam.modeling.efficientnet import STEM_CHANNELS
 from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
@@ -31,8 +32,9 @@ CONFIG = ModelConfig(
 )
 STEM_CONFIG = replace(
     CONFIG,
-    image_encoder=replace(ENCODER, stem="conv", stem_channels=(4, 6, 10)),
-    decoder=replace(CONFIG.decoder, skip_channels=(10, 6), dense_prompts=True),
+    image_encoder=replace(ENCODER, stem="efficientnet-lite0"),
+    decoder=replace(CONFIG.decoder, skip_channels=(STEM_CHANNELS[8], STEM_CHANNELS[4])),
+    dense_head=True,
 )
 CLICK = {"point_coords_xy": torch.tensor([[[20.0, 30.0]]]), "point_labels": torch.tensor([[1]])}
 
@@ -70,12 +72,13 @@ def test_bgr_models_see_swapped_channels() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("config", [CONFIG, STEM_CONFIG], ids=["linear", "conv"])
+@pytest.mark.parametrize("config", [CONFIG, STEM_CONFIG], ids=["linear", "stem"])
 def test_multimask_gives_masks_one_to_three_and_single_mask_zero(config) -> None:
     model = build(config)
     features = model.encode(pixels())
-    masks, iou = model.decode_all(features, **CLICK)
-    assert masks.shape == (1, 4, 16, 12)
+    decoded = model.decode_all(features, **CLICK)
+    masks, iou = decoded.masks, decoded.iou
+    assert masks.shape == decoded.coarse.shape == (1, 4, 16, 12)
     single, single_iou = model.decode(features, **CLICK)
     multi, multi_iou = model.decode(features, **CLICK, multimask=True)
     assert torch.equal(single, masks[:, :1])
@@ -87,14 +90,27 @@ def test_multimask_gives_masks_one_to_three_and_single_mask_zero(config) -> None
 def test_stem_models_keep_projected_maps_and_others_none() -> None:
     plain, stem = build().encode(pixels()), build(STEM_CONFIG).encode(pixels())
     assert plain.stride8 is plain.stride4 is None
-    assert stem.stride8.shape == (1, 4, 8, 6)
-    assert stem.stride4.shape == (1, 2, 16, 12)
+    assert stem.stride8.shape == (1, 32, 8, 6)
+    assert stem.stride4.shape == (1, 16, 16, 12)
     moved = stem.to(device="cpu", dtype=torch.float16)
     assert {x.dtype for _, x in moved.items()} == {torch.float16}
+    # SAM's decoder behind a stem does not look at its maps, and stores need not hold them.
+    unused = build(replace(STEM_CONFIG, decoder=CONFIG.decoder)).encode(pixels())
+    assert unused.stride8 is unused.stride4 is None
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("config", [CONFIG, STEM_CONFIG], ids=["linear", "conv"])
+def test_stem_maps_that_are_kept_are_the_projected_ones_of_the_stem() -> None:
+    model = build(STEM_CONFIG)
+    _, stride8, stride4 = model.image_encoder(model.normalize(pixels()))
+    features = model.encode(pixels())
+    expected = model.mask_decoder.project_stem(stride8, stride4)
+    assert torch.equal(features.stride8, expected[0])
+    assert torch.equal(features.stride4, expected[1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", [CONFIG, STEM_CONFIG], ids=["linear", "stem"])
 def test_prompts_of_one_image_share_its_features(config) -> None:
     model = build(config)
     features = model.encode(pixels())
@@ -119,13 +135,15 @@ def test_bfloat16_is_close_and_hands_out_float32() -> None:
 
 def test_gradients_flow_through_encoding_and_decoding() -> None:
     model = build(STEM_CONFIG).train()
-    masks, iou = model.decode_all(
-        model.encode(pixels()),
+    features = model.encode(pixels())
+    decoded = model.decode_all(
+        features,
         **CLICK,
         boxes_xyxy=torch.tensor([[5.0, 6.0, 40.0, 50.0]]),
         mask_logits=torch.randn(1, 1, 16, 12),
     )
-    (masks.square().mean() + iou.square().mean()).backward()
+    answers = (decoded.masks, decoded.iou, model.dense_maps(features))
+    sum(x.square().mean() for x in answers).backward()
     unused = {
         "image_encoder.blocks.0.attn.padding",
         "prompt_encoder.point_embeddings.0.weight",
@@ -134,6 +152,46 @@ def test_gradients_flow_through_encoding_and_decoding() -> None:
     }
     silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert silent <= unused
+
+
+@torch.inference_mode()
+def test_dense_maps_are_shares_at_stride_4_and_the_head_sees_the_kept_maps() -> None:
+    model = build(STEM_CONFIG)
+    features = model.encode(pixels(batch=2))
+    maps = model.dense_maps(features)
+    assert maps.shape == (2, 3, 16, 12)
+    assert 0 <= float(maps.min()) < float(maps.max()) <= 1
+    logits = model.dense_head(features.embedding, features.stride8, features.stride4)
+    torch.testing.assert_close(maps, 1 / (1 + torch.exp(-logits)))
+    for name in ("embedding", "stride8", "stride4"):
+        other = replace(features, **{name: getattr(features, name) + 1})
+        assert not torch.allclose(model.dense_maps(other), maps, atol=1e-4), name
+
+
+@torch.inference_mode()
+def test_dense_maps_of_a_model_without_stem_maps_need_the_embedding_only() -> None:
+    model = build(replace(CONFIG, dense_head=True))
+    assert model.dense_maps(model.encode(pixels())).shape == (1, 3, 16, 12)
+
+
+@torch.inference_mode()
+def test_a_model_without_dense_head_says_so() -> None:
+    model = build()
+    with pytest.raises(ConfigError, match="with a dense head, got 'small'; choose hrsam-tiny"):
+        model.dense_maps(model.encode(pixels()))
+
+
+@torch.inference_mode()
+def test_the_dense_head_changes_no_mask() -> None:
+    dense = build(STEM_CONFIG)
+    plain = build(replace(STEM_CONFIG, dense_head=False))
+    plain.load_state_dict(
+        {k: v for k, v in dense.state_dict().items() if not k.startswith("dense_head.")}
+    )
+    features = dense.encode(pixels())
+    assert torch.equal(plain.encode(pixels()).embedding, features.embedding)
+    assert torch.equal(plain.decode(features, **CLICK)[0], dense.decode(features, **CLICK)[0])
+    assert plain.fingerprint != dense.fingerprint
 
 
 def test_fingerprint_tells_weights_settings_and_precision_apart() -> None:
@@ -169,6 +227,24 @@ def test_inputs_of_another_shape_are_refused() -> None:
         ({"channel_order": "gbr"}, "'rgb' or 'bgr', got 'gbr'"),
         ({"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std must be positive"),
         ({"decoder": PromptDecoderConfig()}, "gives 16 channels but the decoder takes 256"),
+        (
+            {"decoder": replace(CONFIG.decoder, skip_channels=(40, 24))},
+            r"skip_channels must be .* None, or None, got \(40, 24\)",
+        ),
+        (
+            {
+                "decoder": replace(CONFIG.decoder, skip_channels=(24, 40)),
+                "image_encoder": STEM_CONFIG.image_encoder,
+            },
+            r"skip_channels must be .* \(40, 24\), or None, got \(24, 40\)",
+        ),
+        (
+            {
+                "decoder": PromptDecoderConfig(skip_channels=(40, 24)),
+                "image_encoder": TinyViTConfig(),
+            },
+            r"skip_channels must be .* None, or None, got \(40, 24\)",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message) -> None:
@@ -182,3 +258,14 @@ def test_named_models_are_listed_under_their_names() -> None:
     assert official.image_encoder.stem == "linear"
     assert official.decoder.skip_channels is None
     assert official.channel_order == "bgr"
+    assert not official.dense_head
+
+
+def test_own_models_see_what_their_stem_was_trained_with() -> None:
+    for name in ("hrsam-tiny", "hrsam++-tiny", "hrsam-tiny+focus"):
+        config = MODELS[name]
+        assert config.image_encoder.stem == "efficientnet-lite0"
+        assert (config.pixel_mean, config.pixel_std) == ((127.0,) * 3, (128.0,) * 3)
+        assert config.channel_order == "rgb"
+        assert config.decoder.skip_channels == (40, 24)
+        assert config.dense_head

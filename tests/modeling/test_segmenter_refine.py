@@ -48,7 +48,7 @@ def test_the_coarse_mask_and_its_token_steer_the_refiner() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("config", [PLAIN, STEM], ids=["linear", "conv"])
+@pytest.mark.parametrize("config", [PLAIN, STEM], ids=["linear", "stem"])
 def test_objects_of_one_image_get_features_of_their_own(config: ModelConfig) -> None:
     model, given = build(config), prompts(3)
     features = model.encode(pixels())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_hrsam.errors import ShapeError
+from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling import biased_attention
 from napari_hrsam.modeling.configs import BASAMConfig, ViTConfig
 from napari_hrsam.modeling.layers import merge_windows, split_windows
@@ -174,14 +174,39 @@ def test_encoder_refuses_other_shapes(shape, message) -> None:
         ViTEncoder(CONFIG)(torch.zeros(shape))
 
 
-def test_convolutional_stem_gives_the_finer_maps_and_replaces_the_patch_projection() -> None:
-    config = replace(CONFIG, patch_size=16, stem="conv", stem_channels=(4, 6, 8))
+@torch.no_grad()
+@pytest.mark.parametrize("stem_stride", [16, 32])
+def test_convolutional_stem_gives_the_finer_maps_and_replaces_the_patch_projection(
+    stem_stride,
+) -> None:
+    config = replace(CONFIG, patch_size=16, stem="efficientnet-lite0", stem_stride=stem_stride)
     encoder = ViTEncoder(config)
     assert not any(key.startswith("patch_embed") for key in encoder.state_dict())
     embedding, stride8, stride4 = encoder(image(48, 64))
     assert embedding.shape == (2, 8, 3, 4)
-    assert stride8.shape == (2, 8, 6, 8)
-    assert stride4.shape == (2, 6, 12, 16)
+    assert stride8.shape == (2, 40, 6, 8)
+    assert stride4.shape == (2, 24, 12, 16)
+
+
+@torch.no_grad()
+def test_without_blocks_the_neck_sees_the_tokens() -> None:
+    encoder = randomized(ViTEncoder(replace(CONFIG, depth=0, global_blocks=())))
+    tokens = encoder._tokens(image(32, 48))[0].permute(0, 3, 1, 2)
+    assert torch.equal(encoder(image(32, 48))[0], encoder.neck(tokens))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "conv"}, "one of linear, efficientnet-lite0 and .* got 'conv' and 16"),
+        ({"stem_stride": 4}, "stem_stride 16 or 32, got 'linear' and 4"),
+        ({"stem": "efficientnet-lite0"}, "stride 16, got patch 8"),
+        ({"depth": 0}, r"global_blocks must lie in 0..-1 \(depth 0\), got \(1,\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **changes)
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])

@@ -110,7 +110,8 @@ def check_neck_head(folder: ParityFolder, case: str, table: ErrorTable) -> None:
         mask_logits=folder.optional(f"{case}.prev_logits"),
     )
     position = prompt_encoder.dense_position(grid_hw)
-    masks, iou, _ = mask_decoder(image, position, sparse, dense)
+    decoded = mask_decoder(image, position, sparse, dense)
+    masks, iou = decoded.masks, decoded.iou
     best = masks[torch.arange(len(iou)), iou.argmax(1)][:, None]
     for name, ours in {
         "sparse_embeds": sparse,
@@ -169,13 +170,13 @@ def check_sam_decoder(folder: ParityFolder, case: str, table: ErrorTable) -> Non
     if theirs_dense is not None:
         table.close(folder, "dense_embeddings", dense, theirs_dense, TOLERANCE)
     settings = folder.case(case)
-    masks, iou, _ = mask_decoder(image, position, sparse, dense)
+    decoded = mask_decoder(image, position, sparse, dense)
     chosen = slice(1, None) if settings["multimask"] else slice(0, 1)
-    logits = masks[:, chosen]
+    logits = decoded.masks[:, chosen]
     upscaled = resize(resize(logits, (size, size), settings["resized_hw"]), settings["original_hw"])
     for name, ours in {
         "low_res_logits": logits,
-        "iou_predictions": iou[:, chosen],
+        "iou_predictions": decoded.iou[:, chosen],
         "upscaled_logits": upscaled,
     }.items():
         table.close(folder, name, ours, folder.tensor(f"{case}.{name}"), TOLERANCE)

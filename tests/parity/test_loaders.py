@@ -138,7 +138,8 @@ def test_neck_fixture_may_have_a_position_grid_that_is_not_square(tmp_path) -> N
     # Cell centres of 6 rows and 10 columns, x first.
     y, x = torch.meshgrid((torch.arange(6) + 0.5) / 6, (torch.arange(10) + 0.5) / 10, indexing="ij")
     position = prompts.pe_layer(torch.stack([x, y], -1)).permute(2, 0, 1)[None]
-    masks, iou, _ = decoder(io["case0.image_embeds"], position, sparse, dense)
+    decoded = decoder(io["case0.image_embeds"], position, sparse, dense)
+    masks, iou = decoded.masks, decoded.iou
     theirs = {"sparse_embeds": sparse, "dense_embeds": dense, "image_pos_embeds": position}
     theirs |= {"masks": masks, "iou": iou, "single_mask": masks[:, :1]}
     theirs["best_mask"] = masks[:, iou.argmax(1)]

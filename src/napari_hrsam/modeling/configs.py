@@ -11,6 +11,12 @@ from napari_hrsam.errors import ConfigError
 Stem = Literal["linear", "efficientnet-lite0"]
 STEMS: tuple[Stem, ...] = ("linear", "efficientnet-lite0")
 
+STEM_CHANNELS: dict[int, int] = {4: 24, 8: 40, 16: 112, 32: 320}
+"""Channels of the convolutional stem's maps by their stride in pixels."""
+
+STEM_PIXEL_MEAN, STEM_PIXEL_STD = (127.0,) * 3, (128.0,) * 3
+"""Normalisation of 0..255 RGB that the stem's ImageNet weights were trained with."""
+
 
 def _check_stem(stem: str, stride: int, patch_size: int) -> None:
     if stem not in STEMS or stride not in (16, 32):
@@ -74,7 +80,8 @@ class HRSAMConfig:
         Stochastic depth of the last block, rising linearly from 0.
     anchor_sizes : tuple of int or pair of int
         Sizes in pixels of the resized copies that HRSAM++ adds, each a number or (height, width);
-        empty for HRSAM. What is left over at the right and bottom after whole patches is not seen.
+        empty for HRSAM. What is left over at the right and bottom after whole patches is not seen
+        by a patch projection, and fills a last cell of a convolutional stem.
     anchor_keep_aspect : bool
         Keep the aspect ratio of the copies (rounded up to the patch) instead of a square; the
         numbers are then the longer sides.

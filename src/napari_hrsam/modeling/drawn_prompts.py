@@ -110,7 +110,7 @@ def match_clicks(
 
     def normalized(maps: Tensor) -> Tensor:
         # (N, C, ...) -> (N, heads, places, C / heads)
-        rows = maps.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
+        rows: Tensor = maps.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
         return F.layer_norm(rows, (depth,))
 
     likeness = normalized(clicked) @ normalized(x).transpose(2, 3) / depth  # (N, heads, P, h w)
@@ -119,7 +119,8 @@ def match_clicks(
         is_sign = (point_labels == sign)[:, None, :, None]
         best = likeness.masked_fill(~is_sign, -1.0).amax(2)
         matches.append(best * is_sign.any(2))
-    return torch.cat(matches, dim=1).unflatten(2, (height, width))
+    out: Tensor = torch.cat(matches, dim=1).unflatten(2, (height, width))
+    return out
 
 
 def draw_prompts(

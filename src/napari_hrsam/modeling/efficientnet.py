@@ -17,13 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_hrsam.modeling.configs import STEM_CHANNELS
 from napari_hrsam.modeling.layers import LayerNorm2d
 
-STEM_CHANNELS: dict[int, int] = {4: 24, 8: 40, 16: 112, 32: 320}
-"""Channels of the maps by their stride in pixels."""
-
-PIXEL_MEAN, PIXEL_STD = (127.0,) * 3, (128.0,) * 3
-"""Normalisation of 0..255 RGB that the ImageNet weights were trained with."""
+# Where others look for it; `configs` holds it because the table of models loads no torch.
+__all__ = ["STEM_CHANNELS", "EfficientNetLite0", "PretrainedStem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,10 @@ _STAGES = (
 _MAP_ENDS = {4: 2, 8: 4, 16: 10, 32: 15}
 """The block whose output is the map of each stride."""
 
-_STRIP_BLOCKS = 3
-"""Blocks 0 to 2 (to stride 4) run strip by strip: their wide maps then stay in the cache."""
-_STRIP_ROWS = 16
+_STRIP_BLOCKS = 5
+"""Blocks 0 to 4 (to stride 8) run strip by strip: their wide maps then stay in the cache."""
+_STRIP_ROWS = 8
+"""Rows of the stride-8 map in a strip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class _Block(nn.Module):
         return self.depthwise
 
     def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y, rows)))
         if not self.has_skip:
             return y
@@ -174,13 +173,13 @@ class EfficientNetLite0(nn.Module):
         learns = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             x = image.contiguous(memory_format=torch.channels_last)
+            maps: dict[int, Tensor] = {}
+            done = 0
             if torch.is_grad_enabled() or x.is_cuda:
                 x = self.first(x)
-                done = 0
             else:
-                x = self._strips(x)
-                done = _STRIP_BLOCKS
-            maps = {4: x} if done else {}
+                maps = self._strips(x)
+                x, done = maps[8], _STRIP_BLOCKS
             ends = {end: stride for stride, end in _MAP_ENDS.items()}
             for index in range(done, len(self.blocks)):
                 x = self.blocks[index](x)
@@ -188,25 +187,33 @@ class EfficientNetLite0(nn.Module):
                     maps[ends[index]] = x
         return maps
 
-    def _strips(self, image: Tensor) -> Tensor:
-        """Compute the stride-4 map a strip of rows at a time; the same numbers, less memory."""
-        steps: list[_First | _Block] = [self.first, *self.blocks[:_STRIP_BLOCKS]]  # type: ignore[list-item]
+    def _strips(self, image: Tensor) -> dict[int, Tensor]:
+        """Compute the stride-4 and stride-8 maps a strip of rows at a time.
+
+        The numbers are those of whole maps; the rows that a strip needs of its neighbours are
+        computed again.
+        """
+        steps: list[_First | _Block] = [self.first, *self.blocks[:_STRIP_BLOCKS]]
         heights = [image.shape[2]]
         for step in steps:
             heights.append(-(-heights[-1] // step.spatial.stride[0]))
-        strips = []
+        parts: dict[int, list[Tensor]] = {4: [], 8: []}
+        ends = {1 + end: stride for stride, end in _MAP_ENDS.items() if stride in parts}
         for start in range(0, heights[-1], _STRIP_ROWS):
             stop = min(start + _STRIP_ROWS, heights[-1])
-            needed: list[_Rows] = []
-            rows = _Rows(start, stop, 0, 0)
+            # What goes into each step, and last what comes out.
+            rows = [_Rows(start, stop, 0, 0)]
             for step, height in zip(reversed(steps), reversed(heights[:-1]), strict=True):
-                rows = step.spatial.rows_for(rows.start, rows.stop, height)
-                needed.append(rows)
-            x = image[:, :, rows.start : rows.stop]
-            for step, rows in zip(steps, reversed(needed), strict=True):
-                x = step(x, (rows.before, rows.after))
-            strips.append(x)
-        return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+                rows.insert(0, step.spatial.rows_for(rows[0].start, rows[0].stop, height))
+            x = image[:, :, rows[0].start : rows[0].stop]
+            for index, step in enumerate(steps):
+                x = step(x, (rows[index].before, rows[index].after))
+                if index in ends:
+                    # Only the rows that are this strip's own, not those its neighbours need too.
+                    stride, made = ends[index], rows[index + 1]
+                    own = range(start * 8 // stride, min(stop * 8 // stride, heights[index + 1]))
+                    parts[stride].append(x[:, :, own.start - made.start : own.stop - made.start])
+        return {stride: torch.cat(strips, dim=2) for stride, strips in parts.items()}
 
 
 class PretrainedStem(nn.Module):

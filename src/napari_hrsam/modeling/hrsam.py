@@ -310,7 +310,8 @@ class HRSAMEncoder(nn.Module):
     def _lateral(self, x: Tensor, sizes: Sizes, stage: int) -> Tensor:
         """Project the tokens (B, L, C) that leave a stage: (B, out_channels, H, W)."""
         projected: Tensor = self.lateral_convs[stage](self._merge_maps(x, sizes, stage))
-        return projected.transpose(1, 2).unflatten(2, sizes[0])
+        out: Tensor = projected.transpose(1, 2).unflatten(2, sizes[0])
+        return out
 
     def _scan_before(self, x: Tensor, sizes: Sizes, stage: int) -> Tensor:
         if not self.config.anchor_sizes:

@@ -42,8 +42,14 @@ from napari_hrsam.modeling.models import (
 )
 from napari_hrsam.modeling.segmenter import Segmenter
 
-Part = Literal["image_encoder", "prompt_encoder", "mask_decoder", "focus_refiner"]
-PARTS: tuple[Part, ...] = ("image_encoder", "prompt_encoder", "mask_decoder", "focus_refiner")
+Part = Literal["image_encoder", "prompt_encoder", "mask_decoder", "dense_head", "focus_refiner"]
+PARTS: tuple[Part, ...] = (
+    "image_encoder",
+    "prompt_encoder",
+    "mask_decoder",
+    "dense_head",
+    "focus_refiner",
+)
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAE_PRETRAIN = "mae-pretrain"

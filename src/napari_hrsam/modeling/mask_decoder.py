@@ -277,4 +277,5 @@ class MaskDecoder(nn.Module):
 def _mix(heads: nn.ModuleList, mask_tokens: Tensor, maps: Tensor) -> Tensor:
     """Weigh the channels of (N, C, H, W) by what each head makes of its token: (N, M, H, W)."""
     weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(heads)], dim=1)
-    return (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+    out: Tensor = (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+    return out

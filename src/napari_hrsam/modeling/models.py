@@ -8,6 +8,9 @@ from typing import Literal
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.configs import (
+    STEM_CHANNELS,
+    STEM_PIXEL_MEAN,
+    STEM_PIXEL_STD,
     BASAMConfig,
     EncoderConfig,
     FocusConfig,
@@ -16,7 +19,6 @@ from napari_hrsam.modeling.configs import (
     TinyViTConfig,
     ViTConfig,
 )
-from napari_hrsam.modeling.efficientnet import PIXEL_MEAN, PIXEL_STD, STEM_CHANNELS
 
 ChannelOrder = Literal["rgb", "bgr"]
 
@@ -81,6 +83,14 @@ class ModelConfig:
                 f"the encoder gives {self.image_encoder.out_channels} channels but the decoder "
                 f"takes {self.decoder.embed_dim}"
             )
+        encoder, skips = self.image_encoder, self.decoder.skip_channels
+        has_stem = not isinstance(encoder, TinyViTConfig) and encoder.stem != "linear"
+        stem_channels = (STEM_CHANNELS[8], STEM_CHANNELS[4]) if has_stem else None
+        if skips is not None and skips != stem_channels:
+            raise ConfigError(
+                f"skip_channels must be the channels of the encoder's stride-8 and stride-4 maps, "
+                f"{stem_channels}, or None, got {skips}"
+            )
         if self.focus is not None and self.focus.embed_dim != self.decoder.embed_dim:
             raise ConfigError(
                 f"the encoder gives {self.decoder.embed_dim} channels but the focus refiner "
@@ -114,8 +124,8 @@ HRSAM_TINY = ModelConfig(
         skip_channels=(STEM_CHANNELS[8], STEM_CHANNELS[4]),
     ),
     dense_head=True,
-    pixel_mean=PIXEL_MEAN,
-    pixel_std=PIXEL_STD,
+    pixel_mean=STEM_PIXEL_MEAN,
+    pixel_std=STEM_PIXEL_STD,
     tile_px=512,
     licence="BSD-3-Clause",
     weights="hrsam-tiny.safetensors",
@@ -151,8 +161,8 @@ SAM_TINY = ModelConfig(
         stem="efficientnet-lite0",
     ),
     decoder=HRSAM_TINY.decoder,
-    pixel_mean=PIXEL_MEAN,
-    pixel_std=PIXEL_STD,
+    pixel_mean=STEM_PIXEL_MEAN,
+    pixel_std=STEM_PIXEL_STD,
     tile_px=256,
     licence="BSD-3-Clause",
 )

@@ -144,7 +144,10 @@ class Segmenter(nn.Module):
         use_bf16 = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
             embedding, stride8, stride4 = self.image_encoder(normalized)
-            if self.mask_decoder.fine is not None and stride8 is not None:
+            if self.mask_decoder.fine is None:
+                # SAM's decoder looks at no stem maps: they need not be kept.
+                stride8 = stride4 = None
+            elif stride8 is not None:
                 stride8, stride4 = self.mask_decoder.project_stem(stride8, stride4)
         features = ImageFeatures(embedding=embedding, stride8=stride8, stride4=stride4)
         return features.to(device=self.device, dtype=torch.float32) if use_bf16 else features
