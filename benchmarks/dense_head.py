@@ -51,6 +51,8 @@ MAP_STRIDE = 2
 
 LEAST_AUC, LEAST_MEAN_F1 = 0.85, 0.6
 
+AUCS = ("auc", "auc_centred")
+
 PARTIAL = {
     "amazon-forest": "forest and clearings fill the image: no background",
     "balloon": "only balloons",
@@ -211,8 +213,12 @@ def enlarged(labels: NDArray[np.int32], shape_yx: tuple[int, ...]) -> NDArray[np
     return full[: shape_yx[0], : shape_yx[1]]
 
 
-def auc(item: Encoded) -> float | None:
-    """Score the embedding by `prototype_auc`; None where there are not two objects and ground."""
+def aucs(item: Encoded) -> tuple[float, float] | None:
+    """Score the embedding, and the embedding less its mean over the view, by `prototype_auc`.
+
+    What all cells share hides their differences from a cosine. None where there are not two
+    objects and ground.
+    """
     stride = item.view.tile.shape[0] // item.embedding.shape[1]
     rows, columns = (side // stride for side in item.view.labels.shape)
     labels = item.view.labels[: rows * stride, : columns * stride]
@@ -221,7 +227,9 @@ def auc(item: Encoded) -> float | None:
     cells = cell_labels(labels, (rows, columns))
     if len(np.unique(cells[cells != 0])) < 2 or (cells != 0).all():
         return None
-    return prototype_auc(item.embedding[:, :rows, :columns], cells)
+    embedding = item.embedding[:, :rows, :columns]
+    centred = embedding - embedding.mean(axis=(1, 2), keepdims=True)
+    return prototype_auc(embedding, cells), prototype_auc(centred, cells)
 
 
 # ------------------------------------------------------------------------------------- scores
@@ -235,14 +243,16 @@ def domain_row(
         counts["otsu"] += f1_at(otsu_watershed(pixels, **OTSU), labels)  # type: ignore[arg-type]
         for name in made_from:
             counts[name] += f1_at(enlarged(from_maps(item, name), labels.shape), labels)
-    aucs = [value for item in items if (value := auc(item)) is not None]
+    values = [pair for item in items if (pair := aucs(item)) is not None]
+    auc, centred = np.mean(values, axis=0).tolist() if values else (None, None)
     row: dict[str, Any] = {
         "domain": items[0].view.sample.domain,
         "images": len({item.view.sample.key for item in items}),
         "tiles": len(items),
         "objects": counts["otsu"].tp + counts["otsu"].fn,
         **{name: count.f1 for name, count in counts.items()},
-        "auc": float(np.mean(aucs)) if aucs else None,
+        "auc": auc,
+        "auc_centred": centred,
     }
     if found_too:
         row |= {f"found_{k}": c.tp / max(1, c.tp + c.fn) for k, c in counts.items()}
@@ -258,7 +268,7 @@ def mean_row(rows: Sequence[Mapping[str, Any]], made_from: Sequence[str]) -> dic
     mean: dict[str, Any] = {"domain": "mean"}
     for name in ("images", "tiles", "objects"):
         mean[name] = sum(row[name] for row in rows)
-    for name in ("otsu", *made_from, "auc"):
+    for name in ("otsu", *made_from, *AUCS):
         values = [row[name] for row in rows if row[name] is not None]
         mean[name] = float(np.mean(values)) if values else None
     mean["f1_passes"] = bool(
@@ -301,7 +311,7 @@ def scores(
         if items:
             rows.append({**domain_row(items, made_from, partial), "partial": partial})
     whole, rest = ([row for row in rows if row["partial"] is is_] for is_ in (False, True))
-    columns = ("domain", "images", "tiles", "objects", "otsu", *made_from, "auc")
+    columns = ("domain", "images", "tiles", "objects", "otsu", *made_from, *AUCS)
     if whole:
         whole.append(mean_row(whole, made_from))
         print("F1 at an IoU of 0.5, and AUC of a prototype on the embedding")

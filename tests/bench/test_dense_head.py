@@ -95,18 +95,20 @@ def test_a_large_image_is_cut_into_tiles_from_the_middle_on(bench, samples) -> N
 
 
 def test_perfect_maps_and_a_telling_embedding_pass_the_gate(bench, samples) -> None:
-    (view,) = bench.views(samples[0], 128)
-    truth = np.zeros((128, 128), np.int32)
+    view = next(bench.views(samples[0], 512))
+    truth = np.zeros((512, 512), np.int32)
     truth[: view.labels.shape[0]] = view.labels
     half = truth[::2, ::2] > 0
     inner = np.stack([half, ~half, half]).astype(np.float32)
-    cells = truth.reshape(8, 16, 8, 16).transpose(0, 2, 1, 3).reshape(8, 8, -1)
-    embedding = np.stack([np.ones((8, 8)), (cells > 0).mean(axis=2) > 0.5]).astype(np.float32)
+    inside = truth.reshape(32, 16, 32, 16).transpose(0, 2, 1, 3).reshape(32, 32, -1) > 0
+    embedding = np.stack([np.ones((32, 32)), inside.mean(axis=2) > 0.5]).astype(np.float32)
     item = bench.Encoded(view=view, embedding=embedding, maps={"both": inner})
     found = bench.enlarged(bench.from_maps(item, "both"), view.labels.shape)
     assert bench.f1_at(found, view.labels).f1 == 1
     row = bench.domain_row([item], ("both",), found_too=False)
     assert (row["both"], row["objects"], row["otsu"]) == (1, 5, 1)
+    assert row["auc_centred"] > 0.95
+    assert row["auc"] > 0.95
     # A draw with the classical method is no pass.
     assert row["f1_passes"] is False
 
