@@ -113,7 +113,8 @@ def match_clicks(
         rows: Tensor = maps.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
         return F.layer_norm(rows, (depth,))
 
-    likeness = normalized(clicked) @ normalized(x).transpose(2, 3) / depth  # (N, heads, P, h w)
+    with torch.autocast(x.device.type, enabled=False):
+        likeness = normalized(clicked) @ normalized(x).transpose(2, 3) / depth  # (N, heads, P, h w)
     matches: list[Tensor] = []
     for sign in (1, 0):
         is_sign = (point_labels == sign)[:, None, :, None]
