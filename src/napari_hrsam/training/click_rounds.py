@@ -185,19 +185,10 @@ class ClickRounds:
         self.labels = self.gt.long()
         self.coarse_labels = pooled(self.gt, MASK_STRIDE // LOSS_STRIDE).long()
         self.weight = torch.ones(len(masks), device=device) if weight is None else weight
-        self.num_rounds = self._draw_length()
+        self.num_rounds = draw_length(config, rng)
         self.coords = torch.zeros(len(masks), 0, 2, device=device)
         self.signs = torch.zeros(len(masks), 0, dtype=torch.long, device=device)
         self.boxes = self._boxes() if rng.random() < config.box_share else None
-
-    def _draw_length(self) -> int:
-        config, rng = self.config, self.rng
-        if config.max_clicks == 1 or rng.random() < config.first_share:
-            return 1
-        num = 2
-        while num < config.max_clicks and rng.random() < config.click_decay:
-            num += 1
-        return num
 
     def run(self, model: Segmenter, features: ImageFeatures) -> RoundsLoss:
         """Click, and compute the loss of the last round.
@@ -236,11 +227,11 @@ class ClickRounds:
 
     def _resize(self, masks: Tensor) -> Tensor:
         """Logits at the size of the labels."""
-        return F.interpolate(masks.float(), self.gt.shape[1:], mode="bilinear", align_corners=False)
+        return resized_to(masks, self.gt)
 
     def _mean(self, values: Tensor) -> Tensor:
         """Weighted mean over the objects."""
-        return (values * self.weight).sum() / self.weight.sum().clamp(min=1e-6)
+        return weighted_mean(values, self.weight)
 
     def _fed_back(self, prior: Tensor | None) -> Tensor | None:
         """Prior logits as a session feeds them back: clicks obeyed; and not to be relied on."""
@@ -250,22 +241,26 @@ class ClickRounds:
         return fed_back(prior, self.coords, self.signs, draws)
 
     def _draw_prior(self, prior: Tensor) -> PriorDraws:
-        options = {"generator": self.generator, "device": prior.device}
-        spread = torch.rand(self.signs.shape, **options)
+        spread = self._uniform(*self.signs.shape)
         scale, level = draw_distortion(self.rng)
-        return PriorDraws(spread, torch.randn(prior.shape, **options), scale, level)
+        return PriorDraws(spread, self._normal(*prior.shape), scale, level)
 
     def _boxes(self) -> Tensor:
         """Boxes around the objects as drawn by hand: (N, 4) x0, y0, x1, y1 in crop pixels."""
-        noise = torch.randn(len(self.gt), 4, generator=self.generator, device=self.gt.device)
-        return boxes_around(self.gt, noise)
+        return boxes_around(self.gt, self._normal(len(self.gt), 4))
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.gt.device)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.gt.device)
 
     def _add_clicks(self, predicted: Tensor) -> None:
-        num, options = len(self.gt), {"generator": self.generator, "device": self.gt.device}
+        num = len(self.gt)
         draws = ClickDraws(
-            kind=torch.rand(num, **options),
-            place=torch.rand(self.gt.shape, **options),
-            jitter=torch.rand(num, 2, **options),
+            kind=self._uniform(num),
+            place=self._uniform(*self.gt.shape),
+            jitter=self._uniform(num, 2),
         )
         coords_xy, sign = place_clicks(predicted, self.gt, draws)
         self.coords = torch.cat([self.coords, coords_xy[:, None]], dim=1)
@@ -278,6 +273,26 @@ class ClickRounds:
             "point_labels": self.signs if has_points else None,
             "boxes_xyxy": self.boxes,
         }
+
+
+def draw_length(config: ClickConfig, rng: np.random.Generator) -> int:
+    """Draw the number of rounds of a sequence."""
+    if config.max_clicks == 1 or rng.random() < config.first_share:
+        return 1
+    num = 2
+    while num < config.max_clicks and rng.random() < config.click_decay:
+        num += 1
+    return num
+
+
+def resized_to(masks: Tensor, gt: Tensor) -> Tensor:
+    """Logits (N, 1, h, w) at the size of labels (N, H, W), float32."""
+    return F.interpolate(masks.float(), gt.shape[1:], mode="bilinear", align_corners=False)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of (N,) values with (N,) weights; 0 where all weights are 0."""
+    return (values * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
