@@ -18,6 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -301,7 +302,7 @@ class _FixedShape:
                 self._draw_click()
             key = (index, has_box, has_prior)
             work = self._last if is_last else self._round
-            self._call((is_last, key), lambda work=work, key=key: work(*key))
+            self._call((is_last, key), partial(work, *key))
         return num_rounds
 
     def _draw_click(self) -> None:
