@@ -24,8 +24,8 @@ for the rest of the time. ``--profile`` says where a step's time goes and stops 
 ``--small --device cpu --seconds 30`` rehearses all of it.
 
 The images are decoded while another process compares the kernels with the CPU. The output folder
-holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best weights (9 MB;
-those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
+holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best weights (9
+MB; those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
 """
 
 from __future__ import annotations
