@@ -105,7 +105,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
 
 def network(seed: int = 0) -> tuple[Segmenter, ClickTask]:
     torch.manual_seed(seed)
-    encoder = replace(HRSAM_TINY.image_encoder, depth=2, stage_ends=(1,))
+    encoder = replace(HRSAM_TINY.image_encoder, depth=1, stage_ends=(0,))
     model = Segmenter(replace(HRSAM_TINY, image_encoder=encoder))
     model.set_backends("auto", "torch")
     stem = {f"image_encoder.stem.net.{k}": v for k, v in EfficientNetLite0(32).state_dict().items()}
@@ -155,9 +155,9 @@ def test_pieces_compute_what_click_task_computes(captured: bool) -> None:
         model, task, capture=capture if captured else None, after=1, autocast=False
     )
     num_rounds = set()
-    for seed in range(14):
+    for seed in range(12):
         # The dense and the clicks' parts; in the second half of the time also without the stem's.
-        done = 0.1 if seed < 10 else 0.8
+        done = 0.1 if seed < 9 else 0.8
         want = expected(model, task, seed, done)
         num_rounds.add(len(want[0].ious))
         set_to_zero(model, task)
