@@ -20,12 +20,13 @@ There, compare designs and stop (5 minutes; they train beside one another and sh
         --stem .gpu/stem.safetensors --out $OUT --seconds 290 --designs-seconds 170 --designs-only
 
 Without ``--init`` it starts from the stem; with ``--designs-seconds`` alone the best design goes on
-for the rest of the time. ``--profile`` says where a step's time goes and stops (1 minute).
+for the rest of the time. ``--profile`` says where a step's time goes and stops (2 minutes).
 ``--small --device cpu --seconds 30`` rehearses all of it.
 
-The images are decoded while another process compares the kernels with the CPU. The output folder
-holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best weights (9
-MB; those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
+The images are decoded while another process compares the kernels with the CPU, and steps replayed
+as CUDA graphs with plain ones; where these differ every step launches its kernels. The output
+folder holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best
+weights (9 MB; those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,8 @@ from torch import Tensor
 from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS
+from napari_hrsam.training.click_rounds import ClickConfig
+from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.designs import DESIGNS, choose_design, quality
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
 from napari_hrsam.training.device_images import LabelledObjects, objects_of
@@ -65,7 +69,7 @@ from napari_hrsam.training.gpu_run import (
     objects_to_score,
     train_for,
 )
-from napari_hrsam.training.graphed import own_stream
+from napari_hrsam.training.graphed import CudaCapture, GraphedTask, gradient_errors, own_stream
 from napari_hrsam.training.pack import PackedSample, read_pack
 from napari_hrsam.training.run_output import RunOutput
 
@@ -171,6 +175,28 @@ def check_kernels(device: str) -> dict[str, Any]:
     return facts
 
 
+def check_graphs(device: str) -> dict[str, Any]:
+    """Compare gradients of replayed steps with those of plain ones, in float32."""
+    torch.manual_seed(0)
+    labels = torch.zeros(2, 128, 128, dtype=torch.long)
+    labels[0, 30:70, 40:90] = labels[1, 50:110, 20:60] = 1
+    images = (255 * torch.rand(2, 3, 128, 128) + 100 * labels[:, None]).clamp(max=255)
+    index = torch.arange(2)
+    parts = {"images": images, "labels": labels, "masks": labels == 1, "crop_index": index}
+    parts = {name: x.to(device) for name, x in parts.items()}
+    batch: Any = SimpleNamespace(**parts, weight=torch.ones(2, device=device), max_id=1)
+    with own_stream(torch.device(device)):
+        model, task = Segmenter(HRSAM_TINY).to(device).train(), ClickTask(ClickConfig())
+        capture = CudaCapture() if device == "cuda" else None
+        graphed = GraphedTask(model, task, capture=capture, after=1, autocast=False)
+        errors = gradient_errors(graphed, batch, 4 * [0, 1, 2, 3] if capture else [0, 1])
+    return {
+        "errors": errors,
+        "records": graphed.num_records,
+        "works": graphed.capture is not None and float(np.median(errors)) < 1e-2,
+    }
+
+
 def child(work: Callable[[], None], out: RunOutput, name: str) -> int:
     """Run a function in a forked process, which shares the decoded images; give its number."""
     number = os.fork()
@@ -207,7 +233,8 @@ def compare_designs(data: Data, out: RunOutput, work: Path) -> str:
         mine = RunOutput(work / name)
         # Beside one another they fill the GPU with small batches as well.
         factor = 0.5 * args.batch_factor
-        config = RunConfig(batch_factor=factor, small=args.small, seed=args.seed)
+        graphs = not args.no_graphs
+        config = RunConfig(batch_factor=factor, graphs=graphs, small=args.small, seed=args.seed)
         trial = Trial(name=name, seconds=args.designs_seconds, ablations=("none", "embedding"))
         with own_stream(torch.device(args.device)):
             run = data.run(name, config, None)
@@ -358,14 +385,21 @@ def main(given: list[str] | None = None) -> None:
         kernels = work / "kernels.json"
 
         def check() -> None:
-            kernels.write_text(json.dumps(check_kernels(args.device)))
+            facts = check_kernels(args.device)
+            kernels.write_text(json.dumps({"kernels": facts}))
+            graphs = check_graphs(args.device)
+            kernels.write_text(json.dumps({"kernels": facts, "graphs": graphs}))
 
         checking = child(check, out, "the check of the kernels")
         data = Data(args)
-        wait_for({checking: "the check of the kernels"}, 60, out)
+        wait_for({checking: "the check of the kernels"}, 90, out)
         if kernels.exists():
-            out.put(kernels=json.loads(kernels.read_text()))
+            out.put(**json.loads(kernels.read_text()))
             out.say(f"kernels, relative error against the CPU: {out.facts['kernels']}")
+        graphs = out.facts.get("graphs", {"works": False})
+        out.say(f"replayed steps, relative errors of gradients: {graphs}")
+        if not graphs["works"]:
+            args.no_graphs = True
         out.put(images={split: len(part) for split, part in data.samples.items()})
         out.say(f"images {out.facts['images']}; {left():.0f} s left")
         design, init = args.design or DEFAULT_DESIGN, args.init

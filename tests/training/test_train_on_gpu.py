@@ -102,6 +102,7 @@ def test_whole_script(tmp_path: Path, command: Callable[..., list[str]]) -> None
     facts = json.loads((out / "result.json").read_text())
     assert facts["images"] == {"train": 2, "val": 2}
     assert facts["kernels"]["torch"] < 1e-4
+    assert max(facts["graphs"]["errors"]) < 1e-3
     assert set(facts["qualities"]) == {"no-trunk", "trunk"}
     assert facts["chosen"] == facts["design"] == "trunk"
     # It goes on from what the comparison has trained.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -154,6 +154,42 @@ class GraphedTask:
             grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
             torch._foreach_zero_(grads)
             return self.step(batch, rng, done)
+
+
+def gradient_errors(graphed: GraphedTask, batch: Crops, seeds: Iterable[int]) -> list[float]:
+    """Compare the pieces with `ClickTask` itself; waits for the device.
+
+    Parameters
+    ----------
+    graphed : GraphedTask
+        Without autocast.
+    batch : Crops
+    seeds : iterable of int
+        Of the clicks.
+
+    Returns
+    -------
+    list of float
+        Per seed, the norm of the difference of all gradients, relative to their norm.
+    """
+    modules = (graphed.model, graphed.task)
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    grads = [p.grad for p in learning if p.grad is not None]
+    errors = []
+    for seed in seeds:
+        both = []
+        for is_graphed in (False, True):
+            torch._foreach_zero_(grads)
+            rng = np.random.default_rng(seed)
+            if is_graphed:
+                graphed.step(batch, rng, 0.1)
+            else:
+                graphed.task(graphed.model, batch, rng, 0.1).loss.backward()
+            both.append(torch.cat([grad.reshape(-1) for grad in grads]))
+        errors.append(float((both[1] - both[0]).norm() / both[0].norm()))
+    return errors
 
 
 class _FixedShape:
