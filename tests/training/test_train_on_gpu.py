@@ -152,8 +152,11 @@ def make_run(samples: list[PackedSample], stem: dict[str, Tensor]) -> Callable[.
 
 
 def test_objects_to_score_are_those_of_the_pack(samples: list[PackedSample]) -> None:
-    val = DeviceCrops(samples[2:], "cpu", augmentation=UNCHANGED)
-    rows = objects_to_score(val, samples[2:], 5)
+    # The numbers of second labels mean other objects.
+    twice = [replace(s, second_labels=s.labels) for s in samples[2:]]
+    val = DeviceCrops(twice, "cpu", augmentation=UNCHANGED)
+    rows = objects_to_score(val, twice, 5)
+    assert val.object_layer[rows].tolist() == [0, 0]
     # 300 is the larger disc, the second object of each image.
     assert val.object_ids[rows].tolist() == [2, 2]
     assert sorted(val.object_sample[rows].tolist()) == [0, 1]
@@ -249,7 +252,7 @@ def test_memory_that_never_suffices_ends_the_run(
     run = make_run()
     runs_out(run, 1000, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        train_for(run, Trial(name="x", seconds=60), RunOutput(tmp_path))
+        train_for(run, Trial(name="x", seconds=5), RunOutput(tmp_path))
 
 
 def test_the_best_weights_are_kept(
