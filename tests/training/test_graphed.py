@@ -203,9 +203,13 @@ def test_failed_recording_falls_back_to_running(caplog: pytest.LogCaptureFixture
 
 def test_failed_step_is_done_again_from_its_start() -> None:
     model, task = network()
+    recorded = []
 
     def fails(work: Callable[[], None]) -> Callable[[], None]:
-        work()
+        recorded.append(work)
+        if len(recorded) < 4:
+            return capture(work)
+        work()  # By now there are gradients.
         raise RuntimeError("no")
 
     graphed = GraphedTask(model, task, capture=fails, after=1, autocast=False)
@@ -213,6 +217,7 @@ def test_failed_step_is_done_again_from_its_start() -> None:
     for _ in range(2):
         set_to_zero(model, task)
         check(graphed, 3, 0.1, want)
+    assert len(recorded) == 4
 
 
 def test_out_of_memory_is_not_taken_for_a_failed_recording() -> None:
