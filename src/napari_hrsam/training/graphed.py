@@ -144,6 +144,7 @@ class GraphedTask:
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = _FixedShape(self, batch)
+        before = rng.bit_generator.state
         try:
             return shape.step(batch, rng, done)
         except _CaptureError as error:
@@ -153,6 +154,7 @@ class GraphedTask:
             modules = (self.model, self.task)
             grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
             torch._foreach_zero_(grads)
+            rng.bit_generator.state = before
             return self.step(batch, rng, done)
 
 
