@@ -57,7 +57,7 @@ from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS
 from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
-from napari_hrsam.training.designs import DESIGNS, choose_design, quality
+from napari_hrsam.training.designs import DESIGNS, choose_design
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
 from napari_hrsam.training.device_images import LabelledObjects, objects_of
 from napari_hrsam.training.gpu_run import (
@@ -66,12 +66,12 @@ from napari_hrsam.training.gpu_run import (
     Run,
     RunConfig,
     Trial,
-    objects_to_score,
     train_for,
 )
 from napari_hrsam.training.graphed import CudaCapture, GraphedTask, gradient_errors, own_stream
 from napari_hrsam.training.pack import PackedSample, read_pack
 from napari_hrsam.training.run_output import RunOutput
+from napari_hrsam.training.tile_scores import objects_to_score, quality
 
 NAME = "hrsam-tiny"
 DEFAULT_DESIGN = "trunk-taught"
@@ -246,7 +246,7 @@ def compare_designs(data: Data, out: RunOutput, work: Path) -> str:
     wait_for(started, args.designs_seconds + (600 if args.small else 75), out)
     facts = out.join([work / name for name in args.designs])
     last = {name: f[name][-1] for name, f in facts.items() if f.get(name)}
-    qualities = {name: quality(entry["score"]) for name, entry in last.items()}
+    qualities = {name: quality(entry["score"]["none"]) for name, entry in last.items()}
     out.put(design_facts=last, qualities=qualities)
     if args.keep_weights:
         for name in last:

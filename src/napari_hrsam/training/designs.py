@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.configs import HRSAMConfig
@@ -65,18 +64,6 @@ DESIGNS: dict[str, Design] = {
     "trunk-taught": _design(stem_weight=0.5),
     "no-trunk": _design(depth=0, stem_weight=0.5),
 }
-
-
-def quality(score: Mapping[str, Any]) -> float:
-    """Give the number by which weights are chosen: mean of IoU@1 and IoU@5.
-
-    Parameters
-    ----------
-    score : mapping
-        As `gpu_run.Run.score` gives it: means over sizes and domains, by what is left out.
-    """
-    whole = score["none"]
-    return 0.5 * (float(whole["iou1"]) + float(whole["iou5"]))
 
 
 def choose_design(qualities: Mapping[str, float]) -> str:

@@ -20,19 +20,12 @@ from napari_hrsam.modeling.selective_scan import numba_ready
 from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask, TaskLoss
 from napari_hrsam.training.dense_task import StemTeacher
-from napari_hrsam.training.designs import Design, quality
+from napari_hrsam.training.designs import Design
 from napari_hrsam.training.device_crops import DeviceBatch, DeviceCrops
 from napari_hrsam.training.flat_weights import FlatWeights
 from napari_hrsam.training.graphed import CudaCapture, GraphedTask
-from napari_hrsam.training.pack import PackedSample
 from napari_hrsam.training.run_output import RunOutput
-from napari_hrsam.training.tile_scores import (
-    SPANS,
-    Ablation,
-    spread_over_domains,
-    summarize_scores,
-    tile_scores,
-)
+from napari_hrsam.training.tile_scores import Ablation, quality, score_sizes
 
 CROPS = ((256, 64, 3), (512, 16, 3))
 """Side in pixels, crops and objects per crop of the batches: equal numbers of pixels. Every size
@@ -230,29 +223,18 @@ class Run:
         dict
             By ablation: means over the sizes, and ``spans`` with the scores of each size.
         """
-        out: dict[str, Any] = {}
         small = self.config.small
-        for ablation in ablations:
-            rows: dict[str, Any] = {}
-            for span in SPANS:
-                with torch.autocast(self.device.type, torch.bfloat16):
-                    ious, valid = tile_scores(
-                        self.averaged,
-                        self.val,
-                        self.objects,
-                        span=span,
-                        ablation=ablation,
-                        tile_px=128 if small else 512,
-                        at_once=4 if small or self.device.type == "cpu" else 32,
-                    )
-                domain = self.val.object_domain[self.objects]
-                rows[f"{span[0]}-{span[1]}"] = summarize_scores(
-                    ious, valid, domain, self.val.domains
+        out: dict[str, Any] = {}
+        with torch.autocast(self.device.type, torch.bfloat16):
+            for ablation in ablations:
+                out[ablation] = score_sizes(
+                    self.averaged,
+                    self.val,
+                    self.objects,
+                    ablation=ablation,
+                    tile_px=128 if small else 512,
+                    at_once=4 if small or self.device.type == "cpu" else 32,
                 )
-            keys = ("iou1", "iou3", "iou5", "drops")
-            found = [row for row in rows.values() if row["objects"]]
-            means = {k: round(float(np.mean([r[k] for r in found])), 4) for k in keys if found}
-            out[ablation] = {**dict.fromkeys(keys, 0.0), **means, "spans": rows}
         return out
 
     def save(self, path: Path, note: str = "") -> None:
@@ -362,7 +344,7 @@ def _keep_if_best(
     """Score, write what was found, and the weights if they are the best so far."""
     begin = time.monotonic()
     score = run.score(trial.ablations)
-    found = quality(score)
+    found = quality(score["none"])
     entry = {
         "step": run.step,
         "crops": run.crops,
@@ -380,24 +362,3 @@ def _keep_if_best(
     if found > best and trial.keep_weights:
         run.save(out.folder / f"{trial.name}.safetensors")
     return found
-
-
-def objects_to_score(val: DeviceCrops, samples: Sequence[PackedSample], at_most: int) -> Tensor:
-    """Rows of the packed objects to click on, up to ``at_most`` of every domain.
-
-    Parameters
-    ----------
-    val : DeviceCrops
-        Of the samples.
-    samples : sequence of PackedSample
-    at_most : int
-    """
-    wanted = []
-    for sample in (samples[i] for i in val.sample_index.tolist()):
-        values = np.union1d(np.unique(sample.labels), [0])
-        wanted.append(set(np.searchsorted(values, sample.noc_objects).tolist()))
-    columns = (val.object_sample, val.object_ids, val.object_layer)
-    table = enumerate(zip(*(c.tolist() for c in columns), strict=True))
-    rows = [row for row, (i, number, layer) in table if layer == 0 and number in wanted[i]]
-    chosen = torch.tensor(rows, dtype=torch.long, device=val.device)
-    return chosen[spread_over_domains(val.object_domain[chosen], at_most)]
