@@ -13,8 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-LENGTH_COLUMNS = ("iou1", "iou3", "iou5", "noc80")
-SHARE_COLUMNS = ("iou1", "iou3", "iou5")
+SHARE_COLUMNS = ("iou1", "iou3", "iou5", "drops")
 STABILITY_COLUMNS = ("iou1", "iou3", "iou5", "iou10", "noc80", "noc85", "noc90", "drops")
 TITLES = {
     **{f"iou{n}": f"IoU@{n}" for n in (1, 3, 5, 10)},
@@ -34,14 +33,72 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def length_table(measured: dict[str, Any], columns: tuple[str, ...]) -> str:
-    """One row for every model and input size."""
+def share_table(measured: dict[str, Any]) -> str:
+    """One row for every part that is taken away and every size."""
     rows = [
-        [row["model"], str(row["input_px"]), *(number(row[c]) for c in columns)]
+        [row["taken away"], row["span"], *(number(row[c]) for c in SHARE_COLUMNS)]
         for row in measured["rows"]
     ]
-    titles = [TITLES[c] + (" of 5" if c.startswith("noc") else "") for c in columns]
-    return table(["model", "input px", *titles], rows)
+    return table(
+        ["taken away", "object's share of the tile", *map(TITLES.get, SHARE_COLUMNS)], rows
+    )
+
+
+def sizes_table(measured: dict[str, Any]) -> str:
+    """One row for every size of an object on the tile, the kinds of image side by side."""
+    kinds = list(dict.fromkeys(row["images"] for row in measured["rows"]))
+    sizes = list(dict.fromkeys(row["size_px"] for row in measured["rows"]))
+    found = {(row["images"], row["size_px"]): row for row in measured["rows"]}
+    rows = [
+        [str(size), *(_iou_and_count(found.get((kind, size))) for kind in kinds)] for size in sizes
+    ]
+    return table(["px of a 512 px tile", *kinds], rows)
+
+
+def _iou_and_count(row: dict[str, Any] | None) -> str:
+    if row is None or row["iou1"] is None:
+        return "-"
+    return f"{row['iou1']:.3f} ({row['objects']})"
+
+
+def designs_table(measured: dict[str, Any]) -> str:
+    """One row for every design that was trained beside the others."""
+    rows = []
+    for name, found in measured["designs"].items():
+        whole, zero = found["score"]["none"], found["score"]["embedding"]
+        large = whole["spans"]["0.5-0.9"]
+        cells = (whole["iou1"], whole["iou5"], large["iou1"], zero["iou1"])
+        rows.append([name, str(found["step"]), str(found["crops"]), *map(number, cells)])
+    titles = ["IoU@1", "IoU@5", "IoU@1 at 0.5-0.9", "IoU@1, embedding zero"]
+    return table(["design", "steps", "crops", *titles], rows)
+
+
+def windows_table(measured: dict[str, Any]) -> str:
+    """One row for every width and precision of a shifted window layer on a GPU."""
+    rows = [
+        [
+            f"{row['channels']} x {row['batch']}, {row['precision']}",
+            *(number(row.get(c)) for c in ("padded_ms", "kv_only_ms", "triton_ms")),
+            number(row.get("triton_ratio")),
+        ]
+        for row in measured["sections"]["shifted windows"]["rows"]
+    ]
+    titles = ["padded queries, ms", "KV-only with SDPA, ms", "KV-only in our kernel, ms", "ratio"]
+    return table(["channels x batch", *titles], rows)
+
+
+def scan_table(measured: dict[str, Any]) -> str:
+    """One row for every size and backend of the cycle scan on a GPU."""
+    rows = [
+        [
+            f"{row['size']}, {row['mode']}",
+            row["backend"],
+            *(number(row.get(c)) for c in ("one_ms", "three_ms", "ratio")),
+        ]
+        for row in measured["sections"]["scan"]["rows"]
+        if row.get("three_ms")
+    ]
+    return table(["tokens of", "backend", "one pass, ms", "three passes, ms", "ratio"], rows)
 
 
 def stability_table(scores: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
@@ -59,25 +116,15 @@ def read(name: str) -> dict[str, Any]:
 def main() -> None:
     """Write the file."""
     text = (ROOT / "benchmarks" / "claims.md").read_text(encoding="utf-8")
-    shares = [
-        [row["model"], row["embedding"], *(number(row[c]) for c in SHARE_COLUMNS)]
-        for row in read("embedding-share.json")["rows"]
-    ]
-    errors = [
-        [row["model"], str(row["input_px"]), number(row["error"])]
-        for row in read("ba-sam-embeddings.json")["rows"]
-    ]
+    gpu = read("gpu-h100.json")
     parts = {
-        "share": table(["model", "embedding", *(TITLES[c] for c in SHARE_COLUMNS)], shares),
-        "embeddings": table(["model", "input px", "error"], errors),
-        "length": length_table(read("input-length.json"), LENGTH_COLUMNS),
-        "ba-sam": length_table(read("ba-sam.json"), LENGTH_COLUMNS),
+        "share": share_table(read("embedding-share.json")),
+        "sizes": sizes_table(read("object-sizes.json")),
+        "designs": designs_table(read("train-h100.json")),
+        "windows": windows_table(gpu),
+        "scan": scan_table(gpu),
         "stability": stability_table(
-            [
-                read("evaluate-hrsam-tiny.json"),
-                read("evaluate-hrsam-tiny+focus-part2.json"),
-                read("evaluate-hrsam-tiny+focus.json"),
-            ],
+            [read("evaluate-hrsam-tiny-15.json"), read("evaluate-hrsam-tiny+focus-15.json")],
             STABILITY_COLUMNS,
         ),
     }

@@ -77,7 +77,7 @@ def test_saving_leaves_no_partial_file(weights):
 
 
 def test_the_fingerprint_tells_weights_and_precision_apart(segmenter, weights):
-    first, second = load_model(weights, device="cpu"), load_model(weights, device="cpu")
+    first, second = (load_model(weights, device="cpu", precision="float32") for _ in range(2))
     assert first.fingerprint == second.fingerprint
     low = load_model(weights, device="cpu", precision="bfloat16")
     assert low.fingerprint != first.fingerprint
@@ -219,8 +219,18 @@ def test_a_device_that_is_not_there_names_those_that_are(monkeypatch):
     assert choose_device("auto") == torch.device("cpu")
 
 
-def test_auto_precision_on_a_cpu_is_float32():
-    assert choose_precision("auto", torch.device("cpu")) == "float32"
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_precision_on_a_cpu_is_that_of_the_processor_for_our_models(native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == "float32"
+    assert choose_precision("auto", cpu, on_cpu=True) == ("bfloat16" if native else "float32")
+    assert choose_precision("float32", cpu, on_cpu=True) == "float32"
+    # What torch cannot tell is not native.
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert choose_precision("auto", cpu, on_cpu=True) == "float32"
 
 
 def test_a_config_that_cannot_be_is_refused():

@@ -261,10 +261,10 @@ def _used(versions: dict[str, str | None]) -> dict[str, dict[str, str]]:
 
     device = choose_device("auto")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    precision = choose_precision("auto", device)
-    why = "bfloat16 is native on this GPU"
+    precision = choose_precision("auto", device, on_cpu=True)
+    why = "bfloat16 is native here" + ("" if gpu else "; our own models use it, others float32")
     if precision == "float32":
-        why = "bfloat16 is chosen on GPUs that have it; elsewhere it is used when asked for"
+        why = "bfloat16 is chosen where it is native; elsewhere it is used when asked for"
     return {
         "device": {"name": str(device), "why": gpu or "no NVIDIA GPU that torch can use"},
         "precision": {"name": precision, "why": why},

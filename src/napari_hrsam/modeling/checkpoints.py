@@ -84,7 +84,8 @@ def load_model(
     device : str
         "auto" (CUDA, then Apple's MPS, then CPU) or a torch device.
     precision : {"auto", "float32", "bfloat16"}
-        Arithmetic of the encoder. "auto" is bfloat16 on CUDA where it is native, else float32.
+        Arithmetic of the encoder. "auto" is bfloat16 where it is native: on CUDA, and for our own
+        small models on a CPU too; else float32.
     attention : {"auto", "xformers", "triton", "sdpa", "reference"}
     scan : {"auto", "mamba", "triton", "torch", "numba", "reference"}
     focus : str or Path, optional
@@ -122,7 +123,6 @@ def load_model(
     if scan not in SCAN_BACKENDS:
         raise ConfigError(f"scan must be one of {', '.join(SCAN_BACKENDS)}, got {scan!r}")
     chosen = choose_device(device)
-    arithmetic = choose_precision(precision, chosen)
     find = partial(found_or_fetched, progress=progress) if download else found_weights
     config, sources = _resolve(model, Path(focus) if focus else None, find)
     config = replace(
@@ -133,8 +133,9 @@ def load_model(
     segmenter = Segmenter(config)
     _fill(segmenter, sources)
     segmenter.set_backends(attention, scan)
-    segmenter.precision = arithmetic
-    if chosen.type == "cpu" and config.decoder.skip_channels is not None:
+    is_ours = config.decoder.skip_channels is not None
+    segmenter.precision = choose_precision(precision, chosen, on_cpu=is_ours)
+    if chosen.type == "cpu" and is_ours:
         # Convolutions of few channels are faster in this memory layout, and the weights in it are
         # not turned over at every call.
         segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

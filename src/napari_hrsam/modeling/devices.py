@@ -40,8 +40,16 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: Precision, device: torch.device) -> str:
+def choose_precision(precision: Precision, device: torch.device, *, on_cpu: bool = False) -> str:
     """Turn "auto" into "float32" or "bfloat16" for a device.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+    device : torch.device
+    on_cpu : bool
+        Whether "auto" may be bfloat16 on a CPU that computes in it natively: for models that were
+        trained in it.
 
     Raises
     ------
@@ -49,10 +57,20 @@ def choose_precision(precision: Precision, device: torch.device) -> str:
         If the name is unknown.
     """
     if precision == "auto":
-        is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
+        if device.type == "cuda":
+            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            is_native = device.type == "cpu" and on_cpu and cpu_has_bfloat16()
         return "bfloat16" if is_native else "float32"
     if precision not in ("float32", "bfloat16"):
         raise ConfigError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
     return precision
+
+
+def cpu_has_bfloat16() -> bool:
+    """Tell whether the processor computes in bfloat16 itself (AVX512-BF16, AMX).
+
+    Where it does not, torch emulates it, slower than float32. False where torch cannot tell.
+    """
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, bool)() for question in questions)
