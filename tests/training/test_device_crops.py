@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from napari_hrsam.errors import ConfigError, DataError, ShapeError
+from napari_hrsam.training.dense_targets import dense_targets
 from napari_hrsam.training.device_crops import (
     UNCHANGED,
     Augmentation,
     DeviceCrops,
-    dense_targets,
 )
 from napari_hrsam.training.device_images import MEAN_RGB
 
@@ -151,7 +151,8 @@ def test_the_chosen_object_is_whole_and_anywhere(augmentation: Augmentation) -> 
 def test_boxes_lie_evenly_over_the_free_room_of_their_crops(augmentation: Augmentation) -> None:
     made = crops(augmentation=augmentation)
     boxes = torch.tensor([[20.0, 120, 30, 200], [10, 40, 60, 70]]).repeat(150, 1)
-    to_source = made._place(seeded(), boxes, 64, (0.5, 1.0)).double()
+    to_source, spans = made.place(seeded(), boxes, 64, (0.5, 1.0))
+    to_source = to_source.double()
     corners = boxes[:, [[0, 1], [0, 3], [2, 1], [2, 3]]].double() - to_source[:, None, :, 2]
     in_crop = torch.linalg.solve(to_source[:, None, :, :2], corners[..., None])[..., 0]
     first, last = in_crop.amin(1), in_crop.amax(1)
@@ -159,6 +160,11 @@ def test_boxes_lie_evenly_over_the_free_room_of_their_crops(augmentation: Augmen
     assert last.max() < 64 + 1e-2
     free = 64 - (last - first)
     share = (first / free)[free > 3]
+    # The share of the side is told of the box as it lies in the image, before any warp.
+    assert spans.max() <= 1 + 1e-6
+    if not augmentation.warp:
+        longer = (last - first).amax(1) / 64
+        torch.testing.assert_close(spans.double(), longer, rtol=1e-3, atol=1e-3)
     assert share.min() == pytest.approx(0.05, abs=0.02)
     assert share.max() == pytest.approx(0.95, abs=0.02)
     assert share.mean() == pytest.approx(0.5, abs=0.06)

@@ -82,5 +82,5 @@ def test_the_decoder_is_taken_only_where_it_is_the_same():
     take_decoder(student, teacher)
     key = "mask_decoder.iou_token.weight"
     assert torch.equal(student.state_dict()[key], teacher.state_dict()[key])
-    stem = "image_encoder.stem.down2.0.weight"
+    stem = "image_encoder.stem.proj16.weight"
     assert torch.equal(student.state_dict()[stem], teacher.state_dict()[stem])
