@@ -147,6 +147,25 @@ HRSAM_TINY_FOCUS = replace(
     focus_weights="hrsam-tiny-focus.safetensors",
 )
 
+
+def _tiny_design(name: str, *, depth: int, stem_stride: int) -> ModelConfig:
+    """Make hrsam-tiny with more or fewer blocks, and with another end of the stem."""
+    encoder = replace(
+        _TINY_ENCODER, depth=depth, stage_ends=tuple(range(2, depth, 3)), stem_stride=stem_stride
+    )
+    return replace(
+        HRSAM_TINY,
+        name=name,
+        description=f"hrsam-tiny with {depth} blocks and the stem to stride {stem_stride}",
+        image_encoder=encoder,
+        weights="",
+    )
+
+
+TINY_NO_TRUNK = _tiny_design("tiny-no-trunk", depth=0, stem_stride=16)
+TINY_WIDE_STEM = _tiny_design("tiny-wide-stem", depth=6, stem_stride=32)
+TINY_WIDE_STEM_NO_TRUNK = _tiny_design("tiny-wide-stem-no-trunk", depth=0, stem_stride=32)
+
 SAM_TINY = ModelConfig(
     name="sam-tiny",
     description="small encoder with SAM's attention, global in every block, for comparisons",
@@ -271,7 +290,10 @@ MODELS: dict[str, ModelConfig] = {
     )
 }
 
-COMPARISONS: dict[str, ModelConfig] = {SAM_TINY.name: SAM_TINY}
+COMPARISONS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (SAM_TINY, TINY_NO_TRUNK, TINY_WIDE_STEM, TINY_WIDE_STEM_NO_TRUNK)
+}
 """Networks that are trained for a comparison in ``benchmarks/`` and not offered to users."""
 
 

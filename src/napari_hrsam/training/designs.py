@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.configs import HRSAMConfig
-from napari_hrsam.modeling.models import HRSAM_TINY, ModelConfig
+from napari_hrsam.modeling.models import (
+    HRSAM_TINY,
+    TINY_NO_TRUNK,
+    TINY_WIDE_STEM,
+    TINY_WIDE_STEM_NO_TRUNK,
+    ModelConfig,
+)
 
 SAME_QUALITY = 0.005
 """Designs whose qualities differ by no more count as equal."""
@@ -22,47 +28,36 @@ class Design:
     config : ModelConfig
     stem_weight : float
         See `click_rounds.ClickConfig`.
-    has_trunk : bool
-        Whether the encoder has blocks of its own behind the stem.
-    cost : tuple of int
-        The smaller, the cheaper a click: where the encoder's stem ends, levels of the decoder.
     """
 
     config: ModelConfig
-    stem_weight: float
-    has_trunk: bool
-    cost: tuple[int, int]
+    stem_weight: float = 0.0
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether the encoder has blocks of its own behind the stem."""
+        return _encoder(self.config).depth > 0
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """The smaller, the cheaper a click: where the stem ends, levels of the decoder."""
+        return _encoder(self.config).stem_stride, self.config.decoder.context_levels
 
 
-def _design(
-    *, depth: int = 6, stem_stride: int = 16, levels: int = 2, stem_weight: float = 0.0
-) -> Design:
-    encoder = HRSAM_TINY.image_encoder
-    assert isinstance(encoder, HRSAMConfig)
-    encoder = replace(
-        encoder,
-        depth=depth,
-        stage_ends=tuple(range(2, depth, 3)),
-        stem_stride=stem_stride,
-    )
-    decoder = replace(HRSAM_TINY.decoder, context_levels=levels)
-    return Design(
-        config=replace(HRSAM_TINY, image_encoder=encoder, decoder=decoder),
-        stem_weight=stem_weight,
-        has_trunk=depth > 0,
-        cost=(stem_stride, levels),
-    )
+def _encoder(config: ModelConfig) -> HRSAMConfig:
+    assert isinstance(config.image_encoder, HRSAMConfig)
+    return config.image_encoder
 
 
 DESIGNS: dict[str, Design] = {
     # The stem's stride-32 map joins the tokens, as in the prototype.
-    "wide-stem": _design(stem_stride=32),
-    "wide-stem-no-trunk": _design(stem_stride=32, depth=0),
+    "wide-stem": Design(config=TINY_WIDE_STEM),
+    "wide-stem-no-trunk": Design(config=TINY_WIDE_STEM_NO_TRUNK),
     # The trunk is the only source of wider context in the encoder.
-    "trunk": _design(),
+    "trunk": Design(config=HRSAM_TINY),
     # The same, and it is taught the stem's stride-32 map in the first half of the time.
-    "trunk-taught": _design(stem_weight=0.5),
-    "no-trunk": _design(depth=0, stem_weight=0.5),
+    "trunk-taught": Design(config=HRSAM_TINY, stem_weight=0.5),
+    "no-trunk": Design(config=TINY_NO_TRUNK, stem_weight=0.5),
 }
 
 
