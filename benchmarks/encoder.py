@@ -25,6 +25,7 @@ import torch
 from measure import RESULTS, peak_bytes, print_table, save, summary, timed
 from torch import Tensor
 
+from napari_hrsam.modeling.checkpoints import lay_out_for_cpu
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
@@ -89,6 +90,8 @@ def our_steps(model: str, size: int, clicks: dict[str, Any]) -> Steps:
     """Prepare encoding and one click of our models, such as "hrsam-tiny:bfloat16"."""
     name, _, precision = model.partition(":")
     segmenter = Segmenter(replace(MODELS[name], tile_px=size)).eval()
+    if segmenter.config.decoder.skip_channels is not None:
+        lay_out_for_cpu(segmenter)
     segmenter.precision = precision or "float32"
     image, kept = 255 * torch.rand(1, 3, size, size), list[ImageFeatures]()
 

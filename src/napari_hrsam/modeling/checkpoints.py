@@ -136,10 +136,16 @@ def load_model(
     is_ours = config.decoder.skip_channels is not None
     segmenter.precision = choose_precision(precision, chosen, on_cpu=is_ours)
     if chosen.type == "cpu" and is_ours:
-        # Convolutions of few channels are faster in this memory layout, and the weights in it are
-        # not turned over at every call.
-        segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out_for_cpu(segmenter)
     return segmenter.to(chosen).eval().requires_grad_(False)
+
+
+def lay_out_for_cpu(segmenter: Segmenter) -> None:
+    """Put the weights of convolutions into the order in which those of few channels are fastest.
+
+    They are then not turned over at every call; the numbers stay the same.
+    """
+    segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
