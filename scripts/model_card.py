@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+_PLACES = ("data", "out", "init", "validation", "stem_teacher")
 _TAUGHT = {"clicks": "Weights", "decoder": "Weights", "focus": "The refiner"}
 COLUMNS = ("iou1", "iou3", "iou5", "iou10", "noc80", "noc85", "noc90", "drops", "num_objects")
 
@@ -88,6 +89,9 @@ Openly licensed training shards; sources left out for their licence: {excluded}.
 
 {sources_table(config, index)}
 
+The licences of balloon, pets128, amazon-forest and spacenet-rio, where they are listed, are as
+their authors' pages are remembered; the repositories of the images do not restate them.
+
 ## Recipe
 
 ```
@@ -103,7 +107,7 @@ Openly licensed training shards; sources left out for their licence: {excluded}.
 Settings (`config.json` of the run):
 
 ```json
-{json.dumps({k: v for k, v in config.items() if k not in ("data", "out", "init")}, indent=1)}
+{json.dumps({k: v for k, v in config.items() if k not in _PLACES}, indent=1)}
 ```
 
 ## Scores
@@ -123,7 +127,8 @@ Made with
 ## Limits
 
 Trained briefly and on little data: on kinds of images that are not in the table above, expect
-to click more. Objects larger than 60 per cent of the tile were not trained on.
+to click more. In training an object's longer side took {config["crops"]["span"][0] * 100:.0f} to
+{config["crops"]["wide_span"][1] * 100:.0f} per cent of the crop.
 """
 
 
