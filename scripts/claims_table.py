@@ -80,10 +80,17 @@ def windows_table(measured: dict[str, Any]) -> str:
             f"{row['channels']} x {row['batch']}, {row['precision']}",
             *(number(row.get(c)) for c in ("padded_ms", "kv_only_ms", "triton_ms")),
             number(row.get("triton_ratio")),
+            number(row.get("graph_triton_ratio")),
         ]
         for row in measured["sections"]["shifted windows"]["rows"]
     ]
-    titles = ["padded queries, ms", "KV-only with SDPA, ms", "KV-only in our kernel, ms", "ratio"]
+    titles = [
+        "padded queries, ms",
+        "KV-only with SDPA, ms",
+        "KV-only in our kernel, ms",
+        "ratio",
+        "as a graph",
+    ]
     return table(["channels x batch", *titles], rows)
 
 
