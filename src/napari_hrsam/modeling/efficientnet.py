@@ -48,10 +48,8 @@ _STAGES = (
 _MAP_ENDS = {4: 2, 8: 4, 16: 10, 32: 15}
 """The block whose output is the map of each stride."""
 
-_STRIP_BLOCKS = 5
-"""Blocks 0 to 4 (to stride 8) run strip by strip: their wide maps then stay in the cache."""
-_STRIP_ROWS = 8
-"""Rows of the stride-8 map in a strip."""
+_STRIP_BYTES = 2**21
+"""Of the widest map inside a block, as far as a strip of rows holds it: about a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,47 +171,40 @@ class EfficientNetLite0(nn.Module):
         learns = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             x = image.contiguous(memory_format=torch.channels_last)
+            run = _whole if torch.is_grad_enabled() or x.is_cuda else _in_strips
+            x = run(self.first, x)
             maps: dict[int, Tensor] = {}
-            done = 0
-            if torch.is_grad_enabled() or x.is_cuda:
-                x = self.first(x)
-            else:
-                maps = self._strips(x)
-                x, done = maps[8], _STRIP_BLOCKS
             ends = {end: stride for stride, end in _MAP_ENDS.items()}
-            for index in range(done, len(self.blocks)):
-                x = self.blocks[index](x)
+            for index, block in enumerate(self.blocks):
+                assert isinstance(block, _Block)
+                x = run(block, x)
                 if index in ends:
                     maps[ends[index]] = x
         return maps
 
-    def _strips(self, image: Tensor) -> dict[int, Tensor]:
-        """Compute the stride-4 and stride-8 maps a strip of rows at a time.
 
-        The numbers are those of whole maps; the rows that a strip needs of its neighbours are
-        computed again.
-        """
-        steps: list[_First | _Block] = [self.first, *self.blocks[:_STRIP_BLOCKS]]
-        heights = [image.shape[2]]
-        for step in steps:
-            heights.append(-(-heights[-1] // step.spatial.stride[0]))
-        parts: dict[int, list[Tensor]] = {4: [], 8: []}
-        ends = {1 + end: stride for stride, end in _MAP_ENDS.items() if stride in parts}
-        for start in range(0, heights[-1], _STRIP_ROWS):
-            stop = min(start + _STRIP_ROWS, heights[-1])
-            # What goes into each step, and last what comes out.
-            rows = [_Rows(start, stop, 0, 0)]
-            for step, height in zip(reversed(steps), reversed(heights[:-1]), strict=True):
-                rows.insert(0, step.spatial.rows_for(rows[0].start, rows[0].stop, height))
-            x = image[:, :, rows[0].start : rows[0].stop]
-            for index, step in enumerate(steps):
-                x = step(x, (rows[index].before, rows[index].after))
-                if index in ends:
-                    # Only the rows that are this strip's own, not those its neighbours need too.
-                    stride, made = ends[index], rows[index + 1]
-                    own = range(start * 8 // stride, min(stop * 8 // stride, heights[index + 1]))
-                    parts[stride].append(x[:, :, own.start - made.start : own.stop - made.start])
-        return {stride: torch.cat(strips, dim=2) for stride, strips in parts.items()}
+def _whole(step: _First | _Block, x: Tensor) -> Tensor:
+    out: Tensor = step(x)
+    return out
+
+
+def _in_strips(step: _First | _Block, x: Tensor) -> Tensor:
+    """Run a step on one strip of rows after the other: its wide maps then stay in the cache.
+
+    The numbers are those of whole maps; the rows that a strip needs of its neighbours are widened
+    again.
+    """
+    spatial = step.spatial
+    height, stride = x.shape[2], spatial.stride[0]
+    widest = max(spatial.in_channels, spatial.out_channels)
+    rows = max(2, _STRIP_BYTES // (x.element_size() * x.shape[3] * widest * stride))
+    strips = []
+    for start in range(0, -(-height // stride), rows):
+        stop = min(start + rows, -(-height // stride))
+        needed = spatial.rows_for(start, stop, height)
+        part = x[:, :, needed.start : needed.stop]
+        strips.append(step(part, (needed.before, needed.after)))
+    return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
 
 
 class PretrainedStem(nn.Module):
