@@ -18,9 +18,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def modules_loaded_by(statement: str) -> set[str]:
-    """Top-level modules that a statement loads in a fresh interpreter."""
-    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def modules_loaded_by(statement: str, depth: int = 1) -> set[str]:
+    """Modules that a statement loads in a fresh interpreter, down to some depth of packages."""
+    code = (
+        f"import sys\n{statement}\n"
+        f"print(*{{'.'.join(name.split('.')[:{depth}]) for name in sys.modules}})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
@@ -30,6 +33,23 @@ def modules_loaded_by(statement: str) -> set[str]:
 def test_import_loads_neither_torch_nor_napari_nor_qt() -> None:
     loaded = modules_loaded_by("import napari_hrsam")
     assert not loaded & {"torch", "napari", "qtpy", "PySide6", "PyQt6", "numba", "scipy", "skimage"}
+
+
+@pytest.mark.weights
+def test_neither_models_nor_clicks_load_the_compiler_of_torch() -> None:
+    # With it comes Triton, whose LLVM crashes napari beside the LLVM of Mesa's OpenGL.
+    loaded = modules_loaded_by(
+        "import numpy, napari_hrsam as h\n"
+        "from napari_hrsam.modeling import layouts, models\n"
+        "for config in (models.MODELS | models.COMPARISONS).values():\n"
+        "    layouts.expected_state(config)\n"
+        "for model in ('hrsam-tiny', 'hrsam++-tiny', 'hrsam-tiny+focus'):\n"
+        "    session = h.Session(model, numpy.zeros((300, 300, 3), numpy.uint8))\n"
+        "    [session.click((150, 150 + n)) for n in range(3)]\n",
+        depth=2,
+    )
+    assert {"napari_hrsam.modeling", "torch"} <= loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "triton"}
 
 
 def test_every_panel_module_loads_without_torch() -> None:

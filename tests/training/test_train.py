@@ -221,3 +221,12 @@ def test_a_run_is_scored_and_its_best_weights_kept(config, data):
     again.best = 2.0
     again.score(Segmenter(MODELS["hrsam-tiny"]).eval(), 5, lambda path: path.unlink())
     assert (out / "hrsam-tiny-best.safetensors").exists()
+
+
+@pytest.mark.parametrize(("has_it", "used"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    config: TrainConfig, has_it: bool, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_hrsam.modeling.devices.cpu_has_bfloat16", lambda: has_it)
+    trainer = Trainer(replace(config, precision="auto"))
+    assert trainer.model.precision == trainer.averaged.precision == used

@@ -30,7 +30,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "stem_at": (float, "share of the training after which the stem learns too; 1: never"),
     "stem_factor": (float, "factor on the stem's learning rate"),
     "ema_decay": (float, "of the averaged weights, which are the ones saved for use"),
-    "precision": (str, "float32, or bfloat16 (autocast) where the device has it"),
+    "precision": (str, "float32, bfloat16 (autocast), or auto: bfloat16 where the device has it"),
     "scan": (str, "backend of the cycle scan: auto, mamba, triton, torch, numba"),
     "stage": (str, "what learns: clicks (all), decoder, focus (the refiner), distill (encoder)"),
     "seed": (int, "makes a run reproducible"),

@@ -119,7 +119,9 @@ class CycleScanBlock(nn.Module):
         self.in_proj = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU())
         self.ssm_proj = nn.Linear(dim, dim + 2 * state_dim)
         self.ssm_proj_bias = nn.Parameter(torch.empty(dim))
-        self.As_log = nn.Parameter(torch.arange(1.0, state_dim + 1).log().repeat(dim, 1))
+        # On the CPU whatever the default: see `layouts.expected_state`.
+        states = torch.arange(1.0, state_dim + 1, device="cpu")
+        self.As_log = nn.Parameter(states.log().repeat(dim, 1))
         self.Ds = nn.Parameter(torch.ones(dim))
         self.gamma = nn.Parameter(torch.ones(dim, num_cycles, 1))
         self.out_norm = nn.LayerNorm(dim)
@@ -131,7 +133,7 @@ class CycleScanBlock(nn.Module):
         """Start with step sizes log-uniform in [0.001, 0.1] (their softplus inverse as bias)."""
         nn.init.uniform_(self.ssm_proj.weight[: self.dim], -(self.dim**-0.5), self.dim**-0.5)
         nn.init.zeros_(self.ssm_proj.bias)
-        step = torch.exp(torch.empty(self.dim).uniform_(math.log(1e-3), math.log(1e-1)))
+        step = torch.empty(self.dim, device="cpu").uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.ssm_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Tensor, backend: ScanBackend) -> Tensor:

@@ -182,7 +182,9 @@ def rotary_frequencies(head_dim: int) -> Tensor:
     (head_dim / 4,) float32
     """
     half = head_dim // 2
-    return 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half).float()
+    # On the CPU whatever the default: see `layouts.expected_state`.
+    steps = torch.arange(0, half, 2, dtype=torch.float64, device="cpu")
+    return 10000.0 ** (-steps / half).float()
 
 
 def rotary_phases(size_hw: tuple[int, int], freqs: Tensor) -> Tensor:

@@ -22,14 +22,15 @@ as SAM's under other prefixes. Their models were trained on BGR images (see `Mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.configs import BASAMConfig, HRSAMConfig, TinyViTConfig, ViTConfig
@@ -199,10 +200,31 @@ def config_named(name: str) -> ModelConfig:
     return _FLASH_SWIN_B if name == _FLASH_SWIN_B.name else find_config(name)
 
 
+class _LeftEmpty(TorchFunctionMode):
+    """Functions that fill a tensor in place do nothing."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if re.fullmatch(r"[a-z].*[^_]_", func.__name__):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 @lru_cache(maxsize=32)
 def expected_state(config: ModelConfig) -> Mapping[str, Tensor]:
-    """Names, shapes and dtypes of a model's tensors, on the meta device."""
-    with torch.device("meta"):
+    """Names, shapes and dtypes of a model's tensors, whose values are not filled in.
+
+    Random numbers and arithmetic on the meta device are left out (some constants are made on the
+    CPU instead): torch imports its compiler for them, which takes seconds, and with it Triton,
+    whose copy of LLVM crashes a process in which software OpenGL (Mesa) has loaded another.
+    """
+    with torch.device("meta"), _LeftEmpty():
         return MappingProxyType(Segmenter(config).state_dict())
 
 

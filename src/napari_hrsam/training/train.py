@@ -28,6 +28,7 @@ from napari_hrsam.modeling.checkpoints import (
     save_training_state,
     save_weights,
 )
+from napari_hrsam.modeling.devices import choose_precision
 from napari_hrsam.modeling.models import ModelConfig, find_config
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import Batch, CropSampler
@@ -175,7 +176,7 @@ class Trainer:
         self.model = start_model(
             find_config(config.model), config.init, partly=config.init_partly
         ).to(self.device)
-        self.model.precision = config.precision
+        self.model.precision = choose_precision(config.precision, self.device, on_cpu=True)
         self.model.set_backends("auto", config.scan)
         samples = open_samples(config.data, exclude_sources=config.exclude_sources)
         self._data = f"{len(samples)} images ({', '.join(sorted({s.source for s in samples}))})"
@@ -189,6 +190,7 @@ class Trainer:
         self.averaged = Segmenter(self.model.config).to(self.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.averaged.requires_grad_(False)
+        self.averaged.precision = self.model.precision
         if self.stage.helper is not None:
             learning += [(f"helper.{n}", p) for n, p in self.stage.helper.named_parameters()]
         self._learning = [parameter for _, parameter in learning]
@@ -338,7 +340,7 @@ class Trainer:
             part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self.config.precision == "bfloat16":
+        if self.model.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from napari_hrsam.errors import ConfigError
+from napari_hrsam.modeling.devices import Precision
 from napari_hrsam.modeling.models import find_config
 from napari_hrsam.modeling.selective_scan import ScanBackend
 from napari_hrsam.training.batches import CropConfig
@@ -65,8 +66,9 @@ class TrainConfig:
         Decay to zero.
     ema_decay : float
         Of the averaged weights, which are the ones saved for use.
-    precision : {"float32", "bfloat16"}
-        bfloat16 runs the encoder under autocast.
+    precision : {"auto", "float32", "bfloat16"}
+        bfloat16 runs under autocast; "auto" does where the device computes in it natively, because
+        elsewhere it is emulated, several times slower than float32.
     scan : {"auto", "mamba", "torch", "numba", "reference"}
         Backend of the state-space blocks; "numba" trains several times faster on a CPU.
     device : str
@@ -106,7 +108,7 @@ class TrainConfig:
     hold: float = 0.0
     schedule: Literal["cosine", "linear"] = "cosine"
     ema_decay: float = 0.998
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     scan: ScanBackend = "auto"
     device: str = "cpu"
     seed: int = 0

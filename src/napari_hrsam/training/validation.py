@@ -75,7 +75,7 @@ class Validation:
             See `tile_scores.quality`.
         """
         begin = time.monotonic()
-        use_bf16 = self.config.precision == "bfloat16"
+        use_bf16 = model.precision == "bfloat16"
         device = torch.device(self.config.device)
         context = torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
         with torch.no_grad(), context:
