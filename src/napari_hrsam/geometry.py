@@ -52,6 +52,31 @@ def filling_level(shape_yx: tuple[int, int], tile_px: int) -> int:
     return level
 
 
+BEST_SHARES = 1 / 8, 1 / 4
+"""Share of a tile's side that an object should take: more than the first, at most the second."""
+
+
+def best_level(longer_px: float, shape_yx: tuple[int, int], tile_px: int) -> int:
+    """Choose the level that shows an object at its best size, see `BEST_SHARES`.
+
+    Parameters
+    ----------
+    longer_px : float
+        The longer side of the object's box in level-0 pixels.
+    shape_yx : tuple of int
+        Of the image in level-0 pixels.
+    tile_px : int
+        Side of the tiles.
+
+    Returns
+    -------
+    int
+        From `FINEST_LEVEL` to the one at which the whole image fits in one tile.
+    """
+    level = math.ceil(math.log2(max(longer_px, 1.0) / (BEST_SHARES[1] * tile_px)))
+    return min(max(level, FINEST_LEVEL), coarsest_level(shape_yx, tile_px))
+
+
 def pixel_of(point_yx: tuple[float, float]) -> tuple[int, int]:
     """Return the pixel that a point lies in (pixel centres at integers)."""
     return math.floor(point_yx[0] + 0.5), math.floor(point_yx[1] + 0.5)

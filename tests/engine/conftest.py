@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from napari_hrsam.geometry import BEST_SHARES
 from napari_hrsam.modeling.segmenter import ImageFeatures
 
 
@@ -38,6 +39,7 @@ class ColourSegmenter(nn.Module):
         self.num_encoded = 0
         self.priors: list[Tensor | None] = []
         self.nums_points: list[int] = []
+        self.predicted_iou = 0.9
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +80,21 @@ class ColourSegmenter(nn.Module):
             logits = torch.where(inside, logits, -3.0)
         if mask_logits is not None:
             logits = logits + 0.01 * mask_logits[0, 0]
-        return logits[None, None], torch.tensor([[0.9]])
+        return logits[None, None], torch.tensor([[self.predicted_iou]])
+
+
+class SizedSegmenter(ColourSegmenter):
+    """`ColourSegmenter` that is sure of its mask where the object has its best size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ColourConfig(tile_px=256)
+
+    def decode(self, features: ImageFeatures, **given: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits, _ = super().decode(features, **given)  # type: ignore[arg-type]
+        share = (logits > 0).sum().sqrt() / logits.shape[-1]
+        low, high = BEST_SHARES
+        return logits, torch.tensor([[0.9 if low < share <= high else 0.6]])
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,11 @@ class FocusedSegmenter(ColourSegmenter):
 @pytest.fixture
 def model() -> ColourSegmenter:
     return ColourSegmenter()
+
+
+@pytest.fixture
+def sized_model() -> SizedSegmenter:
+    return SizedSegmenter()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.session import Edit, Prediction, Session
 from napari_hrsam.errors import ImageError, LabelsError, PromptError, SessionError, ShapeError
-from napari_hrsam.geometry import Box, Tile
+from napari_hrsam.geometry import Box, Tile, best_level, downsample
 from napari_hrsam.storage.label_store import ArrayLabels
 from napari_hrsam.storage.tile_source import ArrayImage
 
@@ -51,10 +51,51 @@ def test_a_click_finds_the_object_at_every_level(model: Any, scene: Scene, level
     assert iou(whole_mask(session), inside) > 0.8
 
 
+@pytest.mark.parametrize(
+    ("side", "level"),
+    # The model of these tests sees nothing smaller than two of its cells.
+    [(s, n) for s in (12, 48, 192, 768) for n in (-2, 0, 2, 4) if s / downsample(n) >= 8],
+)
+def test_an_object_is_found_whatever_level_is_named(
+    sized_model: Any, side: int, level: int
+) -> None:
+    image, truth = np.zeros((2400, 2000, 3), np.uint8), np.zeros((2400, 2000), bool)
+    corner = 1024 - side // 2 // 64 * 64
+    truth[corner : corner + side, corner : corner + side] = True
+    image[truth] = 200
+    session = Session(sized_model, image)
+    point = corner + side / 2, corner + side / 2
+    prediction = session.click(point, level=level)
+    best = best_level(side, (2400, 2000), 256)
+    assert prediction.level == (best if best <= max(level, 0) else best - 1)
+    assert iou(whole_mask(session), truth) > 0.65
+
+
+def test_a_model_that_is_not_sure_is_asked_again_further_away(model: Any, scene: Scene) -> None:
+    nums = []
+    for model.predicted_iou in (0.9, 0.3):
+        model.num_encoded = 0
+        Session(model, scene[0]).click(ON, level=0)
+        nums.append(model.num_encoded)
+    assert nums[1] > nums[0]
+
+
+def test_a_box_is_looked_at_where_it_has_the_best_size(model: Any, scene: Scene) -> None:
+    image, truth = scene
+    session = Session(model, image)
+    for level in (-2, 2):
+        # A look at level 1, and with its mask as prior one at level 0, unless 2 was asked for.
+        assert session.box((40, 48, 72, 80), level=level).level == max(0, min(level, 1))
+        assert iou(whole_mask(session), truth) > 0.9
+        session.cancel()
+
+
 def test_one_tile_is_encoded_once_and_timed(model: Any, scene: Scene) -> None:
     session = Session(model, scene[0])
-    first, second = session.click(ON), session.click((52, 62), positive=False)
-    assert model.num_encoded == 1
+    first = session.click(ON, level=1)
+    num_encoded = model.num_encoded
+    second = session.click((52, 62))
+    assert model.num_encoded == num_encoded
     assert first.seconds["encode_s"] > 0
     assert second.seconds["encode_s"] == 0
     for prediction in (first, second):
@@ -92,6 +133,7 @@ def test_later_prompts_keep_the_tile_or_move_to_the_smallest_that_holds_all(
 
 def test_the_prior_logits_stay_in_their_tile_and_object(model: Any, scene: Scene) -> None:
     session = Session(model, scene[0], obey_clicks=False)
+    session.view_level = 1
     first = session.click(ON)
     second = session.click((52, 61))
     session.click((199, 159), positive=False)
@@ -170,12 +212,12 @@ def test_a_correction_is_fed_back_to_the_model(model: Any, scene: Scene) -> None
 
 def test_the_newest_of_two_contradicting_clicks_wins(model: Any, scene: Scene) -> None:
     session = Session(model, scene[0])
-    session.click(ON)
+    session.click(ON, level=1)
     assert not session.click(ON, positive=False).mask.any()
     session.click((ON[0] + 0.3, ON[1]))
     assert whole_mask(session)[50, 60]
     assert len(session.prompts.points_yx) == 3
-    assert model.nums_points == [1, 1, 2]
+    assert model.nums_points[-2:] == [1, 2]
 
 
 def test_undo_and_redo_of_prompts_give_the_same_predictions(model: Any, scene: Scene) -> None:
@@ -420,7 +462,11 @@ def test_a_model_that_computes_nan_leaves_the_session_usable(
 
 
 def test_embeddings_in_memory_are_limited_and_the_oldest_goes(model: Any) -> None:
-    session = Session(model, np.eye(400), max_embeddings=2)
+    image = np.zeros((400, 400), np.uint8)
+    for place in (10, 200, 350):
+        corner = place // 4 * 4
+        image[corner : corner + 12, corner : corner + 12] = 200
+    session = Session(model, image, max_embeddings=2)
     for point in [(10, 10), (200, 200), (10, 10), (350, 350), (10, 10), (200, 200)]:
         session.click(point)
         session.cancel()

@@ -13,15 +13,21 @@ from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.obedience import obey, to_low_res
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
 from napari_hrsam.engine.tile_cache import SeenTile, TileCache
-from napari_hrsam.geometry import Box, Tile, TileGrid, coarsest_level
+from napari_hrsam.geometry import BEST_SHARES, Box, Tile, TileGrid, best_level, coarsest_level
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.tile_source import PyramidImage
 
-ROOMY_SHARE = 0.8
-"""An object moves back to a finer tile if it takes at most this share of the tile's side."""
+KEPT_SHARES = 1 / 16, 0.8
+"""An object with several prompts stays in its tile while its share lies between these."""
 
-MAX_COARSER = 3
-"""Levels that one prompt may move an object up; the next one may move it further."""
+ROOMY_SHARE = 0.8
+"""An object moves on to a finer tile if it takes at most this share of the tile's side."""
+
+MAX_LOOKS = 5
+"""Tiles that one prompt may look at in search of the right level; the next one may go on."""
+
+DOUBTFUL_IOU = 0.5
+"""Below this prediction of its own IoU, the model is asked again further away."""
 
 MAX_READ_PX = 2**25
 """Stored pixels read for a coarser tile at most: images that lack coarse levels have many there."""
@@ -149,17 +155,20 @@ class Drawer:
         focused: Embedding | None,
         finest: int,
     ) -> tuple[Look, list[Look]]:
-        """Look at an object in the finest tile that holds it.
+        """Look at an object at the level that shows it best, whatever level was asked for.
 
-        An object that reaches the tile's border where the image goes on is looked at again in a
-        coarser tile, until it has room; then, if it fits there, in a finer tile centred on it.
+        A new object that is small or large on its tile is looked at again where it takes
+        `BEST_SHARES` of it, and one of which the model is not sure from further away; the look
+        that the model itself rates highest counts. An object with more prompts stays in its tile
+        unless it has outgrown it or is lost in it. Then the mask serves as prior for a look one
+        level finer, where that was asked for: outlines get better so, but not beyond level 0.
 
         Parameters
         ----------
         tile, obeyed, prior, focused
             As in `look`; the tile holds all prompts.
         finest : int
-            Level that the object is not looked at below.
+            Level that was asked for.
 
         Returns
         -------
@@ -169,23 +178,49 @@ class Drawer:
             All of them.
         """
         looks = [self.look(tile, obeyed, prior, focused)]
-        if obeyed.box is not None:
-            # The box says how far the object goes, and the tile holds the box.
-            return looks[0], looks
-        while self._goes_on(looks[-1], obeyed):
-            coarser = self._coarser(looks[-1], obeyed, tile.level + MAX_COARSER)
-            if coarser is None:
+        is_new = prior is None and len(obeyed) == 1
+        # A box says how far the object goes, and the tile was chosen for it.
+        while obeyed.box is None and len(looks) < MAX_LOOKS:
+            other = self._better_tile(looks, obeyed, is_new=is_new)
+            if other is None:
                 break
-            # The prior stays behind: it knows nothing of what lies outside its tile.
-            looks.append(self.look(coarser, obeyed))
-        for level in range(finest, looks[-1].tile.level):
-            finer = self._finer(looks[-1], obeyed, level)
-            if finer is not None and all(look.tile != finer for look in looks):
-                looks.append(self.look(finer, obeyed, self.resampled(looks[-1], finer)))
-                if not self._goes_on(looks[-1], obeyed):
-                    return looks[-1], looks
-                return looks[-2], looks
-        return looks[-1], looks
+            # The prior stays behind: it knows nothing of what lies outside its tile, and at a
+            # first click masks are better without.
+            looks.append(self.look(other, obeyed))
+        best = max(looks, key=lambda look: (not self._goes_on(look, obeyed), look.iou))
+        finer = self._finer(best, obeyed) if best.tile.level > max(finest, 0) else None
+        if finer is not None:
+            looks.append(self.look(finer, obeyed, self.resampled(best, finer)))
+            if not self.is_cut(looks[-1], obeyed):
+                best = looks[-1]
+        return best, looks
+
+    def _fits(self, look: Look, obeyed: Prompts, shares: tuple[float, float]) -> bool:
+        """Whether the object takes a share of the tile's side between two, and ends in the tile."""
+        low, high = (share * look.tile.size_px * look.tile.downsample for share in shares)
+        return low < max(_extent(look, obeyed).shape_yx) <= high and not self._goes_on(look, obeyed)
+
+    def _better_tile(self, looks: list[Look], obeyed: Prompts, *, is_new: bool) -> Tile | None:
+        """Return the tile in which the object should be looked at next, if in another one."""
+        look, seen = looks[-1], [look.tile.level for look in looks]
+        extent, size_px = _extent(look, obeyed), look.tile.size_px
+        coarsest = coarsest_level(self.shape_yx, size_px)
+        level = look.tile.level
+        if not self._fits(look, obeyed, BEST_SHARES if is_new else KEPT_SHARES):
+            level = best_level(max(extent.shape_yx), self.shape_yx, size_px)
+            if self._goes_on(look, obeyed):
+                level = min(max(level, look.tile.level + 1), coarsest)
+        if level in seen and is_new and look.iou < DOUBTFUL_IOU:
+            # What it sees may be a part, or texture, of something much larger.
+            level = min(max(seen) + 2, coarsest)
+        if level in seen:
+            return None
+        tile = self._around(look, obeyed, level)
+        if tile is None and level > look.tile.level:
+            points = np.concatenate([obeyed.extent_yx(), self._inside(_corners(extent))])
+            tile = self.grid(look.tile, level).smallest_holding(points)
+        is_cheap = tile is not None and self._image.num_stored_px(tile) <= MAX_READ_PX
+        return tile if is_cheap else None
 
     def resampled(self, look: Look, tile: Tile) -> NDArray[np.float32]:
         """Give the logits of a look as low-resolution logits of another tile."""
@@ -193,24 +228,25 @@ class Drawer:
         box = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
         return to_low_res(field.sample(tile.level, box))
 
-    def _coarser(self, look: Look, obeyed: Prompts, last: int) -> Tile | None:
-        """Return the tile of the next level around the object, if it may be looked at there."""
-        level = look.tile.level + 1
-        if level > min(last, coarsest_level(self.shape_yx, look.tile.size_px)):
-            return None
-        corners = _corners(_extent(look, obeyed))
-        points = np.concatenate([obeyed.extent_yx(), self._inside(corners)])
-        tile = self.grid(look.tile, level).smallest_holding(points)
-        return tile if self._image.num_stored_px(tile) <= MAX_READ_PX else None
-
-    def _finer(self, look: Look, obeyed: Prompts, level: int) -> Tile | None:
-        """Return the tile of a finer level that has room for the object, if there is one."""
+    def _finer(self, look: Look, obeyed: Prompts) -> Tile | None:
+        """Return the tile of the next finer level, if it has room for the object."""
         extent = _extent(look, obeyed)
-        room = ROOMY_SHARE * look.tile.size_px * 2.0**level
+        room = ROOMY_SHARE * look.tile.size_px * look.tile.downsample / 2
         if extent.area == 0 or max(extent.shape_yx) > room:
             return None
-        points = np.concatenate([obeyed.extent_yx(), self._inside(_corners(extent))])
-        return self.grid(look.tile, level).holding(points)
+        return self._around(look, obeyed, look.tile.level - 1)
+
+    def _around(self, look: Look, obeyed: Prompts, level: int) -> Tile | None:
+        """Return a tile of a level that holds the object and its prompts, if there is one.
+
+        The one nearest to the prompts if it will do: it is the same whatever was seen of the
+        object at other levels.
+        """
+        grid, corners = self.grid(look.tile, level), self._inside(_corners(_extent(look, obeyed)))
+        tile = grid.holding(obeyed.extent_yx())
+        if tile is not None and all(tile.box0.contains((y, x)) for y, x in corners):
+            return tile
+        return grid.holding(np.concatenate([obeyed.extent_yx(), corners]))
 
     def _inside(self, points_yx: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.clip(points_yx, 0, np.array(self.shape_yx) - 1.0)

@@ -28,6 +28,7 @@ from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import (
     Tile,
     TileGrid,
+    best_level,
     filling_level,
 )
 from napari_hrsam.prompts import Prompts
@@ -93,7 +94,7 @@ class Session(EncodesAhead):
     image
         What the session works on.
     view_level : int or None
-        Level at which a new object is looked at when a prompt names none; None for full size, or
+        Level of the first look at a new object when a prompt names none; None for full size, or
         the enlargement at which a small image fills the model's tile.
     outline_level : int or None
         Level at which outlines of objects larger than a tile are drawn in the end; None for the
@@ -240,8 +241,10 @@ class Session(EncodesAhead):
         positive : bool
             Inside the object (True) or outside (False).
         level : int, optional
-            Level at which to look at a new object; the nearest that the image has is taken. Later
-            prompts stay in the object's tile, or move to the smallest tile that holds all.
+            Level at which the first look at a new object is taken, the nearest that the image has.
+            An object that is small or large there is looked at again at the level that shows it
+            best, so that a level far off costs time, not the mask. Later prompts stay in the
+            object's tile, or move to the smallest tile that holds all.
         plane : tuple of int
             Index over the non-spatial axes; empty for a 2-D image.
 
@@ -477,7 +480,11 @@ class Session(EncodesAhead):
         extent = prompts.extent_yx()
         last = self.prediction
         if last is None:
-            return TileGrid(shape, tile_px, first_level, plane).smallest_holding(extent)
+            level = first_level
+            if prompts.box is not None:
+                y0, x0, y1, x1 = prompts.box
+                level = best_level(max(y1 - y0, x1 - x0), shape, tile_px)
+            return TileGrid(shape, tile_px, level, plane).smallest_holding(extent)
         if plane != last.tile.plane:
             raise PromptError(
                 f"expected a prompt on the object's plane {last.tile.plane}, got {plane}; "

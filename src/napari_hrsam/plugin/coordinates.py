@@ -73,10 +73,10 @@ def view_level(
     shape_yx: tuple[int, int],
     tile_px: int,
 ) -> int:
-    """Level to work at for what is on screen: the finest whose tile covers the view.
+    """Level of the first look at what is on screen: the coarsest that is as fine as the screen.
 
-    Objects are then as large in the tile as they look in the window, which is how the models are
-    trained; a level of one screen pixel per level pixel would cut what fills the window.
+    It does not depend on the size of the window. The session looks again at objects that are small
+    or large at this level.
 
     Parameters
     ----------
@@ -92,10 +92,8 @@ def view_level(
     int
         From -2 (level 0 enlarged four times) to the level at which the image fits into one tile.
     """
-    view_px = min(viewer.canvas.size) * pixels_per_screen_pixel(viewer, layer)
-    visible_px = min(view_px, *shape_yx)
-    level = math.ceil(math.log2(max(visible_px, 1.0) / tile_px))
-    return int(np.clip(level, FINEST_LEVEL, coarsest_level(shape_yx, tile_px)))
+    level = math.floor(math.log2(max(pixels_per_screen_pixel(viewer, layer), 2.0**FINEST_LEVEL)))
+    return min(level, coarsest_level(shape_yx, tile_px))
 
 
 def placement(

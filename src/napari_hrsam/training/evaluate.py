@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.geometry import FINEST_LEVEL, Box, coarsest_level, filling_level
+from napari_hrsam.geometry import Box, best_level, coarsest_level, filling_level
 from napari_hrsam.training.clicks import next_click
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.metrics import mask_iou, summarize
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 View = Literal["object", "image"]
 VIEWS: tuple[View, ...] = ("object", "image")
-_MAX_SPAN = 0.25
-"""In the view "object", the most of a tile that the object's longer side spans."""
 
 
 class MaskPrediction(Protocol):
@@ -233,9 +231,7 @@ def view_level(
     coarsest = coarsest_level((height, width), tile_px)
     if view == "image":
         return coarsest or filling_level((height, width), tile_px)
-    longer = max(object_box.height, object_box.width)
-    wanted = math.ceil(math.log2(longer / (_MAX_SPAN * tile_px)))
-    return max(FINEST_LEVEL, min(wanted, coarsest))
+    return best_level(max(object_box.shape_yx), (height, width), tile_px)
 
 
 def click_curve(
