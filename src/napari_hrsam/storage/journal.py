@@ -25,6 +25,7 @@ import numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.journal_facts import id_of
 from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
 from napari_hrsam.storage.safe_files import force
@@ -441,15 +442,6 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
-
-
-def id_of(stored: Any) -> int:
-    """Return the id that a number of the journal stands for.
-
-    SQLite has no numbers of 2**63 and above: these ids are stored as what is 2**64 less.
-    """
-    number = int(stored)
-    return number if number > 0 else number + 2**64
 
 
 def _stored_id(label: int) -> int:

@@ -25,7 +25,7 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.held_places import HeldPlaces
 from napari_hrsam.storage.journal import Journal, JournalEdit
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE
-from napari_hrsam.storage.label_making import create_label_levels
+from napari_hrsam.storage.label_making import create_label_levels, require_listed
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
     open_label_levels,
@@ -96,7 +96,11 @@ def open_labels(path: str | PathLike[str], name: str) -> PyramidLabels:
     LabelsError
         If there is no such label image, it is damaged, or another process has it open.
     """
-    return PyramidLabels(open_label_levels(_local(path), name))
+    folder = _local(path)
+    labels = PyramidLabels(open_label_levels(folder, name))
+    # Now that nobody else writes.
+    require_listed(folder, name)
+    return labels
 
 
 @dataclass(frozen=True, slots=True)
