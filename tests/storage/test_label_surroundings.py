@@ -160,14 +160,16 @@ def test_a_forked_process_is_refused_and_takes_nothing_away(
             try:
                 call()
             except LabelsError as error:
-                said.append(str(error)[:60])
+                said.append(str(error))
         labels.close()
         os.write(answer[1], "\n".join(said).encode())
         os.read(question[0], 1)
         os._exit(0)
     try:
         told = os.read(answer[0], 1000).decode().split("\n")
-        assert told == [f"expected the process that opened the labels ({os.getpid()})"[:60]] * 2
+        assert len(told) == 2
+        for text in told:
+            assert text.startswith(f"expected the process that opened the labels ({os.getpid()})")
         labels.write(ELSEWHERE, ones(PLACE), labels.next_label())
         with pytest.raises(LabelsError, match="expected to be the only writer"):
             open_labels(tmp_path / "a", "cells")
@@ -342,7 +344,7 @@ def watch(event, arguments):
     changes = event in ("os.mkdir", "os.rename", "os.remove", "sqlite3.connect") or (
         event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
     left -= bool(changes)
-    if left < 0:
+    if changes and left < 0:
         os.kill(os.getpid(), 9)
 sys.addaudithook(watch)
 for number in range(1000):

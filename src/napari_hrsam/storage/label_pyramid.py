@@ -252,7 +252,7 @@ class PyramidLabels:
     def next_label(self) -> int:
         """Return an id that was never used; it takes the same time however many there are.
 
-        Of several threads each gets another one.
+        It is the same until the thread writes; of several threads each gets another one.
 
         Raises
         ------
@@ -260,18 +260,14 @@ class PyramidLabels:
             If the dtype of the labels cannot hold it.
         """
         with self._turn():
-            lowest = self._journal.next_label()
             thread = threading.get_ident()
-            self._promised = {
-                other: label
-                for other, label in self._promised.items()
-                if other != thread and label >= lowest
-            }
-            taken = set(self._promised.values())
-            label = next(label for label in itertools.count(lowest) if label not in taken)
-            require_fits(label, self.dtype)
-            self._promised[thread] = label
-            return label
+            if thread not in self._promised:
+                taken = set(self._promised.values())
+                lowest = self._journal.next_label()
+                label = next(label for label in itertools.count(lowest) if label not in taken)
+                require_fits(label, self.dtype)
+                self._promised[thread] = label
+            return self._promised[thread]
 
     def write(
         self,
@@ -332,6 +328,12 @@ class PyramidLabels:
                 self._carry_out(edit, is_done=True, is_new=True)
             finally:
                 self._writer.forget()
+            thread = threading.get_ident()
+            self._promised = {
+                other: promised
+                for other, promised in self._promised.items()
+                if other != thread and promised != label
+            }
         return edit
 
     def revert(self, edit: Edit) -> None:
