@@ -360,7 +360,7 @@ def require_listed(path: Path, name: str) -> None:
     try:
         _list_name(path, name)
     # zarr answers missing and damaged metadata with any of these.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("could not list %r in %s: %s", name, path / "labels", error)
 
 
