@@ -482,7 +482,7 @@ def test_memory_for_undo_is_limited(
     for box in ((0, 0, 20, 30), (100, 90, 120, 110), (180, 130, 200, 150)):
         session.box(box)
         edit = session.commit()
-        monkeypatch.setattr("napari_hrsam.engine.session.MAX_UNDO_BYTES", edit.num_bytes)
+        monkeypatch.setattr("napari_hrsam.storage.label_store.MAX_UNDO_BYTES", edit.num_bytes)
     assert session.undo() is edit
     assert isinstance(session.undo(), Edit)
     assert session.undo() is None

@@ -62,6 +62,37 @@ def test_commits_are_undone_and_redone_by_a_session_of_another_day(
         assert not session.can_redo
 
 
+@pytest.mark.parametrize("is_on_disk", [True, False])
+def test_the_history_is_that_of_the_labels_whoever_changes_them(
+    model: Any, scene: tuple[NDArray[np.uint8], NDArray[np.bool_]], folder: Path, is_on_disk: bool
+) -> None:
+    """Another model, a second session, or a program that writes beside the session."""
+    image, _ = scene
+    labels = hrsam.open_labels(folder, "cells") if is_on_disk else hrsam.ArrayLabels((200, 160))
+    first = hrsam.Session(model, image, labels)
+    for place in ((50, 60), (180, 140)):
+        first.click(place, level=0)
+        first.commit(overwrite=True)
+    session = first.with_model(model).with_model(model)
+    assert not first.can_undo
+    assert first.undo() is None
+    other = hrsam.Session(model, image, labels)
+    for _ in range(2):
+        assert [session.undo().label, other.undo().label] == [2, 1]  # type: ignore[union-attr]
+        assert not session.can_undo
+        assert not other.can_undo
+        assert session.undo() is None
+        assert [other.redo().label, session.redo().label] == [1, 2]  # type: ignore[union-attr]
+        assert not session.can_redo
+        assert session.redo() is None
+    labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), labels.next_label(), overwrite=True)
+    assert session.undo().label == 3  # type: ignore[union-attr]
+    again = session.with_model(model)
+    assert again.redo().label == 3  # type: ignore[union-attr]
+    if isinstance(labels, hrsam.PyramidLabels):
+        labels.close()
+
+
 class FailingLabels(hrsam.ArrayLabels):
     """Labels on a disk that is full for a while."""
 

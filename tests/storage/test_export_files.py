@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_files import blobs, coarser, write_labels
@@ -478,3 +479,38 @@ def test_labels_drawn_by_us_are_exported_at_any_chunk(tmp_path: Path) -> None:
     found = mask_of(features(tmp_path / "a.geojson")[1]["geometry"], (1100, 1100))
     assert found.sum() == mask.sum()
     np.testing.assert_array_equal(found[400:700, 380:680], mask)
+
+
+IN_ZARR = {
+    "chunk": "labels/cells/0/c/0/0",
+    "chunk that is not stored": "labels/cells/0/c/7/7",
+    "metadata": "labels/cells/zarr.json",
+    "journal": "labels/cells/.journal/journal.sqlite",
+    "log of the journal": "labels/cells/.journal/journal.sqlite-wal",
+    "chunk of other labels": "labels/others/0/0.0",
+    "chunk of the image": "0/c/0/0",
+    "by a link": "../link/0",
+}
+
+
+@pytest.mark.parametrize("place", IN_ZARR)
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_never_replaces_a_part_of_zarr_data(
+    tmp_path: Path, name: str, place: str
+) -> None:
+    root = tmp_path / "a.zarr"
+    with create_labels(root, "cells", SHAPE) as store:
+        store.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1)
+    write_labels(root, np.zeros(SHAPE, np.uint8), name="others")
+    zarr.create_array(root / "0", shape=SHAPE, chunks=(64, 64), dtype="u1")[...] = 1
+    zarr.create_array(
+        root / "labels/others/0", shape=SHAPE, dtype="u1", zarr_format=2, overwrite=True
+    )[...] = 1
+    (tmp_path / "link").symlink_to(root / "labels/cells/0/c/0")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(LabelsError, match="a file of its own, got .* choose a name outside of it"):
+        EXPORTS[name](root, "cells", root / IN_ZARR[place], overwrite=True)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    # Beside the arrays there is room.
+    (root / "tables").mkdir()
+    EXPORTS[name](root, "cells", root / "tables" / name)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from label_files import blobs, coarser, write_labels
+from numpy.typing import NDArray
 
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
@@ -104,6 +105,92 @@ def test_an_object_missing_from_coarser_levels_is_found_and_repaired(tmp_path: P
         expected = coarser(expected)
         np.testing.assert_array_equal(group[level], expected)
     np.testing.assert_array_equal(group["0"], drawn)
+
+
+def _picked(labels: NDArray[Any], rule: str, num_levels: int) -> list[NDArray[Any]]:
+    """Coarser levels as other programs make them."""
+    levels = [labels]
+    for level in range(1, num_levels):
+        step = 2**level
+        shape = [-(-side // 2) for side in levels[-1].shape]
+        if rule == "first":
+            levels.append(labels[::step, ::step])
+        elif rule == "middle of full size":
+            places = [
+                np.minimum(np.arange(n) * step + step // 2, m - 1)
+                for n, m in zip(shape, labels.shape, strict=True)
+            ]
+            levels.append(labels[np.ix_(*places)])
+        else:
+            # Rounded places, and sizes that are rounded down.
+            shape = [side // 2 for side in levels[-1].shape]
+            places = [
+                np.rint((np.arange(n) + 0.5) * m / n - 0.5).astype(int)
+                for n, m in zip(shape, levels[-1].shape, strict=True)
+            ]
+            levels.append(levels[-1][np.ix_(*places)])
+    return levels
+
+
+def _write_levels(group: zarr.Group, levels: list[NDArray[Any]]) -> None:
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"] = []
+    for level, array in enumerate(levels):
+        if level:
+            made = group.create_array(
+                str(level),
+                shape=array.shape,
+                chunks=(16, 16),
+                dtype=array.dtype,
+                dimension_names=["y", "x"],
+            )
+            made[...] = array
+        steps = [{"type": "scale", "scale": [2.0**level] * 2}]
+        ome["multiscales"][0]["datasets"].append(
+            {"path": str(level), "coordinateTransformations": steps}
+        )
+    group.attrs["ome"] = ome
+
+
+@pytest.mark.parametrize("rule", ["first", "middle of full size", "rounded"])
+@pytest.mark.parametrize("region_px", [32, 1024])
+def test_levels_made_by_another_rule_are_sound_and_left_alone_by_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, region_px: int
+) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.stored_labels.REGION_PX", region_px)
+    group = write_labels(tmp_path, blobs((151, 203), 30))
+    levels = _picked(np.asarray(group["0"]), rule, 4)
+    _write_levels(group, levels)
+    before = files_of(tmp_path / "labels/cells/1")
+    for repair in (False, True):
+        report = verify_labels(tmp_path, "cells", repair=repair)
+        assert report.problems == ()
+        assert "level 1 is made by another rule than the majority" in report.notes[0]
+    assert files_of(tmp_path / "labels/cells/1") == before
+    # A damaged chunk is made anew, and nothing beside it; no label may come from nowhere.
+    chunk = tmp_path / "labels/cells/1/c/1/1"
+    chunk.write_bytes(b"damage")
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    after = files_of(tmp_path / "labels/cells/1")
+    assert {name for name in after if after[name] != before[name]} == {
+        name for name in after if name.endswith("c/1/1")
+    }
+    group["2"][3, 4] = 99  # type: ignore[index]
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert problem.level == 2
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    assert 99 not in np.asarray(group["2"])
+
+
+def test_where_all_objects_are_ours_only_the_majority_is_right(tmp_path: Path) -> None:
+    with create_labels(tmp_path, "cells", (1500, 600)) as labels:
+        labels.write(Box(700, 300, 720, 301), np.ones((20, 1), bool), 1)
+    array = zarr.open_array(tmp_path / "labels/cells/1", mode="r+")
+    array[355, 150] = 0
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert (problem.kind, problem.level, problem.box) == ("level", 1, Box(355, 150, 356, 151))
+    assert verify_labels(tmp_path, "cells", repair=True).is_sound
+    assert array[355, 150] == 1
 
 
 def test_labels_left_in_coarser_levels_only_are_found_and_removed(tmp_path: Path) -> None:

@@ -209,8 +209,14 @@ for attempt in range(2):
         print("written")
     except LabelsError as error:
         print("refused:", error)
+assert (labels.read(whole) == before).all(), "changed while the disk is full"
+if sys.argv[3] == "reopened":
+    labels.close()
 (place / "filler").unlink()
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+if sys.argv[3] == "reopened":
+    labels = open_labels(place / "a", "cells")
+    assert [edit.label for edit in labels.history().done] == [1], "a refused commit came back"
 assert (labels.read(whole) == before).all(), "changed"
 labels.write(whole, mask, 3, overwrite=True)
 require_consistent_levels(labels)
@@ -240,14 +246,15 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder)]
 
 
+@pytest.mark.parametrize("then", ["goes on", "reopened"])
 @pytest.mark.parametrize("left", [0, 300_000, 500_000, 600_000])
 def test_a_full_disk_refuses_the_commit_and_keeps_all_others(
-    small_disk: list[str], left: int
+    small_disk: list[str], left: int, then: str
 ) -> None:
     *start, folder = small_disk
     paths = [str(Path(__file__).parent), *sys.path]
     run = subprocess.run(
-        [*start, sys.executable, "-c", FULL, folder, str(left)],
+        [*start, sys.executable, "-c", FULL, folder, str(left), then],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,

@@ -156,13 +156,21 @@ def test_other_things_than_arrays_and_shapes_are_refused(value: Any) -> None:
         ArrayLabels(value)
 
 
-def test_an_array_has_one_plane_and_remembers_nothing() -> None:
+def test_an_array_has_one_plane_and_remembers_its_commits() -> None:
     labels = ArrayLabels((10, 10))
     assert labels.plane_shape == ()
     with pytest.raises(LabelsError, match=r"expected a plane inside.*shape \(\), got \(2,\)"):
         labels.write(PLACE, SQUARE, 1, plane=(2,))
-    labels.write(PLACE, SQUARE, 1)
-    assert labels.history() == History()
+    edit = labels.write(PLACE, SQUARE, 1)
+    assert labels.history() == History(done=(edit,))
+    labels.revert(edit)
+    assert labels.history() == History(undone=(edit,))
+    assert (labels.newest_done(), labels.next_undone()) == (None, edit)
+    labels.apply(edit)
+    assert (labels.newest_done(), labels.next_undone()) == (edit, None)
+    labels.revert(edit)
+    labels.write(PLACE, SQUARE, 2)
+    assert labels.next_undone() is None
 
 
 def test_edits_of_other_labels_are_refused() -> None:

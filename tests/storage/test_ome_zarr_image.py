@@ -175,6 +175,18 @@ def test_a_picture_is_an_image(tmp_path: Path) -> None:
     assert (image.read(Tile(0, 0, 0, 64))[..., 0] == GREY[:64, :64]).all()
 
 
+def test_a_relative_path_means_the_folder_of_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that are looked for elsewhere would be missing, and the image black."""
+    write_ome(tmp_path / "a", [GREY], version="0.5")
+    monkeypatch.chdir(tmp_path)
+    image = open_image("a", contrast_limits=LIMITS)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir("sub")
+    assert (image.read(Tile(0, 0, 0, 64), FILL)[..., 0] == GREY[:64, :64]).all()
+
+
 def test_missing_chunks_are_filled(tmp_path: Path) -> None:
     write_ome(tmp_path / "a.zarr", [GREY])
     (tmp_path / "a.zarr/0/c/0/1").unlink()

@@ -32,7 +32,7 @@ from napari_hrsam.geometry import (
     filling_level,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_store import ArrayLabels, Edit, History, LabelStore
+from napari_hrsam.storage.label_store import ArrayLabels, Edit, LabelStore
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.tile_source import PyramidImage
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.embedding_store import EmbeddingStore
 
 __all__ = ["Edit", "Prediction", "Session"]
-
-MAX_UNDO_BYTES = 512 * 2**20
-"""Memory for the blocks that undo of commits needs; beyond it the oldest commits become final."""
 
 MAX_LABELS_PX = 2**28
 """Pixels of an image whose labels are kept in memory when none are given: 1 GiB of uint32."""
@@ -140,9 +137,10 @@ class Session(EncodesAhead):
         self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
         self._steps: tuple[_Step, ...] = ()
-        history = History() if labels is None else labels.history()
-        self._edits: list[Edit] = list(history.done)
-        self._undone: list[tuple[_Step, ...] | Edit] = list(history.undone)
+        # What can be drawn again. The history of commits is the store's; those that it can make
+        # again come first, until a prompt ends it.
+        self._undone: list[tuple[_Step, ...]] = []
+        self._offers_commits = True
         self._is_closed = False
 
     def __enter__(self) -> Session:
@@ -161,7 +159,6 @@ class Session(EncodesAhead):
     def close(self) -> None:
         """Forget the current object and the embeddings; the labels stay as committed."""
         self._steps = ()
-        self._edits.clear()
         self._undone.clear()
         self._tiles.clear()
         self._is_closed = True
@@ -192,8 +189,7 @@ class Session(EncodesAhead):
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
-        other._edits.extend(self._edits)
-        other._undone.extend(step for step in self._undone if isinstance(step, Edit))
+        other._offers_commits = self._offers_commits
         self.close()
         return other
 
@@ -217,12 +213,12 @@ class Session(EncodesAhead):
     @property
     def can_undo(self) -> bool:
         """Whether `undo` would change something."""
-        return bool(self._steps or self._edits)
+        return bool(self._steps) or self._newest_done is not None
 
     @property
     def can_redo(self) -> bool:
         """Whether `redo` would change something."""
-        return bool(self._undone)
+        return bool(self._undone) or self._next_undone is not None
 
     def click(
         self,
@@ -369,9 +365,6 @@ class Session(EncodesAhead):
         )
         self._steps = ()
         self._undone.clear()
-        self._edits.append(edit)
-        while sum(kept.num_bytes for kept in self._edits[:-1]) > MAX_UNDO_BYTES:
-            del self._edits[0]
         return edit
 
     def cancel(self) -> None:
@@ -399,26 +392,32 @@ class Session(EncodesAhead):
             self._undone.append(self._steps)
             self._steps = self._steps[:-1]
             return self.prediction
-        if not self._edits:
-            return None
-        edit = self._edits[-1]
-        self.labels.revert(edit)
-        self._undone.append(self._edits.pop())
+        edit = self._newest_done
+        if edit is not None:
+            self.labels.revert(edit)
+            self._offers_commits = True
         return edit
 
     def redo(self) -> Prediction | Edit | None:
         """Take back the last `undo`; None if there is none since the last prompt or commit."""
+        edit = self._next_undone
+        if edit is not None:
+            self.labels.apply(edit)
+            return edit
         if not self._undone:
             return None
-        undone = self._undone[-1]
-        if isinstance(undone, Edit):
-            self.labels.apply(undone)
-            self._edits.append(undone)
-        self._undone.pop()
-        if isinstance(undone, Edit):
-            return undone
-        self._steps = undone
+        self._steps = self._undone.pop()
         return self.prediction
+
+    @property
+    def _newest_done(self) -> Edit | None:
+        return None if self._labels is None or self._is_closed else self._labels.newest_done()
+
+    @property
+    def _next_undone(self) -> Edit | None:
+        if self._labels is None or self._is_closed or not self._offers_commits:
+            return None
+        return self._labels.next_undone()
 
     @property
     def _needed(self) -> tuple[Tile, ...]:
@@ -465,6 +464,7 @@ class Session(EncodesAhead):
         )
         self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
         self._undone.clear()
+        self._offers_commits = False
         return prediction
 
     def _first_level(self, level: int | None) -> int:

@@ -73,7 +73,7 @@ class EmbeddingStore:
         max_bytes: int | None = None,
         read_only: bool = False,
     ) -> None:
-        self.folder = embeddings_folder() if folder is None else Path(folder)
+        self.folder = embeddings_folder() if folder is None else Path(folder).absolute()
         self.is_read_only = read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise EmbeddingsError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from napari_hrsam.storage.export_edges import trace_outlines
 from napari_hrsam.storage.export_measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export_outlines import Outline
 from napari_hrsam.storage.export_regions import Progress
-from napari_hrsam.storage.journal_facts import CommitFacts, read_journal
-from napari_hrsam.storage.stored_labels import StoredLabels, open_stored_labels
+from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
+from napari_hrsam.storage.stored_labels import ZARR_METADATA, StoredLabels, open_stored_labels
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class Part:
         if facts.pending:
             logger.warning(
                 "%d changes of %s are under way or were interrupted; if nobody is drawing, open "
-                "the labels once with open_labels to complete them, then export again",
+                "the labels once with open_labels to put them back, then export again",
                 len(facts.pending),
                 self.labels.folder,
             )
@@ -168,9 +170,15 @@ def new_file(out: str | PathLike[str], *, overwrite: bool) -> Iterator[Path]:
     Raises
     ------
     LabelsError
-        If the file exists and shall not be overwritten, or cannot be written.
+        If the file exists and shall not be overwritten, cannot be written, or would be a part of
+        zarr data: of the labels themselves, or of others.
     """
     path = Path(out)
+    if _is_in_zarr(path):
+        raise LabelsError(
+            f"expected a file of its own, got {path}, which is or would be a part of the zarr data "
+            "there; choose a name outside of it"
+        )
     if path.exists() and (path.is_dir() or not overwrite):
         raise LabelsError(
             f"expected a new file, but {path} exists already; choose another name, or overwrite "
@@ -189,6 +197,28 @@ def new_file(out: str | PathLike[str], *, overwrite: bool) -> Iterator[Path]:
     finally:
         if partial.exists():
             partial.unlink()
+
+
+def _is_in_zarr(path: Path) -> bool:
+    """Whether a file is zarr's metadata, or lies in the folder of an array or of a journal."""
+    # What is replaced is the name in its folder, not what a link of that name leads to.
+    folder = Path(os.path.realpath(path.parent))
+    return path.name in ZARR_METADATA or any(
+        _is_array(place) or (place / JOURNAL_FILE.name).exists()
+        for place in (folder, *folder.parents)
+    )
+
+
+def _is_array(folder: Path) -> bool:
+    if (folder / ".zarray").exists():
+        return True
+    try:
+        metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True  # Damaged: nothing says that it is none.
+    return not isinstance(metadata, dict) or metadata.get("node_type") != "group"
 
 
 def written(path: str | PathLike[str], num_objects: int) -> Exported:

@@ -1,9 +1,10 @@
 """The journal of a label image: every commit, written down before it is carried out.
 
 A commit is one transaction of SQLite that holds its prompts, its model, its time, the pixels that
-it changed and the labels that were there before, as compressed blocks. It is marked as pending
-until all chunks of the label image are on the disk. What is pending when the journal is opened is
-carried out again. SQLite's own write-ahead log makes each transaction whole or absent, whenever the
+it changed and the labels that were there before, as compressed blocks. It is marked as pending, and
+as not done, until all chunks of the label image are on the disk. What is pending when the journal
+is opened is put back: a commit that never returned, on a full disk for instance, never comes back.
+SQLite's own write-ahead log makes each transaction whole or absent, whenever the
 process is killed or the power is cut.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.journal_facts import id_of
 from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
 from napari_hrsam.storage.safe_files import force
@@ -32,10 +34,11 @@ UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
 
 _VERSION = 2
-# A note that an edit is carried out may be lost in a power cut: the edit is carried out again then.
-# All other notes are forced onto the disk before anything is changed.
-_LAZY, _FORCED = "PRAGMA synchronous = NORMAL", "PRAGMA synchronous = FULL"
+# What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
+_SETTLED, _CHANGING, _NEW = range(3)
 _COLUMNS = "number, label, plane, y0, x0, y1, x1, prompts, model, time"
+# The chunks of level 0 that we wrote since the levels were looked at for ids, and their stamps.
+_SEEN = "CREATE TABLE IF NOT EXISTS seen (chunk TEXT PRIMARY KEY, changed_ns INTEGER)"
 _SCHEMA = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value);
 CREATE TABLE edits (
@@ -50,6 +53,7 @@ CREATE TABLE blocks (
     y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, changed BLOB, before BLOB
 );
 CREATE INDEX blocks_of_edit ON blocks (edit);
+{_SEEN};
 PRAGMA user_version = {_VERSION};
 """
 
@@ -72,10 +76,21 @@ class JournalEdit(Edit):
 
 @dataclass(frozen=True, slots=True)
 class PendingEdit:
-    """An edit that may be carried out in part: ``is_done`` is what it was about to be."""
+    """An edit that may be carried out in part.
+
+    Attributes
+    ----------
+    edit : JournalEdit
+        The edit.
+    is_done : bool
+        Whether it was done before; that is what counts.
+    is_new : bool
+        Whether it was never done before.
+    """
 
     edit: JournalEdit
     is_done: bool
+    is_new: bool
 
 
 class Journal:
@@ -111,17 +126,19 @@ class Journal:
         try:
             with self._explained():
                 self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute(_FORCED)
+                # Every note is on the disk before anything is changed, or told.
+                self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
                 self._check_version()
+                self._database.execute(_SEEN)
                 self.identity = str(self._fact("identity"))
         except BaseException:
             self._database.close()
             raise
 
     @classmethod
-    def create(cls, path: Path, dtype: np.dtype[Any], next_label: int) -> Journal:
-        """Make an empty journal, which hands out ids from ``next_label`` on."""
+    def create(cls, path: Path, dtype: np.dtype[Any], next_label: int, looked_ns: int) -> Journal:
+        """Make an empty journal, which hands out ids from ``next_label`` on; see `note_look`."""
         # Under another name first: a journal is there as a whole or not at all.
         partial = path.with_name(path.name + ".partial")
         for old in partial.parent.glob(partial.name + "*"):
@@ -130,7 +147,11 @@ class Journal:
             database = sqlite3.connect(partial, isolation_level=None)
             try:
                 database.executescript(_SCHEMA)
-                facts = [("identity", uuid.uuid4().hex), ("next_label", next_label)]
+                facts = [
+                    ("identity", uuid.uuid4().hex),
+                    ("next_label", _stored_id(next_label)),
+                    ("looked_ns", looked_ns),
+                ]
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
             finally:
                 database.close()
@@ -146,12 +167,39 @@ class Journal:
     def next_label(self) -> int:
         """Return the lowest id that was never used; it takes the same time whatever is there."""
         with self._explained():
-            return int(self._fact("next_label"))
+            return id_of(self._fact("next_label"))
 
-    def raise_next_label(self, label: int) -> None:
-        """Hand out ids from ``label`` on."""
+    def looked_ns(self) -> int:
+        """Return when level 0 was looked at for ids, 0 if that was never noted."""
         with self._explained():
-            self._database.execute("UPDATE facts SET value = ? WHERE name = 'next_label'", [label])
+            row = self._database.execute(
+                "SELECT value FROM facts WHERE name = 'looked_ns'"
+            ).fetchone()
+            return 0 if row is None else int(row[0])
+
+    def is_seen(self, chunk: str, changed_ns: int) -> bool:
+        """Whether a chunk of level 0 is as we wrote it, so that its ids are known."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT 1 FROM seen WHERE chunk = ? AND changed_ns = ?", [chunk, changed_ns]
+            ).fetchone()
+            return row is not None
+
+    def note_look(self, highest_label: int, looked_ns: int) -> None:
+        """Write down that level 0 was looked at, and the highest id that was found.
+
+        Parameters
+        ----------
+        highest_label : int
+            Ids are handed out above it.
+        looked_ns : int
+            The time before the look, by the clock that stamps the files: what was changed at that
+            time or later is unknown.
+        """
+        with self._transaction() as execute:
+            self._raise_next_label(highest_label + 1)
+            execute("INSERT OR REPLACE INTO facts VALUES ('looked_ns', ?)", [looked_ns])
+            execute("DELETE FROM seen WHERE changed_ns < ?", [looked_ns])
 
     def record(
         self,
@@ -162,7 +210,7 @@ class Journal:
         prompts: Prompts,
         model: str,
     ) -> JournalEdit | None:
-        """Write down a new edit as pending; what was undone before can no longer be made again.
+        """Write down a new edit as pending and not done.
 
         The blocks are taken one by one within the transaction: if that fails, or there are none,
         nothing is written.
@@ -174,11 +222,10 @@ class Journal:
         """
         time = clock.time()
         with self._transaction() as execute:
-            execute("DELETE FROM edits WHERE NOT is_done")
-            row = [label, json.dumps(plane), _prompts_text(prompts), model, time]
+            row = [_stored_id(label), json.dumps(plane), _prompts_text(prompts), model, time, _NEW]
             number = execute(
                 "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
-                " VALUES (?, ?, ?, ?, ?, 1, 1)",
+                " VALUES (?, ?, ?, ?, ?, 0, ?)",
                 row,
             ).lastrowid
             assert number is not None
@@ -196,7 +243,7 @@ class Journal:
                 "UPDATE edits SET y0 = ?, x0 = ?, y1 = ?, x1 = ? WHERE number = ?",
                 [*_numbers(box), number],
             )
-            execute("UPDATE facts SET value = max(value, ?) WHERE name = 'next_label'", [label + 1])
+            self._raise_next_label(label + 1)
         return JournalEdit(
             label=label,
             box=box,
@@ -208,25 +255,44 @@ class Journal:
             journal=self.identity,
         )
 
-    def intend(self, edit: JournalEdit, *, is_done: bool) -> None:
-        """Write down that an edit is about to be made again, or taken back."""
+    def intend(self, edit: JournalEdit, *, was_done: bool, is_new: bool = False) -> None:
+        """Write down that an edit may be carried out in part; what it was before counts.
+
+        Nothing is written where that is said already.
+        """
         with self._explained():
             self._database.execute(
-                "UPDATE edits SET is_done = ?, is_pending = 1 WHERE number = ?",
-                [is_done, edit.number],
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ? AND NOT is_pending",
+                [was_done, _NEW if is_new else _CHANGING, edit.number],
             )
 
-    def settle(self, edit: JournalEdit, *, is_done: bool) -> None:
-        """Write down that an edit is wholly made, or wholly taken back."""
-        with self._explained():
-            self._database.execute(_LAZY)
-            try:
-                self._database.execute(
-                    "UPDATE edits SET is_done = ?, is_pending = 0 WHERE number = ?",
-                    [is_done, edit.number],
+    def settle(
+        self, edit: JournalEdit, *, is_done: bool, seen: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """Write down that an edit is wholly made, or wholly taken back.
+
+        When it is made the first time, what was undone before can no longer be made again.
+
+        Parameters
+        ----------
+        edit, is_done
+            The edit, and what it is now.
+        seen : iterable of (str, int)
+            The chunks of level 0 that it wrote, and their stamps.
+        """
+        with self._transaction() as execute:
+            if is_done:
+                execute(
+                    "DELETE FROM edits WHERE NOT is_done AND number < ? AND EXISTS"
+                    " (SELECT 1 FROM edits WHERE number = ? AND is_pending = ?)",
+                    [edit.number, edit.number, _NEW],
                 )
-            finally:
-                self._database.execute(_FORCED)
+            execute(
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
+                [is_done, _SETTLED, edit.number],
+            )
+            for chunk, changed_ns in seen:
+                execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", [chunk, changed_ns])
 
     def forget(self, edit: JournalEdit) -> None:
         """Remove an edit that was never wholly made."""
@@ -234,20 +300,23 @@ class Journal:
             self._database.execute("DELETE FROM edits WHERE number = ?", [edit.number])
 
     def pending(self) -> list[PendingEdit]:
-        """Return the edits that may be carried out in part, oldest first."""
+        """Return the edits that may be carried out in part, newest first."""
         with self._explained():
             rows = self._database.execute(
-                f"SELECT {_COLUMNS}, is_done FROM edits WHERE is_pending ORDER BY number"  # noqa: S608
+                f"SELECT {_COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
+                " ORDER BY number DESC"
             ).fetchall()
-            return [PendingEdit(self._edit(row[:-1]), bool(row[-1])) for row in rows]
+            return [
+                PendingEdit(self._edit(row[:-2]), bool(row[-2]), row[-1] == _NEW) for row in rows
+            ]
 
-    def newest_done(self) -> int | None:
-        """Return the number of the edit that can be taken back."""
-        return self._number("SELECT number FROM edits WHERE is_done ORDER BY number DESC LIMIT 1")
+    def newest_done(self) -> JournalEdit | None:
+        """Return the edit that can be taken back."""
+        return self._first("is_done ORDER BY number DESC")
 
-    def oldest_undone(self) -> int | None:
-        """Return the number of the edit that can be made again."""
-        return self._number("SELECT number FROM edits WHERE NOT is_done ORDER BY number LIMIT 1")
+    def oldest_undone(self) -> JournalEdit | None:
+        """Return the edit that can be made again."""
+        return self._first(f"NOT is_done AND is_pending != {_NEW} ORDER BY number")
 
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
@@ -257,7 +326,8 @@ class Journal:
                 query + "is_done ORDER BY number DESC LIMIT ?", [UNDO_DEPTH]
             ).fetchall()
             undone = self._database.execute(
-                query + "NOT is_done ORDER BY number LIMIT ?", [UNDO_DEPTH]
+                query + f"NOT is_done AND is_pending != {_NEW} ORDER BY number LIMIT ?",
+                [UNDO_DEPTH],
             ).fetchall()
             return History(
                 done=tuple(self._edit(row) for row in reversed(done)),
@@ -304,15 +374,22 @@ class Journal:
         ).fetchone()
         return value
 
-    def _number(self, query: str) -> int | None:
+    def _raise_next_label(self, label: int) -> None:
+        if label > id_of(self._fact("next_label")):
+            self._execute(
+                "UPDATE facts SET value = ? WHERE name = 'next_label'", [_stored_id(label)]
+            )
+
+    def _first(self, condition: str) -> JournalEdit | None:
+        query = f"SELECT {_COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
         with self._explained():
             row = self._database.execute(query).fetchone()
-        return None if row is None else int(row[0])
+            return None if row is None else self._edit(row)
 
     def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
         number, label, plane, y0, x0, y1, x1, prompts, model, time = row
         return JournalEdit(
-            label=label,
+            label=id_of(label),
             box=Box(y0, x0, y1, x1),
             prompts=_prompts_from(prompts),
             model=model,
@@ -365,6 +442,10 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
+
+
+def _stored_id(label: int) -> int:
+    return label if label < 2**63 else label - 2**64
 
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from napari_hrsam.errors import LabelsError
@@ -104,7 +105,7 @@ def read_journal(folder: Path) -> JournalFacts | None:
             (next_label,) = database.execute(
                 "SELECT value FROM facts WHERE name = 'next_label'"
             ).fetchone()
-            return JournalFacts(next_label=int(next_label), commits=tuple(_commits(database)))
+            return JournalFacts(next_label=id_of(next_label), commits=tuple(_commits(database)))
     # ValueError and the like: what is written in a row is none of ours.
     except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
         raise LabelsError(
@@ -113,6 +114,15 @@ def read_journal(folder: Path) -> JournalFacts | None:
             "written to and try again, or move the journal away to go on without the undo of "
             "earlier commits"
         ) from error
+
+
+def id_of(stored: Any) -> int:
+    """Return the id that a number of the journal stands for.
+
+    SQLite has no numbers of 2**63 and above: these ids are stored as what is 2**64 less.
+    """
+    number = int(stored)
+    return number if number > 0 else number + 2**64
 
 
 def _address(path: Path) -> str:
@@ -131,7 +141,7 @@ def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
     for label, plane, *ends, model, time, prompts, is_done, is_pending in rows:
         said = json.loads(prompts)
         yield CommitFacts(
-            label=int(label),
+            label=id_of(label),
             plane=tuple(json.loads(plane)),
             box=Box(*ends),
             model=model,

@@ -106,11 +106,11 @@ class CellGrid:
     """
 
     def __init__(self, folder: Path, array: zarr.Array[Any], files: FileBatch) -> None:
-        self._folder = folder / array.path
+        self._top = str(folder / array.path)
         self._array, self._files = array, files
         self._dtype = np.dtype(array.dtype)
         self._step = array.shards or array.chunks
-        self._codec = codec_of(self._folder, array)
+        self._codec = codec_of(folder / array.path, array)
         self._full: dict[tuple[int, tuple[int, int]], bytes | None] = {}
         self.shape_yx = (array.shape[-2], array.shape[-1])
         self.side_yx = (self._step[-2], self._step[-1])
@@ -160,7 +160,7 @@ class CellGrid:
                 data = self._codec.encode(self._with_other_planes(path, plane, place, cell))
             else:
                 data = self._encoded(place, cell)
-            self._files.write(path, data)
+            self._files.write(path, data, top=self._top)
         except OSError as error:
             raise unwritable(path, error) from error
 
@@ -215,7 +215,7 @@ class CellGrid:
 
     def _path(self, plane: tuple[int, ...], place: tuple[int, int]) -> str:
         chunk = (*(i // n for i, n in zip(plane, self._step[:-2], strict=True)), *place)
-        return f"{self._folder}/{self._array.metadata.encode_chunk_key(chunk)}"
+        return f"{self._top}/{self._array.metadata.encode_chunk_key(chunk)}"
 
 
 def unwritable(path: str, error: OSError) -> LabelsError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.label_check_levels import LevelCheck, Problem
+from napari_hrsam.storage.label_making import require_listed
 from napari_hrsam.storage.label_ome_zarr import open_label_levels
 from napari_hrsam.storage.label_pyramid import open_labels
 from napari_hrsam.storage.ome_label_rules import broken_rules
@@ -24,6 +26,8 @@ from napari_hrsam.storage.stored_labels import (
     open_stored_labels,
 )
 from napari_hrsam.storage.writer_lock import WriterLock
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +69,12 @@ def verify_labels(
 ) -> LabelsReport:
     """Check a label image, ours or another program's, region by region.
 
-    The metadata must follow OME-Zarr 0.4 or 0.5, every stored chunk must decode, every coarser
-    level must be the majority of the finer one (background does not vote), nothing in the journal
-    may be half done, and its objects must be there. Without ``repair`` nothing is written or
-    locked; labels that are drawn into meanwhile may look wrong.
+    The metadata must follow OME-Zarr 0.4 or 0.5, every stored chunk must decode, nothing in the
+    journal may be half done, and its objects must be there. Every coarser level must show the finer
+    one: where all objects are the journal's, their majority (background does not vote), as we draw
+    it; elsewhere each pixel may be any of those that it covers, as other programs pick or vote,
+    which is noted. Without ``repair`` nothing is written or locked; labels that are drawn into
+    meanwhile may look wrong.
 
     Parameters
     ----------
@@ -77,8 +83,9 @@ def verify_labels(
     name : str
         Name of the label image.
     repair : bool
-        Complete what a crash left half done, and write coarser levels anew where they differ or
-        are damaged. Level 0 is never changed otherwise. Takes the right to write.
+        Put back what a crash left half done, list the label image, and write coarser levels anew
+        where they are wrong or damaged. Level 0 is never changed otherwise. Takes the right to
+        write. A damaged journal stops none of it.
     progress : callable (done, total), optional
         Counts regions; what it raises ends the work.
 
@@ -107,22 +114,28 @@ def verify_labels(
         check.run()
         return _report(check, problems)
     with _writable(folder.parents[1], name) as arrays:
+        require_listed(folder.parents[1], name)
+        left = broken_rules(folder.parents[1], name)
+        problems = [replace(p, is_repaired=p.text not in left) for p in problems]
         check = LevelCheck(labels, arrays, progress)
         check.run()
-    if (folder / JOURNAL_FILE).exists():
-        # Now that the coarsest level shows them, ids that another program used are noticed.
-        open_labels(folder.parents[1], name).close()
     return _report(check, problems)
 
 
 @contextmanager
 def _writable(path: Path, name: str) -> Iterator[tuple[zarr.Array[Any], ...]]:
-    """Take the right to write; what a crash left half done is completed."""
+    """Take the right to write; what a crash left half done is put back."""
     folder = path / "labels" / name
     with ExitStack() as stack:
         if (folder / JOURNAL_FILE).exists():
-            yield stack.enter_context(open_labels(path, name)).levels
-            return
+            try:
+                labels = stack.enter_context(open_labels(path, name))
+            except LabelsError as error:
+                # The levels need no journal; what is wrong with it is told with all else.
+                logger.warning("repairing without the journal: %s", error)
+            else:
+                yield labels.levels
+                return
         lock_folder = folder / JOURNAL_FILE.parent
         try:
             lock_folder.mkdir(exist_ok=True)
@@ -164,7 +177,7 @@ def _journal_problems(
         yield Problem(
             kind="journal",
             text=f"a change of object {commit.label} is half done; opening the labels for drawing "
-            "completes it, and so does repair",
+            "puts it back, and so does repair",
             level=0,
             box=commit.box,
             plane=commit.plane,
@@ -174,7 +187,7 @@ def _journal_problems(
         yield Problem(
             kind="journal",
             text=f"the next object would get the id {facts.next_label}, but there are ids up to "
-            f"{highest}; open the labels with open_labels, and look whether all levels are sound",
+            f"{highest}; open the labels once with open_labels, which looks for them",
         )
     yield from _missing_objects(facts.commits, found)
 

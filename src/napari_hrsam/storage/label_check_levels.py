@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
-from napari_hrsam.storage.label_downsampling import AxisRatio, majority
+from napari_hrsam.storage.journal_facts import read_journal
+from napari_hrsam.storage.label_downsampling import AxisRatio, majority, occur
 from napari_hrsam.storage.stored_labels import (
     REGION_PX,
     RegionGrid,
@@ -25,6 +26,8 @@ from napari_hrsam.storage.stored_labels import (
 )
 
 logger = logging.getLogger(__name__)
+
+_NO_FILES = StoredFiles({}, ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +87,8 @@ class LevelCheck:
         By level.
     damaged : set
         Level, plane and box of the chunks that do not decode.
+    committed : set of int
+        Objects of the journal; where there are no others, coarser levels are as we draw them.
     """
 
     labels: StoredLabels
@@ -94,10 +99,15 @@ class LevelCheck:
     found: dict[tuple[int, ...], set[int]] = field(default_factory=lambda: defaultdict(set))
     files: list[StoredFiles] = field(default_factory=list)
     damaged: set[tuple[int, tuple[int, ...], Box]] = field(default_factory=set)
+    committed: set[int] = field(default_factory=set)
+    # Regions that were written: level, plane (None for all), and place in the level's grid.
+    _remade: set[tuple[int, tuple[int, ...] | None, tuple[int, int]]] = field(default_factory=set)
+    _other_rules: set[int] = field(default_factory=set)
 
     def run(self) -> None:
         """Look at everything, finer levels first."""
         labels = self.labels
+        self.committed = _committed(labels)
         self.files = [labels.files(level) for level in range(len(labels.arrays))]
         for level, files in enumerate(self.files):
             strange = list(files.strange)
@@ -123,6 +133,11 @@ class LevelCheck:
                 done += 1
                 if self.progress is not None:
                     self.progress(done, sum(map(len, tasks)))
+        self.notes.extend(
+            f"level {level} is made by another rule than the majority: each pixel is one of those "
+            "that it covers, which is as good"
+            for level in sorted(self._other_rules)
+        )
 
     def _without_leftovers(self, level: int) -> list[str]:
         """Remove what programs that were killed left unfinished; return the other strange files."""
@@ -178,48 +193,120 @@ class LevelCheck:
     def _compare(self, task: _Task) -> None:
         """Compare a region with the majority of what lies under it."""
         level, plane, box = task.level, task.plane, task.box
+        is_remade = self._is_remade(task)
         expected = self._expected(level, plane, box)
         coarse = self._read(level, plane, box)
         if expected is None:
             return
-        differs = np.ones(box.shape_yx, bool) if coarse is None else coarse != expected
+        if coarse is None and self.arrays is not None:
+            # Only what is damaged is made anew; the chunks beside it may follow another rule.
+            for damaged_level, damaged_plane, chunk in list(self.damaged):
+                part = chunk.intersection(box)
+                if (damaged_level, damaged_plane) == (level, plane) and part.area:
+                    values = expected[part.shifted(-box.y0, -box.x0).slices]
+                    self._write(replace(task, box=part), values)
+            coarse = self._read(level, plane, box)
+        if coarse is None:
+            return
+        differs = coarse != expected
         if not differs.any():
             return
-        if coarse is not None:
-            self.problems.append(
-                Problem(
-                    kind="level",
-                    text=f"{np.count_nonzero(differs)} pixels differ from the majority of level "
-                    f"{level - 1}",
-                    level=level,
-                    box=Box.around(differs).shifted(box.y0, box.x0),
-                    plane=plane,
-                )
+        if not is_remade and self._is_by_another_rule(task, coarse, differs):
+            self._other_rules.add(level)
+            return
+        self.problems.append(
+            Problem(
+                kind="level",
+                text=f"{np.count_nonzero(differs)} pixels differ from the majority of level "
+                f"{level - 1}",
+                level=level,
+                box=Box.around(differs).shifted(box.y0, box.x0),
+                plane=plane,
             )
+        )
         if self.arrays is not None:
             self._write(task, expected)
-            self._mark_repaired(task)
+            self._note_remade(task, plane)
 
     def _expected(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any] | None:
         """Compute a region from the level before; None if some of that is damaged."""
-        rows, columns = self._ratios(level)
+        expected: NDArray[Any] | None = np.zeros(box.shape_yx, self.labels.dtype)
+        for part, fine, y, x in self._fine_parts(level, level - 1, plane, box):
+            if fine is None:
+                expected = None
+            elif expected is not None and fine.any():
+                expected[part.shifted(-box.y0, -box.x0).slices] = majority(fine, y, x)
+        return expected
+
+    def _fine_parts(
+        self, level: int, finer: int, plane: tuple[int, ...], box: Box, margin: int = 0
+    ) -> Iterator[tuple[Box, NDArray[Any] | None, NDArray[np.int64], NDArray[np.int64]]]:
+        """Go through what lies under a region in a finer level.
+
+        Gives a part of the region, the finer labels there and ``margin`` pixels around (None where
+        they are damaged), and the edges of the part's pixels in these.
+        """
+        fine_yx, coarse_yx = self.labels.level_shape(finer), self.labels.level_shape(level)
+        rows, columns = (AxisRatio(*sizes) for sizes in zip(fine_yx, coarse_yx, strict=True))
         # Beside a level that is many times finer, few pixels are computed at once.
         step = max(
             1, 2 * REGION_PX // max(-(-axis.fine // axis.coarse) for axis in (rows, columns))
         )
-        expected: NDArray[Any] | None = np.zeros(box.shape_yx, self.labels.dtype)
         for y0 in range(box.y0, box.y1, step):
             for x0 in range(box.x0, box.x1, step):
                 part = Box(y0, x0, y0 + step, x0 + step).intersection(box)
                 y, x = rows.edges(part.y0, part.y1), columns.edges(part.x0, part.x1)
-                source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
-                fine = self._read(level - 1, plane, source)
-                if fine is None:
-                    expected = None
-                elif expected is not None and fine.any():
-                    place = part.shifted(-box.y0, -box.x0).slices
-                    expected[place] = majority(fine, y - y[0], x - x[0])
-        return expected
+                source = Box(
+                    int(y[0]) - margin, int(x[0]) - margin, int(y[-1]) + margin, int(x[-1]) + margin
+                ).clip(fine_yx)
+                yield part, self._read(finer, plane, source), y - source.y0, x - source.x0
+
+    def _is_by_another_rule(
+        self, task: _Task, coarse: NDArray[Any], differs: NDArray[np.bool_]
+    ) -> bool:
+        """Whether a region that shows no majority shows labels that another program may choose."""
+        level, plane, box = task.level, task.plane, task.box
+        under: set[int] = set()
+        missing = differs.copy()
+        for part, fine, y, x in self._fine_parts(level, level - 1, plane, box, 1):
+            if fine is not None:
+                under |= _labels_in(fine)
+                where = part.shifted(-box.y0, -box.x0).slices
+                missing[where] &= ~occur(coarse[where], fine, y, x)
+        if under and under <= self.committed:
+            return False
+        if missing.any() and level > 1:
+            # Some programs make every level from full size.
+            rest = Box.around(missing)
+            place = rest.shifted(box.y0, box.x0)
+            for part, fine, y, x in self._fine_parts(level, 0, plane, place, 1):
+                where = part.shifted(-box.y0, -box.x0).slices
+                if fine is not None and missing[where].any():
+                    missing[where] &= ~occur(coarse[where], fine, y, x)
+        return not missing.any()
+
+    def _is_remade(self, task: _Task) -> bool:
+        """Whether a region, or something under it, was written: then it must follow."""
+        fine = self._box_under(task)
+        return any(
+            (level, plane, place) in self._remade
+            for level, box in ((task.level, task.box), (task.level - 1, fine))
+            for place in self._places(level, box)
+            for plane in (task.plane, None)
+        )
+
+    def _note_remade(self, task: _Task, plane: tuple[int, ...] | None) -> None:
+        for place in self._places(task.level, task.box):
+            self._remade.add((task.level, plane, place))
+
+    def _box_under(self, task: _Task) -> Box:
+        rows, columns = self._ratios(task.level)
+        y = rows.edges(task.box.y0, task.box.y1)
+        x = columns.edges(task.box.x0, task.box.x1)
+        return Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
+
+    def _places(self, level: int, box: Box) -> Iterator[tuple[int, int]]:
+        return region_grid(self.labels, level, (), files=_NO_FILES).places(box)
 
     def _mark_repaired(self, task: _Task) -> None:
         """Note that what was wrong in a region is right now."""
@@ -277,7 +364,7 @@ class LevelCheck:
         )
 
     def _write(self, task: _Task, values: NDArray[Any]) -> None:
-        """Write a region of a coarser level anew."""
+        """Write a region of a coarser level anew, and note what that repairs."""
         assert self.arrays is not None
         array = self.arrays[task.level]
         place: tuple[int | slice, ...] = (*task.plane, *task.box.slices)
@@ -293,9 +380,11 @@ class LevelCheck:
                 f"expected to write the labels at {array.store_path}, got: {error}; check the "
                 "space on the disk and the rights of the folder, then repair again"
             ) from error
+        self._mark_repaired(task)
 
     def _remove(self, task: _Task) -> None:
         """Remove the chunks of a region; all of them follow from the finer level."""
+        self._note_remade(task, None)
         array = self.labels.arrays[task.level]
         step = array.shards or array.chunks
         height, width = step[-2:]
@@ -304,6 +393,16 @@ class LevelCheck:
             for column in range(task.box.x0 // width, -(-task.box.x1 // width)):
                 key = array.metadata.encode_chunk_key((*front, row, column))
                 (self.labels.folder / array.path / key).unlink(missing_ok=True)
+
+
+def _committed(labels: StoredLabels) -> set[int]:
+    """Return the objects of the journal; none if it cannot be read, which is told elsewhere."""
+    try:
+        facts = read_journal(labels.folder)
+    except LabelsError as error:
+        logger.info("%s", error)
+        return set()
+    return set() if facts is None else {commit.label for commit in facts.commits}
 
 
 def _labels_in(values: NDArray[Any]) -> set[int]:

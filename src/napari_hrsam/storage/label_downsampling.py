@@ -7,6 +7,7 @@ order in which they were drawn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,41 @@ def majority(
         high[y, x] = _most_frequent(blocks[y, :, x].reshape(y.size, -1))
     result: NDArray[Any] = high.view(labels.dtype)
     return result
+
+
+def occur(
+    coarse: NDArray[Any],
+    labels: NDArray[Any],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Tell which coarse labels are among the fine ones of their blocks, or next to these.
+
+    That is so whichever of them a program picks, or votes for.
+
+    Parameters
+    ----------
+    coarse : (h, w) integer
+        The coarser level.
+    labels, rows, columns
+        As in `majority`.
+
+    Returns
+    -------
+    (h, w) bool
+    """
+    found = np.zeros(coarse.shape, np.bool_)
+    # One pixel around, because programs round the places that they pick in their own ways.
+    for y in _shifts(rows, labels.shape[0]):
+        for x in _shifts(columns, labels.shape[1]):
+            found |= labels[np.ix_(y, x)] == coarse
+    return found
+
+
+def _shifts(edges: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Go through the pixels of all blocks, and one before and after them, at the same time."""
+    for offset in range(-1, _longest(edges) + 1):
+        yield np.clip(np.minimum(edges[:-1] + offset, edges[1:]), 0, size - 1)
 
 
 def any_set(

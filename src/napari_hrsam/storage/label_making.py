@@ -7,6 +7,7 @@ it has levels that halve until one chunk holds the last.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import shutil
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from napari_hrsam.storage.label_ome_zarr import (
 )
 from napari_hrsam.storage.ome_metadata import OmeImage
 from napari_hrsam.storage.safe_files import force
+
+logger = logging.getLogger(__name__)
 
 CHUNK_PX = 512
 """Side of a chunk: small objects rewrite little, large ones touch few files."""
@@ -101,7 +104,7 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
 
 def _open_root(path: Path) -> zarr.Group | None:
     """Open the group at the path; None if there is nothing yet."""
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or _is_unfinished(path):
         return None
     try:
         return zarr.open_group(path, mode="r+", use_consolidated=False)
@@ -112,6 +115,22 @@ def _open_root(path: Path) -> zarr.Group | None:
             f"expected an OME-Zarr image, or an empty or new folder for labels, at {path}, got a "
             f"folder of something else ({type(error).__name__}); choose another path"
         ) from error
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a folder is empty, or what `_make` leaves when it is killed before anything is made.
+
+    That is a group of all label images with none in it, and no group around it yet.
+    """
+    inside = [entry for entry in path.iterdir() if not _is_partial(entry)]
+    if [entry.name for entry in inside] == ["labels"] and inside[0].is_dir():
+        inside = [entry for entry in inside[0].iterdir() if not _is_partial(entry)]
+        return all(entry.name == "zarr.json" for entry in inside)
+    return not inside
+
+
+def _is_partial(entry: Path) -> bool:
+    return entry.name.endswith(".partial") and entry.is_file()
 
 
 def _plan(
@@ -276,6 +295,8 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
             "go on with it by open_labels, or choose another name"
         )
     if root is None:
+        # The outer group comes last: without it, a killed creation is told from another's group.
+        zarr.open_group(path / "labels", mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
         root = zarr.open_group(path, mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
     if "labels" not in root:
         root.create_group("labels")
@@ -289,7 +310,7 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
     # All of it is on the disk before the first commit can be: that one survives a power cut.
     force([partial, *partial.rglob("*")])
     partial.rename(folder)
-    _list_name(path, name, plan)
+    _list_name(path, name, plan.version)
     above = [path, folder.parent]
     force(
         [
@@ -331,14 +352,30 @@ def _attributes(name: str, plan: _Plan) -> dict[str, Any]:
     return {"multiscales": [multiscale], "image-label": label}
 
 
-def _list_name(path: Path, name: str, plan: _Plan) -> None:
-    """Add the name to the group of all label images."""
+def require_listed(path: Path, name: str) -> None:
+    """List a label image that is not: its creation was killed, or its program did not.
+
+    Where that cannot be done the label image is of use all the same, and a warning is logged.
+    """
+    try:
+        _list_name(path, name)
+    # zarr answers missing and damaged metadata with any of these.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("could not list %r in %s: %s", name, path / "labels", error)
+
+
+def _list_name(path: Path, name: str, version: str = "0.5") -> None:
+    """Add the name to the group of all label images, unless it is there."""
     group = zarr.open_group(path / "labels", mode="r+", use_consolidated=False)
     attributes: dict[str, Any] = dict(group.attrs)
-    listed = attributes.get("ome", {}) if plan.zarr_format == 3 else attributes
-    names = [*listed.get("labels", []), name]
-    if plan.zarr_format == 3:
-        group.attrs["ome"] = {"version": plan.version, **listed, "labels": names}
+    is_v3 = group.metadata.zarr_format == 3
+    listed = attributes.get("ome", {}) if is_v3 else attributes
+    names = list(listed.get("labels", []))
+    if name in names:
+        return
+    names.append(name)
+    if is_v3:
+        group.attrs["ome"] = {"version": version, **listed, "labels": names}
     else:
         group.attrs["labels"] = names
 

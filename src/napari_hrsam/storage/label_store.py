@@ -15,6 +15,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BLOCK_PX, ArrayMask, RegionMask
 from napari_hrsam.prompts import Prompts
 
+MAX_UNDO_BYTES = 512 * 2**20
+"""Memory for what undo of commits in memory needs; beyond it the oldest commits become final."""
+
 MAX_DENSE_PIXELS = 2**30
 """Pixels of the largest new label image that is made in memory: 4 GiB of uint32."""
 
@@ -45,11 +48,6 @@ class Edit:
     model: str = ""
     time: float = 0.0
     plane: tuple[int, ...] = ()
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the edit takes beside its few numbers."""
-        return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -90,7 +88,7 @@ class History:
 
 @runtime_checkable
 class LabelStore(Protocol):
-    """A label image that a session commits to."""
+    """A label image that a session commits to, with the history of its commits."""
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -102,6 +100,12 @@ class LabelStore(Protocol):
 
     def history(self) -> History:
         """Return the commits that can be taken back and made again."""
+
+    def newest_done(self) -> Edit | None:
+        """Return the commit that can be taken back, None if there is none."""
+
+    def next_undone(self) -> Edit | None:
+        """Return the commit that can be made again, None if there is none."""
 
     def next_label(self) -> int:
         """Return an id that no object has."""
@@ -156,6 +160,8 @@ class ArrayLabels:
                 "give a copy, or open the file in mode 'r+'"
             )
         self.array = array
+        self._done: list[ArrayEdit] = []
+        self._undone: list[ArrayEdit] = []
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -168,8 +174,16 @@ class ArrayLabels:
         return ()
 
     def history(self) -> History:
-        """Return an empty history: an array remembers nothing, the session does."""
-        return History()
+        """Return the commits since these labels were made, as far as `MAX_UNDO_BYTES` goes."""
+        return History(done=tuple(self._done), undone=tuple(self._undone))
+
+    def newest_done(self) -> ArrayEdit | None:
+        """Return the commit that was made last, None if there is none."""
+        return self._done[-1] if self._done else None
+
+    def next_undone(self) -> ArrayEdit | None:
+        """Return the commit that was taken back last, None if there is none."""
+        return self._undone[-1] if self._undone else None
 
     def next_label(self) -> int:
         """Return the id after the highest one in the array, also when others wrote to it.
@@ -230,7 +244,12 @@ class ArrayLabels:
         changed = region.read(box) & (block != label) & (overwrite | (block == 0))
         if not changed.any():
             raise no_free_pixel(label, region, box)
-        return self._write_changed(box, changed, label, prompts or Prompts(), model)
+        edit = self._write_changed(box, changed, label, prompts or Prompts(), model)
+        self._undone.clear()
+        self._done.append(edit)
+        while sum(kept.num_bytes for kept in self._done[:-1]) > MAX_UNDO_BYTES:
+            del self._done[0]
+        return edit
 
     def _write_changed(
         self, box: Box, changed: NDArray[np.bool_], label: int, prompts: Prompts, model: str
@@ -256,11 +275,13 @@ class ArrayLabels:
         """Put back what an edit changed; its other pixels stay as they are."""
         edit = _own(edit)
         self._swap(edit, edit.before)
+        _move(edit, self._done, self._undone)
 
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again; its other pixels stay as they are."""
         edit = _own(edit)
         self._swap(edit, edit.after)
+        _move(edit, self._undone, self._done)
 
     def _swap(self, edit: ArrayEdit, values: NDArray[Any]) -> None:
         changed = edit.before != edit.after
@@ -323,6 +344,13 @@ def no_free_pixel(label: int, mask: RegionMask, box: Box) -> LabelsError:
         f"{count} pixels that all belong to objects already; "
         "allow it with overwrite=True, or draw another part of the image"
     )
+
+
+def _move(edit: ArrayEdit, source: list[ArrayEdit], target: list[ArrayEdit]) -> None:
+    """Move an edit from one list to the end of another; one that was let go of has no place."""
+    if edit in source:
+        source.remove(edit)
+        target.append(edit)
 
 
 def _own(edit: Edit) -> ArrayEdit:

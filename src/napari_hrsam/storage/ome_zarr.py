@@ -33,7 +33,7 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
         If its metadata cannot be read.
     """
     try:
-        store = open_url(path) if is_url(path) else local_store(Path(path))
+        store = open_url(path) if is_url(path) else local_store(Path(path).absolute())
         return watched(zarr.open(CheckedStore(store, path), mode="r"))
     except HRSAMError:
         raise

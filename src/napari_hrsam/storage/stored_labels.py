@@ -29,7 +29,8 @@ from napari_hrsam.storage.ome_zarr import open_node
 REGION_PX = 1024
 """Side of what is looked at together; a multiple of the chunks, or one chunk that is larger."""
 
-_METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
+ZARR_METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
+"""Names of the files that describe arrays and groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class StoredLabels:
         try:
             for name in _file_names(root):
                 numbers = tuple(map(int, re.findall(r"\d+", name)))
-                if name in _METADATA:
+                if name in ZARR_METADATA:
                     continue
                 is_key = len(numbers) == array.ndim
                 if is_key and array.metadata.encode_chunk_key(numbers) == name:

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.safe_files import changed_ns
 
 
 class WriterLock:
@@ -24,6 +25,11 @@ class WriterLock:
     ----------
     folder : Path
         Existing folder for the lock and the note.
+
+    Attributes
+    ----------
+    since_ns : int
+        When the lock was taken, in nanoseconds, by the clock that stamps the files of the folder.
 
     Raises
     ------
@@ -49,6 +55,7 @@ class WriterLock:
             ) from error
         try:
             self._write_note()
+            self.since_ns = changed_ns(self._note.stat())
         except OSError as error:
             self._lock.release()
             raise LabelsError(
