@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +11,13 @@ from urllib.parse import quote
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.journal_rows import (
+    COLUMNS,
+    edit_from,
+    next_label_from,
+    require_tables,
+)
+from napari_hrsam.storage.writer_lock import require_own_files
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
 """Where the journal lies in the folder of a label image."""
@@ -99,12 +105,16 @@ def read_journal(folder: Path) -> JournalFacts | None:
     path = folder / JOURNAL_FILE
     if not path.is_file():
         return None
+    require_own_files(path.parent)
     try:
         with closing(sqlite3.connect(_address(path), uri=True, timeout=5)) as database:
+            require_tables(database)
             (next_label,) = database.execute(
                 "SELECT value FROM facts WHERE name = 'next_label'"
             ).fetchone()
-            return JournalFacts(next_label=int(next_label), commits=tuple(_commits(database)))
+            return JournalFacts(
+                next_label=next_label_from(next_label), commits=tuple(_commits(database))
+            )
     # ValueError and the like: what is written in a row is none of ours.
     except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
         raise LabelsError(
@@ -124,19 +134,16 @@ def _address(path: Path) -> str:
 
 
 def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
-    rows = database.execute(
-        "SELECT label, plane, y0, x0, y1, x1, model, time, prompts, is_done, is_pending"
-        " FROM edits ORDER BY number"
-    )
-    for label, plane, *ends, model, time, prompts, is_done, is_pending in rows:
-        said = json.loads(prompts)
+    query = f"SELECT {COLUMNS}, is_done, is_pending FROM edits ORDER BY number"  # noqa: S608
+    for *row, is_done, is_pending in database.execute(query):
+        edit = edit_from(tuple(row))
         yield CommitFacts(
-            label=int(label),
-            plane=tuple(json.loads(plane)),
-            box=Box(*ends),
-            model=model,
-            time=float(time),
-            num_prompts=len(said["points_yx"]) + (said["box"] is not None),
+            label=edit.label,
+            plane=edit.plane,
+            box=edit.box,
+            model=edit.model,
+            time=edit.time,
+            num_prompts=len(edit.prompts.points_yx) + (edit.prompts.box is not None),
             is_done=bool(is_done),
             is_pending=bool(is_pending),
         )

@@ -15,12 +15,13 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.label_check_levels import LevelCheck, Problem
+from napari_hrsam.storage.label_names import label_folder
 from napari_hrsam.storage.label_ome_zarr import open_label_levels
 from napari_hrsam.storage.label_pyramid import open_labels
 from napari_hrsam.storage.ome_label_rules import broken_rules
 from napari_hrsam.storage.stored_labels import (
     StoredLabels,
-    label_folder,
+    local_root,
     open_stored_labels,
 )
 from napari_hrsam.storage.writer_lock import WriterLock
@@ -92,10 +93,9 @@ def verify_labels(
         If there is no such label image; or, with ``repair``, if it is open elsewhere or cannot be
         written to.
     """
-    folder = label_folder(path, name)
-    problems = [
-        Problem(kind="metadata", text=text) for text in broken_rules(folder.parents[1], name)
-    ]
+    root = local_root(path)
+    folder = label_folder(root, name)
+    problems = [Problem(kind="metadata", text=text) for text in broken_rules(root, name)]
     try:
         labels = open_stored_labels(path, name)
     except LabelsError as error:
@@ -106,12 +106,12 @@ def verify_labels(
         check = LevelCheck(labels, None, progress)
         check.run()
         return _report(check, problems)
-    with _writable(folder.parents[1], name) as arrays:
+    with _writable(root, name) as arrays:
         check = LevelCheck(labels, arrays, progress)
         check.run()
     if (folder / JOURNAL_FILE).exists():
         # Now that the coarsest level shows them, ids that another program used are noticed.
-        open_labels(folder.parents[1], name).close()
+        open_labels(root, name).close()
     return _report(check, problems)
 
 

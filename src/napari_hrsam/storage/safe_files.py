@@ -7,6 +7,8 @@ cut leaves no file cut short.
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
-# ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH112, PTH120, PTH123
+# ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
 
 MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
@@ -38,17 +40,13 @@ class FileBatch:
         self._folders: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
 
-    def read(self, path: str) -> bytes | None:
-        """Return the contents of a file, None if there is none."""
+    def read(self, path: str, max_bytes: int = 2**31) -> bytes | None:
+        """Return the contents of a file, None if there is none; see `read_at_most`."""
         if path in self._waiting:
             if not self._waiting[path]:
                 return None
             path = _partial(path)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
+        return read_at_most(path, max_bytes)
 
     def write(self, path: str, data: bytes | None) -> None:
         """Replace a file; None removes it. Its folder is made if need be."""
@@ -94,7 +92,7 @@ class FileBatch:
 
     def _opened(self, path: str) -> BinaryIO:
         try:
-            return open(_partial(path), "wb")
+            return _new_file(_partial(path))
         except FileNotFoundError:
             folder = os.path.dirname(path)
             made = folder
@@ -102,7 +100,7 @@ class FileBatch:
                 made = os.path.dirname(made)
                 self._folders.add(made)
             os.makedirs(folder, exist_ok=True)
-            return open(_partial(path), "wb")
+            return _new_file(_partial(path))
 
     def _flush(self) -> None:
         self._together(_force_file, [_partial(path) for path, new in self._waiting.items() if new])
@@ -110,6 +108,35 @@ class FileBatch:
         self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
         self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link; not what it leads to.
+
+    Does nothing where there is none.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_at_most(path: str, max_bytes: int) -> bytes | None:
+    """Return the contents of a file, None if there is none.
+
+    Raises
+    ------
+    OSError
+        If it is larger than it may be, or a pipe, a device or the like.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        raise OSError(f"expected a file of at most {max_bytes} bytes, got something else")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def force(paths: Iterable[Path]) -> None:
@@ -128,6 +155,27 @@ def _partial(path: str) -> str:
     # One writer at a time: the name need not be random, and what a crash left is used again.
     folder, name = os.path.split(path)
     return f"{folder}/.{name}.partial"
+
+
+def write_anew(path: Path, data: bytes) -> None:
+    """Replace a small file; neither a link of its name nor one of the unfinished file's is followed.
+
+    Raises OSError when the disk fails.
+    """
+    with _new_file(_partial(str(path))) as file:
+        file.write(data)
+    _rename(str(path))
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Open a file for writing that is new: what a link of this name leads to stays as it is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        number = os.open(path, flags, 0o666)
+    except FileExistsError:
+        os.unlink(path)
+        number = os.open(path, flags, 0o666)
+    return os.fdopen(number, "wb")
 
 
 def _rename(path: str) -> None:

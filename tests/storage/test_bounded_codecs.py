@@ -15,11 +15,11 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from napari_hrsam.storage.decoded_size import exceeds
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.geometry import Tile
-from napari_hrsam.storage.decoded_size import exceeds
 from napari_hrsam.storage.opening import open_image
 
 SIZE = 3_000_000
