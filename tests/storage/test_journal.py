@@ -12,6 +12,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.journal import Journal, JournalEdit
 from napari_hrsam.storage.label_blocks import Block, _zstd
+from napari_hrsam.storage.label_store import History
 
 U4 = np.dtype("u4")
 PROMPTS = Prompts().with_click((3.25, 4), True).with_click((1, 2), False).with_box((0, 1, 9, 8.5))
@@ -19,7 +20,7 @@ PROMPTS = Prompts().with_click((3.25, 4), True).with_click((1, 2), False).with_b
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal.create(tmp_path / "journal.sqlite", U4, 1)
+    opened = Journal.create(tmp_path / "journal.sqlite", U4, 1, 0)
     yield opened
     opened.close()
 
@@ -75,19 +76,61 @@ def test_the_next_label_is_above_every_recorded_one_and_never_falls(journal: Jou
     record(journal, 3)
     journal.forget(edit)
     assert journal.next_label() == 42
-    journal.raise_next_label(100)
+    journal.note_look(99, 7)
     assert journal.next_label() == 100
+    journal.note_look(50, 8)
+    assert (journal.next_label(), journal.looked_ns()) == (100, 8)
 
 
-def test_an_edit_is_pending_until_it_is_settled(journal: Journal) -> None:
+def test_an_edit_is_pending_and_counts_as_before_until_it_is_settled(journal: Journal) -> None:
+    def pending() -> list[tuple[int, bool, bool]]:
+        return [(one.edit.number, one.is_done, one.is_new) for one in journal.pending()]
+
     edit = record(journal, 1)
-    (pending,) = journal.pending()
-    assert (pending.edit.number, pending.is_done) == (edit.number, True)
+    assert pending() == [(edit.number, False, True)]
+    assert (journal.newest_done(), journal.oldest_undone()) == (None, None)
+    assert journal.history() == History()
     journal.settle(edit, is_done=True)
-    assert journal.pending() == []
-    journal.intend(edit, is_done=False)
+    assert pending() == []
+    for is_done in (False, True):
+        journal.intend(edit, was_done=not is_done)
+        assert pending() == [(edit.number, not is_done, False)]
+        journal.settle(edit, is_done=is_done)
+        assert pending() == []
+        assert [one.label for one in journal.history().done] == [1] * is_done
+
+
+def test_an_edit_that_never_was_done_leaves_what_was_undone(journal: Journal) -> None:
+    undone = record(journal, 1)
+    journal.settle(undone, is_done=False)
+    refused = record(journal, 2)
+    journal.forget(refused)
+    assert [edit.label for edit in journal.history().undone] == [1]
+    # Interrupted right after it was settled.
+    refused = record(journal, 2)
+    journal.settle(refused, is_done=True)
+    journal.intend(refused, was_done=False, is_new=True)
+    assert journal.history() == History()
     (pending,) = journal.pending()
-    assert (pending.edit.number, pending.is_done) == (edit.number, False)
+    assert (pending.is_done, pending.is_new) == (False, True)
+
+
+@pytest.mark.parametrize("label", [1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_ids_up_to_the_last_of_uint64_come_back(journal: Journal, label: int) -> None:
+    journal.settle(record(journal, label), is_done=True)
+    assert [edit.label for edit in journal.history().done] == [label]
+    assert journal.next_label() == label + 1
+    record(journal, 5)
+    assert journal.next_label() == max(label, 5) + 1
+
+
+def test_the_chunks_that_we_wrote_are_known_by_their_stamps(journal: Journal) -> None:
+    journal.settle(record(journal, 1), is_done=True, seen=[("c/0/0", 5), ("c/0/1", 6)])
+    journal.settle(record(journal, 2), is_done=True, seen=[("c/0/1", 9)])
+    seen = [("c/0/0", 5), ("c/0/0", 6), ("c/0/1", 6), ("c/0/1", 9), ("c/1/1", 9)]
+    assert [journal.is_seen(*one) for one in seen] == [True, False, False, True, False]
+    journal.note_look(3, 7)
+    assert [journal.is_seen(*one) for one in seen] == [False, False, False, True, False]
 
 
 def test_the_history_is_the_order_of_undo_and_a_new_edit_ends_redo(journal: Journal) -> None:
@@ -99,8 +142,12 @@ def test_the_history_is_the_order_of_undo_and_a_new_edit_ends_redo(journal: Jour
     history = journal.history()
     assert [edit.label for edit in history.done] == [1, 2]
     assert [edit.label for edit in history.undone] == [4, 3]
-    assert (journal.newest_done(), journal.oldest_undone()) == (edits[1].number, edits[2].number)
+    done, undone = journal.newest_done(), journal.oldest_undone()
+    assert done is not None
+    assert undone is not None
+    assert (done.number, undone.number) == (edits[1].number, edits[2].number)
     newer = record(journal, 5)
+    journal.settle(newer, is_done=True)
     assert newer.number > edits[3].number
     assert [edit.label for edit in journal.history().done] == [1, 2, 5]
     assert journal.history().undone == ()
@@ -112,7 +159,7 @@ def test_the_history_is_long_but_not_endless(
 ) -> None:
     monkeypatch.setattr("napari_hrsam.storage.journal.UNDO_DEPTH", 3)
     for label in range(1, 6):
-        record(journal, label)
+        journal.settle(record(journal, label), is_done=True)
     assert [edit.label for edit in journal.history().done] == [3, 4, 5]
 
 
@@ -143,6 +190,7 @@ def test_damage_inside_is_reported_too(journal: Journal) -> None:
     # Noise is stored as it is: a wrong bit makes another label, which only a checksum shows.
     noise = np.random.default_rng(1).integers(1, 2**32, (4, 5), U4)
     edit = record(journal, 1, block(), Block(block(9).box, CHANGED, noise))
+    journal.settle(edit, is_done=True)
     journal.close()
     database = sqlite3.connect(journal.path)
     (good,) = database.execute("SELECT before FROM blocks WHERE before IS NOT NULL").fetchone()
@@ -179,25 +227,16 @@ def test_another_version_is_refused_with_a_way_out(
         Journal(journal.path, U4)
 
 
-def test_every_note_but_the_last_of_an_edit_is_forced_onto_the_disk(journal: Journal) -> None:
-    said: list[str] = []
-    journal._database.set_trace_callback(said.append)
-    edit = record(journal, 1)
-    journal.settle(edit, is_done=True)
-    journal.intend(edit, is_done=False)
-    journal._database.set_trace_callback(None)
-    forced = True
-    for statement in said:
-        if statement.startswith("PRAGMA synchronous"):
-            forced = statement.endswith("FULL")
-        elif statement.startswith(("UPDATE", "INSERT", "COMMIT")):
-            assert forced == ("is_pending = 0" not in statement), statement
-    assert forced
+def test_every_note_is_forced_onto_the_disk(tmp_path: Path, journal: Journal) -> None:
+    journal.close()
+    opened = Journal(tmp_path / "journal.sqlite", U4)
+    assert opened._database.execute("PRAGMA synchronous").fetchone() == (2,)
+    opened.close()
 
 
 def test_a_half_made_journal_is_no_journal(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite.partial").write_bytes(b"killed here")
-    opened = Journal.create(tmp_path / "journal.sqlite", U4, 5)
+    opened = Journal.create(tmp_path / "journal.sqlite", U4, 5, 0)
     assert opened.next_label() == 5
     opened.close()
     assert not (tmp_path / "journal.sqlite.partial").exists()

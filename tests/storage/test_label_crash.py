@@ -36,19 +36,52 @@ def ones(box: Box) -> NDArray[np.bool_]:
     return np.ones(box.shape_yx, bool)
 
 
-def test_a_commit_that_only_the_journal_holds_is_carried_out_on_opening(
-    labels: PyramidLabels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Killed when the journal holds the change, and some of its files have taken their places.
+KILLED = """
+import os, sys, numpy as np
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage import safe_files
+from napari_hrsam.storage.label_pyramid import open_labels
+labels = open_labels(sys.argv[1], "cells")
+rename, left = safe_files._rename, int(sys.argv[3])
+def killed(path):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), 9)
+    rename(path)
+safe_files._rename = killed
+if sys.argv[2] == "commit":
+    labels.write(Box(0, 0, 1000, 1000), np.ones((1000, 1000), bool), 3, overwrite=True)
+elif sys.argv[2] == "undo":
+    labels.revert(labels.history().done[-1])
+else:
+    labels.apply(labels.history().undone[-1])
+"""
+
+
+@pytest.mark.parametrize("what", ["commit", "undo", "redo"])
+@pytest.mark.parametrize("num_renamed", [0, 2])
+def test_a_change_that_never_returned_is_put_back_on_opening(
+    labels: PyramidLabels, tmp_path: Path, what: str, num_renamed: int
 ) -> None:
-    labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(labels, "_put", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            labels.write(PLACE, ones(PLACE), 2)
+    labels.write(PLACE, ones(PLACE), 1)
+    second = labels.write(PLACE.shifted(-300, -200), ones(PLACE), 2)
+    if what == "redo":
+        labels.revert(second)
+    before = labels.read(Box.of_shape(SHAPE))
+    history = labels.history()
     labels.close()
-    with open_labels(tmp_path / "a", "cells") as again:
-        assert (again.read(PLACE) == 2).all()
-        require_consistent_levels(again)
-        assert [edit.label for edit in again.history().done] == [1, 2]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), what, str(num_renamed)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    for _ in range(2):
+        with open_labels(tmp_path / "a", "cells") as again:
+            np.testing.assert_array_equal(again.read(Box.of_shape(SHAPE)), before)
+            require_consistent_levels(again)
+            assert [e.label for e in again.history().done] == [e.label for e in history.done]
+            assert [e.label for e in again.history().undone] == [e.label for e in history.undone]
+            assert again.next_label() == (4 if what == "commit" else 3)
+    assert not list(again.folder.rglob("*.before.partial"))
 
 
 def _interrupt(*_: object, **__: object) -> None:

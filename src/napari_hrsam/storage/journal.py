@@ -1,9 +1,10 @@
 """The journal of a label image: every commit, written down before it is carried out.
 
 A commit is one transaction of SQLite that holds its prompts, its model, its time, the pixels that
-it changed and the labels that were there before, as compressed blocks. It is marked as pending
-until all chunks of the label image are on the disk. What is pending when the journal is opened is
-carried out again. SQLite's own write-ahead log makes each transaction whole or absent, whenever the
+it changed and the labels that were there before, as compressed blocks. It is marked as pending, and
+as not done, until all chunks of the label image are on the disk. What is pending when the journal
+is opened is put back: a commit that never returned, on a full disk for instance, never comes back.
+SQLite's own write-ahead log makes each transaction whole or absent, whenever the
 process is killed or the power is cut.
 """
 
@@ -24,6 +25,21 @@ import numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.bounded_codecs import loose_limit
+from napari_hrsam.storage.journal_rows import (
+    COLUMNS,
+    MAX_TEXT,
+    SCHEMA,
+    SEEN,
+    VERSION,
+    Bounds,
+    box_from,
+    edit_from,
+    id_of,
+    prompts_text,
+    require_tables,
+    stored_id,
+)
 from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
 from napari_hrsam.storage.safe_files import force
@@ -31,27 +47,13 @@ from napari_hrsam.storage.safe_files import force
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
 
-_VERSION = 2
-# A note that an edit is carried out may be lost in a power cut: the edit is carried out again then.
-# All other notes are forced onto the disk before anything is changed.
-_LAZY, _FORCED = "PRAGMA synchronous = NORMAL", "PRAGMA synchronous = FULL"
-_COLUMNS = "number, label, plane, y0, x0, y1, x1, prompts, model, time"
-_SCHEMA = f"""
-CREATE TABLE facts (name TEXT PRIMARY KEY, value);
-CREATE TABLE edits (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, label INTEGER, plane TEXT,
-    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, prompts TEXT, model TEXT, time REAL,
-    is_done INTEGER NOT NULL, is_pending INTEGER NOT NULL
-);
-CREATE INDEX pending_edits ON edits (number) WHERE is_pending;
-CREATE INDEX undone_edits ON edits (number) WHERE NOT is_done;
-CREATE TABLE blocks (
-    edit INTEGER NOT NULL REFERENCES edits ON DELETE CASCADE,
-    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, changed BLOB, before BLOB
-);
-CREATE INDEX blocks_of_edit ON blocks (edit);
-PRAGMA user_version = {_VERSION};
-"""
+MAX_PROMPTS = 1_000_000
+"""Clicks in the commits that are offered at once; more would fill the memory."""
+
+# What the contents of a row can raise that we never wrote.
+_NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
+# What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
+_SETTLED, _CHANGING, _NEW = range(3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,10 +74,21 @@ class JournalEdit(Edit):
 
 @dataclass(frozen=True, slots=True)
 class PendingEdit:
-    """An edit that may be carried out in part: ``is_done`` is what it was about to be."""
+    """An edit that may be carried out in part.
+
+    Attributes
+    ----------
+    edit : JournalEdit
+        The edit.
+    is_done : bool
+        Whether it was done before; that is what counts.
+    is_new : bool
+        Whether it was never done before.
+    """
 
     edit: JournalEdit
     is_done: bool
+    is_new: bool
 
 
 class Journal:
@@ -87,6 +100,8 @@ class Journal:
         The file; `create` makes it.
     dtype
         Integer dtype of the label image.
+    bounds : Bounds, optional
+        What edits of it can be; a row that says more counts as damage.
 
     Attributes
     ----------
@@ -100,9 +115,9 @@ class Journal:
         method.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], bounds: Bounds | None = None) -> None:
         self.path = path
-        self._dtype = dtype
+        self._dtype, self._bounds = dtype, bounds
         with self._explained():
             # The session's thread may be another one than that which opened the labels.
             self._database = sqlite3.connect(
@@ -111,17 +126,27 @@ class Journal:
         try:
             with self._explained():
                 self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute(_FORCED)
+                # Every note is on the disk before anything is changed, or told.
+                self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
                 self._check_version()
+                require_tables(self._database)
+                self._database.execute(SEEN)
                 self.identity = str(self._fact("identity"))
         except BaseException:
             self._database.close()
             raise
 
     @classmethod
-    def create(cls, path: Path, dtype: np.dtype[Any], next_label: int) -> Journal:
-        """Make an empty journal, which hands out ids from ``next_label`` on."""
+    def create(
+        cls,
+        path: Path,
+        dtype: np.dtype[Any],
+        next_label: int,
+        looked_ns: int,
+        bounds: Bounds | None = None,
+    ) -> Journal:
+        """Make an empty journal, which hands out ids from ``next_label`` on; see `note_look`."""
         # Under another name first: a journal is there as a whole or not at all.
         partial = path.with_name(path.name + ".partial")
         for old in partial.parent.glob(partial.name + "*"):
@@ -129,15 +154,19 @@ class Journal:
         with cls._explained_at(path):
             database = sqlite3.connect(partial, isolation_level=None)
             try:
-                database.executescript(_SCHEMA)
-                facts = [("identity", uuid.uuid4().hex), ("next_label", next_label)]
+                database.executescript(SCHEMA)
+                facts = [
+                    ("identity", uuid.uuid4().hex),
+                    ("next_label", stored_id(next_label)),
+                    ("looked_ns", looked_ns),
+                ]
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
             finally:
                 database.close()
             force([partial])
             partial.rename(path)
             force([path.parent, path.parent.parent])
-        return cls(path, dtype)
+        return cls(path, dtype, bounds)
 
     def close(self) -> None:
         """Close the file. Does nothing the second time."""
@@ -146,12 +175,39 @@ class Journal:
     def next_label(self) -> int:
         """Return the lowest id that was never used; it takes the same time whatever is there."""
         with self._explained():
-            return int(self._fact("next_label"))
+            return id_of(self._fact("next_label"))
 
-    def raise_next_label(self, label: int) -> None:
-        """Hand out ids from ``label`` on."""
+    def looked_ns(self) -> int:
+        """Return when level 0 was looked at for ids, 0 if that was never noted."""
         with self._explained():
-            self._database.execute("UPDATE facts SET value = ? WHERE name = 'next_label'", [label])
+            row = self._database.execute(
+                "SELECT value FROM facts WHERE name = 'looked_ns'"
+            ).fetchone()
+            return 0 if row is None else int(row[0])
+
+    def is_seen(self, chunk: str, changed_ns: int) -> bool:
+        """Whether a chunk of level 0 is as we wrote it, so that its ids are known."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT 1 FROM seen WHERE chunk = ? AND changed_ns = ?", [chunk, changed_ns]
+            ).fetchone()
+            return row is not None
+
+    def note_look(self, highest_label: int, looked_ns: int) -> None:
+        """Write down that level 0 was looked at, and the highest id that was found.
+
+        Parameters
+        ----------
+        highest_label : int
+            Ids are handed out above it.
+        looked_ns : int
+            The time before the look, by the clock that stamps the files: what was changed at that
+            time or later is unknown.
+        """
+        with self._transaction() as execute:
+            self._raise_next_label(highest_label + 1)
+            execute("INSERT OR REPLACE INTO facts VALUES ('looked_ns', ?)", [looked_ns])
+            execute("DELETE FROM seen WHERE changed_ns < ?", [looked_ns])
 
     def record(
         self,
@@ -162,7 +218,7 @@ class Journal:
         prompts: Prompts,
         model: str,
     ) -> JournalEdit | None:
-        """Write down a new edit as pending; what was undone before can no longer be made again.
+        """Write down a new edit as pending and not done.
 
         The blocks are taken one by one within the transaction: if that fails, or there are none,
         nothing is written.
@@ -172,13 +228,17 @@ class Journal:
         JournalEdit or None
             None if there were no blocks.
         """
-        time = clock.time()
+        time, said = clock.time(), prompts_text(prompts)
+        if len(said) > MAX_TEXT:
+            raise LabelsError(
+                f"expected prompts of at most {MAX_TEXT} characters, got {len(said)} for "
+                f"{len(prompts)} clicks; draw the object with fewer"
+            )
         with self._transaction() as execute:
-            execute("DELETE FROM edits WHERE NOT is_done")
-            row = [label, json.dumps(plane), _prompts_text(prompts), model, time]
+            row = [stored_id(label), json.dumps(plane), said, model, time, _NEW]
             number = execute(
                 "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
-                " VALUES (?, ?, ?, ?, ?, 1, 1)",
+                " VALUES (?, ?, ?, ?, ?, 0, ?)",
                 row,
             ).lastrowid
             assert number is not None
@@ -196,7 +256,7 @@ class Journal:
                 "UPDATE edits SET y0 = ?, x0 = ?, y1 = ?, x1 = ? WHERE number = ?",
                 [*_numbers(box), number],
             )
-            execute("UPDATE facts SET value = max(value, ?) WHERE name = 'next_label'", [label + 1])
+            self._raise_next_label(label + 1)
         return JournalEdit(
             label=label,
             box=box,
@@ -208,25 +268,44 @@ class Journal:
             journal=self.identity,
         )
 
-    def intend(self, edit: JournalEdit, *, is_done: bool) -> None:
-        """Write down that an edit is about to be made again, or taken back."""
+    def intend(self, edit: JournalEdit, *, was_done: bool, is_new: bool = False) -> None:
+        """Write down that an edit may be carried out in part; what it was before counts.
+
+        Nothing is written where that is said already.
+        """
         with self._explained():
             self._database.execute(
-                "UPDATE edits SET is_done = ?, is_pending = 1 WHERE number = ?",
-                [is_done, edit.number],
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ? AND NOT is_pending",
+                [was_done, _NEW if is_new else _CHANGING, edit.number],
             )
 
-    def settle(self, edit: JournalEdit, *, is_done: bool) -> None:
-        """Write down that an edit is wholly made, or wholly taken back."""
-        with self._explained():
-            self._database.execute(_LAZY)
-            try:
-                self._database.execute(
-                    "UPDATE edits SET is_done = ?, is_pending = 0 WHERE number = ?",
-                    [is_done, edit.number],
+    def settle(
+        self, edit: JournalEdit, *, is_done: bool, seen: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """Write down that an edit is wholly made, or wholly taken back.
+
+        When it is made the first time, what was undone before can no longer be made again.
+
+        Parameters
+        ----------
+        edit, is_done
+            The edit, and what it is now.
+        seen : iterable of (str, int)
+            The chunks of level 0 that it wrote, and their stamps.
+        """
+        with self._transaction() as execute:
+            if is_done:
+                execute(
+                    "DELETE FROM edits WHERE NOT is_done AND number < ? AND EXISTS"
+                    " (SELECT 1 FROM edits WHERE number = ? AND is_pending = ?)",
+                    [edit.number, edit.number, _NEW],
                 )
-            finally:
-                self._database.execute(_FORCED)
+            execute(
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
+                [is_done, _SETTLED, edit.number],
+            )
+            for chunk, changed_ns in seen:
+                execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", [chunk, changed_ns])
 
     def forget(self, edit: JournalEdit) -> None:
         """Remove an edit that was never wholly made."""
@@ -234,65 +313,87 @@ class Journal:
             self._database.execute("DELETE FROM edits WHERE number = ?", [edit.number])
 
     def pending(self) -> list[PendingEdit]:
-        """Return the edits that may be carried out in part, oldest first."""
+        """Return the edits that may be carried out in part, newest first."""
         with self._explained():
             rows = self._database.execute(
-                f"SELECT {_COLUMNS}, is_done FROM edits WHERE is_pending ORDER BY number"  # noqa: S608
+                f"SELECT {COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
+                " ORDER BY number DESC"
             ).fetchall()
-            return [PendingEdit(self._edit(row[:-1]), bool(row[-1])) for row in rows]
+            return [
+                PendingEdit(self._edit(row[:-2]), bool(row[-2]), row[-1] == _NEW) for row in rows
+            ]
 
-    def newest_done(self) -> int | None:
-        """Return the number of the edit that can be taken back."""
-        return self._number("SELECT number FROM edits WHERE is_done ORDER BY number DESC LIMIT 1")
+    def newest_done(self) -> JournalEdit | None:
+        """Return the edit that can be taken back."""
+        return self._first("is_done ORDER BY number DESC")
 
-    def oldest_undone(self) -> int | None:
-        """Return the number of the edit that can be made again."""
-        return self._number("SELECT number FROM edits WHERE NOT is_done ORDER BY number LIMIT 1")
+    def oldest_undone(self) -> JournalEdit | None:
+        """Return the edit that can be made again."""
+        return self._first(f"NOT is_done AND is_pending != {_NEW} ORDER BY number")
 
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
-        query = f"SELECT {_COLUMNS} FROM edits WHERE "  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM edits WHERE "  # noqa: S608
         with self._explained():
-            done = self._database.execute(
-                query + "is_done ORDER BY number DESC LIMIT ?", [UNDO_DEPTH]
-            ).fetchall()
-            undone = self._database.execute(
-                query + "NOT is_done ORDER BY number LIMIT ?", [UNDO_DEPTH]
-            ).fetchall()
-            return History(
-                done=tuple(self._edit(row) for row in reversed(done)),
-                undone=tuple(self._edit(row) for row in reversed(undone)),
+            done = self._newest(query + "is_done ORDER BY number DESC LIMIT ?")
+            undone = self._newest(
+                query + f"NOT is_done AND is_pending != {_NEW} ORDER BY number LIMIT ?"
             )
+            return History(done=done[::-1], undone=undone[::-1])
+
+    def _newest(self, query: str) -> tuple[JournalEdit, ...]:
+        """Return the first edits of a query, as many as are offered at once."""
+        edits: list[JournalEdit] = []
+        num_prompts = 0
+        for row in self._database.execute(query, [UNDO_DEPTH]):
+            edits.append(self._edit(row))
+            num_prompts += len(edits[-1].prompts)
+            if num_prompts > MAX_PROMPTS:
+                break
+        return tuple(edits)
 
     def blocks(self, edit: JournalEdit) -> StoredBlocks:
         """Return the blocks of an edit, to be read one by one."""
         with self._explained():
+            (num_blocks,) = self._database.execute(
+                "SELECT count(*) FROM blocks WHERE edit = ?", [edit.number]
+            ).fetchone()
+            if self._bounds is not None and num_blocks > self._bounds.num_cells(edit.box):
+                raise ValueError(f"{num_blocks} blocks for {edit.box}")
             rows = self._database.execute(
                 "SELECT rowid, y0, x0, y1, x1, changed IS NULL AND before IS NULL FROM blocks"
                 " WHERE edit = ? ORDER BY rowid",
                 [edit.number],
             ).fetchall()
-            boxes = [Box(*row[1:5]) for row in rows]
+            boxes = [box_from(list(row[1:5])) for row in rows]
+            for box, row in zip(boxes, rows, strict=True):
+                if box.union(edit.box) != edit.box:
+                    raise ValueError(f"a block of {box} outside {edit.box}")
+                if self._bounds is not None and not row[5]:
+                    self._bounds.require_pixels(box)
         rows_of_pixels = [None if row[5] else row[0] for row in rows]
         return StoredBlocks(boxes, rows_of_pixels, self._read_block)
 
     def _read_block(self, box: Box, row: int) -> Block:
+        limit = loose_limit(box.area * self._dtype.itemsize)
         with self._explained():
             changed, before = self._database.execute(
-                "SELECT changed, before FROM blocks WHERE rowid = ?", [row]
+                "SELECT changed, before FROM blocks WHERE rowid = ?"
+                " AND ifnull(length(changed), 0) <= ? AND ifnull(length(before), 0) <= ?",
+                [row, limit, limit],
             ).fetchone()
             return unpack(box, changed, before, self._dtype)
 
     def _check_version(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
+        if version > VERSION:
             raise LabelsError(
-                f"expected a journal of version {_VERSION} at {self.path}, got {version}; "
+                f"expected a journal of version {VERSION} at {self.path}, got {version}; "
                 "update napari-hrsam, or use the version that made it"
             )
-        if version != _VERSION:
+        if version != VERSION:
             raise LabelsError(
-                f"expected a journal of version {_VERSION} at {self.path}, got {version}, which "
+                f"expected a journal of version {VERSION} at {self.path}, got {version}, which "
                 "was made before the first release; the labels themselves lie in other files. "
                 f"Move the folder {self.path.parent} away and open the labels again: they start a "
                 "new journal, without the undo of earlier commits"
@@ -304,21 +405,32 @@ class Journal:
         ).fetchone()
         return value
 
-    def _number(self, query: str) -> int | None:
+    def _raise_next_label(self, label: int) -> None:
+        if label > id_of(self._fact("next_label")):
+            self._execute(
+                "UPDATE facts SET value = ? WHERE name = 'next_label'", [stored_id(label)]
+            )
+
+    def _first(self, condition: str) -> JournalEdit | None:
+        query = f"SELECT {COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
         with self._explained():
             row = self._database.execute(query).fetchone()
-        return None if row is None else int(row[0])
+            return None if row is None else self._edit(row)
 
     def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
-        number, label, plane, y0, x0, y1, x1, prompts, model, time = row
+        edit = edit_from(row)
+        if edit.label > np.iinfo(self._dtype).max:
+            raise ValueError(f"the id {edit.label} in labels of {self._dtype}")
+        if self._bounds is not None:
+            self._bounds.require_edit(edit.plane, edit.box)
         return JournalEdit(
-            label=label,
-            box=Box(y0, x0, y1, x1),
-            prompts=_prompts_from(prompts),
-            model=model,
-            time=time,
-            plane=tuple(json.loads(plane)),
-            number=number,
+            label=edit.label,
+            box=edit.box,
+            prompts=edit.prompts,
+            model=edit.model,
+            time=edit.time,
+            plane=edit.plane,
+            number=edit.number,
             journal=self.identity,
         )
 
@@ -356,7 +468,14 @@ class Journal:
                 "space on the disk and the rights of the folder. The labels are unchanged"
             ) from error
         # TypeError: a row that should be there is not.
-        except (sqlite3.Error, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (
+            sqlite3.Error,
+            ValueError,
+            TypeError,
+            KeyError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
             if isinstance(error, LabelsError):
                 raise
             raise LabelsError(
@@ -369,16 +488,3 @@ class Journal:
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:
     return box.y0, box.x0, box.y1, box.x1
-
-
-def _prompts_text(prompts: Prompts) -> str:
-    return json.dumps(
-        {"points_yx": prompts.points_yx, "labels": prompts.labels, "box": prompts.box}
-    )
-
-
-def _prompts_from(text: str) -> Prompts:
-    said = json.loads(text)
-    return Prompts(
-        points_yx=tuple(said["points_yx"]), labels=tuple(said["labels"]), box=said["box"]
-    )

@@ -14,7 +14,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.storage.journal_rows import (
     COLUMNS,
     edit_from,
-    next_label_from,
+    id_of,
     require_tables,
 )
 from napari_hrsam.storage.writer_lock import require_own_files
@@ -112,9 +112,7 @@ def read_journal(folder: Path) -> JournalFacts | None:
             (next_label,) = database.execute(
                 "SELECT value FROM facts WHERE name = 'next_label'"
             ).fetchone()
-            return JournalFacts(
-                next_label=next_label_from(next_label), commits=tuple(_commits(database))
-            )
+            return JournalFacts(next_label=id_of(next_label), commits=tuple(_commits(database)))
     # ValueError and the like: what is written in a row is none of ours.
     except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
         raise LabelsError(

@@ -107,7 +107,7 @@ class CellGrid:
     """
 
     def __init__(self, folder: Path, array: zarr.Array[Any], files: FileBatch) -> None:
-        self._folder = folder / array.path
+        self._top = str(folder / array.path)
         self._array, self._files = array, files
         self._dtype = np.dtype(array.dtype)
         self._step = array.shards or array.chunks
@@ -164,7 +164,7 @@ class CellGrid:
             else:
                 data = self._encoded(place, cell)
             self._require_inside(path)
-            self._files.write(path, data)
+            self._files.write(path, data, top=self._top)
         except OSError as error:
             raise unwritable(path, error) from error
 
@@ -226,7 +226,7 @@ class CellGrid:
 
     def _path(self, plane: tuple[int, ...], place: tuple[int, int]) -> str:
         chunk = (*(i // n for i, n in zip(plane, self._step[:-2], strict=True)), *place)
-        return f"{self._folder}/{self._array.metadata.encode_chunk_key(chunk)}"
+        return f"{self._top}/{self._array.metadata.encode_chunk_key(chunk)}"
 
 
 def unwritable(path: str, error: OSError) -> LabelsError:

@@ -17,8 +17,8 @@ from napari_hrsam.errors import ImageReadError, LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.label_codec import DAMAGE
-from napari_hrsam.storage.label_names import require_no_way_out
 from napari_hrsam.storage.label_downsampling import AxisRatio, majority
+from napari_hrsam.storage.label_names import require_no_way_out
 from napari_hrsam.storage.stored_labels import (
     REGION_PX,
     RegionGrid,

@@ -5,9 +5,11 @@ A label image lies at ``labels/<name>`` of an OME-Zarr group, with one array per
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from napari_hrsam.storage.label_codec import DAMAGE, ChunkCodec, codec_of, damag
 from napari_hrsam.storage.label_names import label_folder
 from napari_hrsam.storage.ome_metadata import dataset_paths
 from napari_hrsam.storage.ome_zarr import array_in, open_group
-from napari_hrsam.storage.safe_files import read_at_most
+from napari_hrsam.storage.safe_files import changed_ns, read_at_most
+
+logger = logging.getLogger(__name__)
 
 MAX_SIDE_PX = 2**31
 """Longest axis of a label image that is believed; 100 times the largest images there are."""
@@ -60,13 +64,44 @@ class LabelLevels:
         """The integer dtype of all levels."""
         return np.dtype(self.arrays[0].dtype)
 
-    def highest_label(self, level: int = 0) -> int:
-        """Find the highest label in one level, chunk by chunk; 0 if there is none.
+    def highest_label(self, is_known: Callable[[str, int], bool] | None = None) -> int | None:
+        """Find the highest label of level 0, chunk by chunk.
 
-        Only chunks that are stored are read. Raises `LabelsError` if one cannot be.
+        Only chunks that are stored are read.
+
+        Parameters
+        ----------
+        is_known : callable of (str, int), optional
+            Told the key of a chunk, and when its file was changed (in nanoseconds); the chunks
+            for which it returns True are left out. Damaged ones are then too, with a warning.
+
+        Returns
+        -------
+        int or None
+            None if no chunk was read.
+
+        Raises
+        ------
+        LabelsError
+            If the folder cannot be listed, or a chunk cannot be read.
         """
-        array = self.arrays[level]
-        return max((int(part.max()) for part in _stored_parts(self.folder, array)), default=0)
+        array = self.arrays[0]
+        top = self.folder / array.path
+        codec = codec_of(array)
+        highest: int | None = None
+        for key, part, found_ns in _chunk_files(top, array):
+            if is_known is not None and is_known(key, found_ns):
+                continue
+            try:
+                label = int(_inside(_decoded(codec, top / key, array), part, array).max())
+            except LabelsError as error:
+                if is_known is None:
+                    raise
+                # Nothing can be derived from it; its pixels are refused when they are needed.
+                logger.warning("no ids are known of a chunk: %s", error)
+                continue
+            highest = label if highest is None else max(highest, label)
+        return highest
 
 
 def open_label_levels(path: Path, name: str) -> LabelLevels:
@@ -132,24 +167,35 @@ def _check_sizes(folder: Path, array: zarr.Array[Any]) -> None:
         )
 
 
-def _stored_parts(folder: Path, array: zarr.Array[Any]) -> Iterator[NDArray[Any]]:
-    """Read what is stored of an array, chunk by chunk (shard by shard where there are shards).
+def _chunk_files(top: Path, array: zarr.Array[Any]) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Go through what is stored of an array: keys of chunks (or shards), indices, time of change.
 
     The files are looked for, not the chunks of the shape, of which there may be any number.
     """
-    step, place = array.shards or array.chunks, folder / array.path
+    step = array.shards or array.chunks
     counts = [math.ceil(size / part) for size, part in zip(array.shape, step, strict=True)]
-    codec = codec_of(array)
-    for file in sorted(place.rglob("*")):
-        key = file.relative_to(place).as_posix()
-        numbers = re.split("[/.]", key.removeprefix("c/").removeprefix("c."))
-        if len(numbers) != array.ndim or not all(number.isdecimal() for number in numbers):
-            continue
-        part = tuple(map(int, numbers))
-        if array.metadata.encode_chunk_key(part) != key or not file.is_file():
-            continue
-        if all(i < count for i, count in zip(part, counts, strict=True)):
-            yield _inside(_decoded(codec, file, array), part, array)
+    pending = [""]
+    try:
+        while pending:
+            inside = pending.pop()
+            with os.scandir(top / inside) as entries:
+                for entry in entries:
+                    key = f"{inside}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{key}/")
+                        continue
+                    numbers = re.split("[/.]", key.removeprefix("c/").removeprefix("c."))
+                    if len(numbers) != array.ndim or not all(n.isdecimal() for n in numbers):
+                        continue
+                    part = tuple(map(int, numbers))
+                    is_inside = all(i < count for i, count in zip(part, counts, strict=True))
+                    is_key = array.metadata.encode_chunk_key(part) == key
+                    if is_inside and is_key and entry.is_file():
+                        yield key, part, changed_ns(entry.stat())
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be listed at {top}, got: {error}; check its rights"
+        ) from error
 
 
 def _decoded(codec: ChunkCodec, file: Path, array: zarr.Array[Any]) -> NDArray[Any]:

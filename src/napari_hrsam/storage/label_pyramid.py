@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +22,10 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.held_places import HeldPlaces
 from napari_hrsam.storage.journal import Journal, JournalEdit
+from napari_hrsam.storage.journal_facts import JOURNAL_FILE
+from napari_hrsam.storage.journal_rows import Bounds
 from napari_hrsam.storage.label_making import create_label_levels
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
@@ -36,8 +44,6 @@ from napari_hrsam.storage.label_writer import LevelWriter
 from napari_hrsam.storage.writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
-
-_JOURNAL_FOLDER = ".journal"
 
 
 def create_labels(path: str | PathLike[str], name: str, like: object = None) -> PyramidLabels:
@@ -77,8 +83,9 @@ def create_labels(path: str | PathLike[str], name: str, like: object = None) -> 
 def open_labels(path: str | PathLike[str], name: str) -> PyramidLabels:
     """Open a label image of a folder for drawing: ours, or another program's.
 
-    What a crash left half done is completed. The first time that another program's label image is
-    opened, its labels are searched for the highest id, which takes as long as reading them once.
+    What a crash left half done is put back. What other programs wrote since the labels were opened
+    last is searched for the highest id; the first time that is all of it, which takes as long as
+    reading them once.
 
     Parameters
     ----------
@@ -107,7 +114,8 @@ class PyramidLabels:
 
     Every level shows every commit: coarser levels hold the majority of the labels, background not
     counted. A commit that has returned is kept whatever happens to the process. One object at a
-    time may have a label image open; it belongs to one thread at a time.
+    time may have a label image open, in the process that opened it; of several threads one at a
+    time is let in. The folder must stay where it is until it is closed.
 
     Parameters
     ----------
@@ -118,26 +126,36 @@ class PyramidLabels:
     ------
     LabelsError
         If another process has the labels open, the journal is damaged or cannot be written to, or
-        something left half done by a crash cannot be completed.
+        something left half done by a crash cannot be put back. Of every method that writes also
+        if the folder was moved, deleted or replaced meanwhile, or the process was forked.
     """
 
     def __init__(self, levels: LabelLevels) -> None:
         self._levels = levels
-        self._writer = LevelWriter(levels)
+        self._writer = LevelWriter(levels, self._require_places)
         self._failed: _Failed | None = None
         self._is_closed = False
-        self._lock = WriterLock(_made(levels.folder / _JOURNAL_FOLDER))
-        try:
+        self._process = os.getpid()
+        self._one_at_a_time = threading.RLock()
+        self._promised: dict[int, int] = {}
+        with ExitStack() as undo:
+            undo.callback(self._writer.close)
+            self._lock = WriterLock(_made(levels.folder / JOURNAL_FILE.parent))
+            undo.callback(self._lock.release)
             self._journal = self._open_journal()
-            try:
-                self._complete()
-            except BaseException:
-                self._writer.close()
-                self._journal.close()
-                raise
-        except BaseException:
-            self._lock.release()
-            raise
+            undo.callback(self._journal.close)
+            self._places = HeldPlaces(
+                levels.folder,
+                [
+                    levels.folder,
+                    levels.folder / JOURNAL_FILE.parent,
+                    levels.folder / JOURNAL_FILE,
+                    *(levels.folder / array.path for array in levels.arrays),
+                ],
+            )
+            undo.callback(self._places.close)
+            self._put_back_what_is_pending()
+            self._close_all = undo.pop_all()
 
     def __enter__(self) -> PyramidLabels:
         """Return the labels themselves."""
@@ -154,11 +172,13 @@ class PyramidLabels:
 
     def close(self) -> None:
         """Let others write. Everything is on disk already."""
-        if not self._is_closed:
+        # In a forked process all of it still belongs to the one that opened it.
+        if self._is_closed or os.getpid() != self._process:
             self._is_closed = True
-            self._writer.close()
-            self._journal.close()
-            self._lock.release()
+            return
+        with self._one_at_a_time:
+            self._is_closed = True
+            self._close_all.close()
 
     @property
     def folder(self) -> Path:
@@ -211,21 +231,44 @@ class PyramidLabels:
 
     def history(self) -> History:
         """Return the commits that can be taken back and made again, also of earlier sessions."""
-        self._get_ready()
-        return self._journal.history()
+        with self._turn():
+            return self._journal.history()
+
+    def newest_done(self) -> JournalEdit | None:
+        """Return the commit that `revert` takes back, None if there is none."""
+        self._require_open()
+        with self._one_at_a_time:
+            return self._journal.newest_done()
+
+    def next_undone(self) -> JournalEdit | None:
+        """Return the commit that `apply` makes again, None if there is none."""
+        self._require_open()
+        with self._one_at_a_time:
+            return self._journal.oldest_undone()
 
     def next_label(self) -> int:
         """Return an id that was never used; it takes the same time however many there are.
+
+        Of several threads each gets another one.
 
         Raises
         ------
         LabelsError
             If the dtype of the labels cannot hold it.
         """
-        self._require_open()
-        label = self._journal.next_label()
-        require_fits(label, self.dtype)
-        return label
+        with self._turn():
+            lowest = self._journal.next_label()
+            thread = threading.get_ident()
+            self._promised = {
+                other: label
+                for other, label in self._promised.items()
+                if other != thread and label >= lowest
+            }
+            taken = set(self._promised.values())
+            label = next(label for label in itertools.count(lowest) if label not in taken)
+            require_fits(label, self.dtype)
+            self._promised[thread] = label
+            return label
 
     def write(
         self,
@@ -272,20 +315,20 @@ class PyramidLabels:
         require_fits(label, self.dtype)
         region = region_of(box, mask, self.shape_yx)
         plane = checked_plane(plane, self.plane_shape)
-        self._get_ready()
-        try:
-            edit = self._journal.record(
-                self._writer.changes(box, region, label, plane, overwrite=overwrite),
-                label=label,
-                plane=plane,
-                prompts=prompts or Prompts(),
-                model=model,
-            )
-            if edit is None:
-                raise no_free_pixel(label, region, box)
-            self._carry_out(edit, is_done=True, is_new=True)
-        finally:
-            self._writer.forget()
+        with self._turn():
+            try:
+                edit = self._journal.record(
+                    self._writer.changes(box, region, label, plane, overwrite=overwrite),
+                    label=label,
+                    plane=plane,
+                    prompts=prompts or Prompts(),
+                    model=model,
+                )
+                if edit is None:
+                    raise no_free_pixel(label, region, box)
+                self._carry_out(edit, is_done=True, is_new=True)
+            finally:
+                self._writer.forget()
         return edit
 
     def revert(self, edit: Edit) -> None:
@@ -297,13 +340,14 @@ class PyramidLabels:
             If it is not the newest commit of these labels, or the disk is full or fails.
         """
         own = self._own(edit)
-        self._get_ready()
-        if own.number != self._journal.newest_done():
-            raise LabelsError(
-                f"expected the newest commit to take back, got an older one (object {own.label}); "
-                "take back those after it first, newest first"
-            )
-        self._change(own, is_done=False)
+        with self._turn():
+            newest = self._journal.newest_done()
+            if newest is None or own.number != newest.number:
+                raise LabelsError(
+                    "expected the newest commit to take back, got an older one (object "
+                    f"{own.label}); take back those after it first, newest first"
+                )
+            self._change(own, is_done=False)
 
     def apply(self, edit: Edit) -> None:
         """Make the commit again that was taken back last.
@@ -314,68 +358,72 @@ class PyramidLabels:
             If it is not that commit, or the disk is full or fails.
         """
         own = self._own(edit)
-        self._get_ready()
-        if own.number != self._journal.oldest_undone():
-            raise LabelsError(
-                "expected the commit that was taken back last, got another one (object "
-                f"{own.label}); make those before it again first. A new commit ends the chance to"
-            )
-        self._change(own, is_done=True)
+        with self._turn():
+            undone = self._journal.oldest_undone()
+            if undone is None or own.number != undone.number:
+                raise LabelsError(
+                    "expected the commit that was taken back last, got another one (object "
+                    f"{own.label}); make those before it again first. A new commit ends the chance "
+                    "to"
+                )
+            self._change(own, is_done=True)
 
     def _change(self, edit: JournalEdit, *, is_done: bool) -> None:
         try:
             # A damaged chunk is found before anything is changed.
             self._writer.require_readable(edit.plane, self._journal.blocks(edit))
-            self._journal.intend(edit, is_done=is_done)
+            self._journal.intend(edit, was_done=not is_done)
             self._carry_out(edit, is_done=is_done, is_new=False)
         finally:
             self._writer.forget()
 
     def _carry_out(self, edit: JournalEdit, *, is_done: bool, is_new: bool) -> None:
         """Write an edit of the journal to every level; when that fails, take it back."""
-        # Until the end it counts as failed, so that an interruption is noticed too.
         self._failed = _Failed(edit, was_done=not is_done, is_new=is_new)
         try:
             self._put(edit, is_done=is_done)
-            self._journal.settle(edit, is_done=is_done)
-        except LabelsError as error:
+            self._journal.settle(edit, is_done=is_done, seen=self._writer.written())
+        except BaseException:
             try:
                 self._take_back()
             except LabelsError:
                 # The next call tries it again, and so does the next opening.
                 logger.exception("could not take back a failed change of %s", self.folder)
-            raise error from error.__cause__
+            raise
         self._failed = None
-
-    def _get_ready(self) -> None:
-        """Take back what failed before; refuse closed labels."""
-        self._require_open()
-        if self._failed is not None:
-            self._take_back()
+        self._writer.settle()
 
     def _take_back(self) -> None:
         assert self._failed is not None
-        edit, was_done = self._failed.edit, self._failed.was_done
-        self._writer.forget()
-        self._put(edit, is_done=was_done)
-        if self._failed.is_new:
-            self._journal.forget(edit)
-        else:
-            self._journal.settle(edit, is_done=was_done)
-        self._writer.forget()
+        edit, was_done, is_new = self._failed.edit, self._failed.was_done, self._failed.is_new
+        # Said already, unless an interruption came right after it was settled.
+        self._journal.intend(edit, was_done=was_done, is_new=is_new)
+        self._writer.put_back()
+        self._note_put_back(edit, was_done=was_done, is_new=is_new)
         self._failed = None
 
-    def _complete(self) -> None:
-        """Carry out what was pending when the last process ended."""
+    def _put_back_what_is_pending(self) -> None:
+        """Put back what was under way when the last process ended."""
         for pending in self._journal.pending():
             logger.warning(
-                "completing a change of %s that was interrupted: object %d",
+                "putting back a change of %s that was interrupted: object %d",
                 self.folder,
                 pending.edit.label,
             )
-            self._put(pending.edit, is_done=pending.is_done)
-            self._journal.settle(pending.edit, is_done=pending.is_done)
+            try:
+                self._put(pending.edit, is_done=pending.is_done)
+                self._note_put_back(pending.edit, was_done=pending.is_done, is_new=pending.is_new)
+            except BaseException:
+                self._writer.put_back()
+                raise
+            self._writer.settle()
         self._writer.forget()
+
+    def _note_put_back(self, edit: JournalEdit, *, was_done: bool, is_new: bool) -> None:
+        if is_new:
+            self._journal.forget(edit)
+        else:
+            self._journal.settle(edit, is_done=was_done, seen=self._writer.written())
 
     def _put(self, edit: JournalEdit, *, is_done: bool) -> None:
         """Write the labels after the edit (or before it) at every level; safe to do twice."""
@@ -390,21 +438,55 @@ class PyramidLabels:
             )
         return edit
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let one thread in, if all is as it must be; what failed before is taken back first."""
+        self._require_open()
+        with self._one_at_a_time:
+            self._require_open()
+            self._require_places()
+            if self._failed is not None:
+                self._take_back()
+            yield
+
     def _require_open(self) -> None:
+        if os.getpid() != self._process:
+            raise LabelsError(
+                f"expected the process that opened the labels ({self._process}), got another one "
+                f"({os.getpid()}) that was forked from it; write there, or close them there and "
+                f"open them here ({self.folder})"
+            )
         if self._is_closed:
             raise LabelsError(
                 f"expected open labels, got closed ones ({self.folder}); open them again with "
                 "open_labels"
             )
 
+    def _require_places(self) -> None:
+        self._places.require()
+
     def _open_journal(self) -> Journal:
-        """Open the journal; the first time, or when another program drew, look at all ids."""
-        path = self.folder / _JOURNAL_FOLDER / "journal.sqlite"
+        """Open the journal; look at the ids of what other programs wrote, or all the first time."""
+        path, since_ns = self.folder / JOURNAL_FILE, self._lock.since_ns
+        bounds = Bounds(
+            shape=(*self.plane_shape, *self.shape_yx), cell_yx=self._writer.grids[0].side_yx
+        )
         if not path.exists():
-            return Journal.create(path, self.dtype, max(0, self._levels.highest_label()) + 1)
-        journal = Journal(path, self.dtype)
-        if self._levels.highest_label(len(self.levels) - 1) >= journal.next_label():
-            journal.raise_next_label(self._levels.highest_label() + 1)
+            highest = self._levels.highest_label() or 0
+            return Journal.create(path, self.dtype, max(0, highest) + 1, since_ns, bounds)
+        journal = Journal(path, self.dtype, bounds)
+        try:
+            looked_ns = journal.looked_ns()
+            found = self._levels.highest_label(
+                lambda chunk, changed_ns: (
+                    changed_ns < looked_ns or journal.is_seen(chunk, changed_ns)
+                )
+            )
+            if found is not None:
+                journal.note_look(found, since_ns)
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
 
@@ -415,7 +497,13 @@ def _local(path: str | PathLike[str]) -> Path:
             f"expected a folder on this computer for labels, got {text}; keep the labels of a "
             "remote image in a folder of their own: create_labels(folder, name, like=image)"
         )
-    return Path(text.removeprefix("file://"))
+    try:
+        # The program may change its folder while the labels are open.
+        return Path(text.removeprefix("file://")).absolute()
+    except OSError as error:
+        raise LabelsError(
+            f"expected the folder that {text} is relative to, got: {error}; give a whole path"
+        ) from error
 
 
 def _made(folder: Path) -> Path:

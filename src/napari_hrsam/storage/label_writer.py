@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from napari_hrsam.storage.label_cells import (
 )
 from napari_hrsam.storage.label_downsampling import AxisRatio, any_set, majority
 from napari_hrsam.storage.label_ome_zarr import LabelLevels
-from napari_hrsam.storage.safe_files import FileBatch
+from napari_hrsam.storage.safe_files import FileBatch, changed_ns
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class LevelWriter:
     ----------
     levels : LabelLevels
         The opened arrays.
+    check : callable, optional
+        Called before files take their places; what it raises keeps them from it.
 
     Raises
     ------
@@ -54,9 +58,9 @@ class LevelWriter:
         If a level is larger than the one before.
     """
 
-    def __init__(self, levels: LabelLevels) -> None:
+    def __init__(self, levels: LabelLevels, check: Callable[[], None] | None = None) -> None:
         self.levels = levels
-        self.files = FileBatch()
+        self.files = FileBatch(check)
         self.grids = [CellGrid(levels.folder, array, self.files) for array in levels.arrays]
         self.ratios = [
             (AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1]))
@@ -116,6 +120,8 @@ class LevelWriter:
     def put(self, plane: tuple[int, ...], label: int, blocks: Blocks, *, is_done: bool) -> None:
         """Write the labels after an edit (or before it) at every level; safe to do twice.
 
+        Until `settle`, `put_back` undoes it.
+
         Parameters
         ----------
         plane : tuple of int
@@ -135,11 +141,38 @@ class LevelWriter:
         try:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
-        except BaseException as error:
+        except OSError as error:
+            raise unwritable(str(self.levels.folder), error) from error
+
+    def written(self) -> Iterator[tuple[str, int]]:
+        """Go through the chunks of level 0 that `put` wrote: their keys, and when (in ns)."""
+        top = f"{self.levels.folder / self.levels.arrays[0].path}/"
+        for path in self.files.replaced:
+            if path.startswith(top):
+                # What was removed, or cannot be asked, is unknown.
+                with suppress(OSError):
+                    yield path.removeprefix(top), changed_ns(Path(path).stat())
+
+    def settle(self) -> None:
+        """Let go of what `put` replaced."""
+        try:
+            self.files.settle()
+        except OSError as error:
+            logger.warning("a file that is no longer needed was left: %s", error)
+
+    def put_back(self) -> None:
+        """Bring back all files as they were before `put`; this needs no space on the disk.
+
+        Raises
+        ------
+        LabelsError
+            If the disk fails; do it again later.
+        """
+        self.forget()
+        try:
             self.files.abandon()
-            if isinstance(error, OSError):
-                raise unwritable(str(self.levels.folder), error) from error
-            raise
+        except OSError as error:
+            raise unwritable(str(self.levels.folder), error) from error
 
     def require_readable(self, plane: tuple[int, ...], blocks: Blocks) -> None:
         """Raise `LabelsError` if a chunk that a change of some blocks needs is damaged."""

@@ -86,8 +86,9 @@ def keep_indexes(folder: Path, nodes: Iterable[str]) -> None:
                 break
             prefix = f"{folder.relative_to(place).as_posix()}/" if place != folder else ""
             for name, index in _with_nodes(place, prefix, folder, inside):
-                files.write(str(place / name), json.dumps(index, indent=2).encode())
+                files.write(str(place / name), json.dumps(index, indent=2).encode(), top=str(place))
         files.finish()
+        files.settle()
     except BaseException:
         files.abandon()
         raise

@@ -1,7 +1,8 @@
 """Many small files replaced so that each is the old one or the new one, whatever happens.
 
 A file is written under another name, forced onto the disk and renamed: a killed program or a power
-cut leaves no file cut short.
+cut leaves no file cut short. What is replaced is kept under a third name until all of it is
+settled, so that putting it back needs no space on the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
-# ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
+# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
 
 MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
@@ -31,12 +32,20 @@ _IS_POSIX = os.name == "posix"
 class FileBatch:
     """Files to be replaced or removed; `finish` makes sure that all of it is on the disk.
 
-    What waits is seen by `read`. All methods raise OSError when the disk fails; after that, and
-    after any interruption, call `abandon`.
+    What waits is seen by `read`. Until `settle`, `abandon` puts every file back. All methods raise
+    OSError when the disk fails; after that, and after any interruption, call `abandon`.
+
+    Parameters
+    ----------
+    check : callable, optional
+        Called before files take their places; what it raises keeps them from it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
+        self._check = check
         self._waiting: dict[str, bool] = {}
+        # The files that were replaced or removed, and whether there was one before.
+        self._replaced: dict[str, bool] = {}
         self._folders: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
 
@@ -48,12 +57,15 @@ class FileBatch:
             path = _partial(path)
         return read_at_most(path, max_bytes)
 
-    def write(self, path: str, data: bytes | None) -> None:
-        """Replace a file; None removes it. Its folder is made if need be."""
+    def write(self, path: str, data: bytes | None, *, top: str) -> None:
+        """Replace a file; None removes it.
+
+        The folders between ``top`` and the file are made if need be; ``top`` itself never is.
+        """
         self._forget(path)
         self._waiting[path] = data is not None
         if data is not None:
-            with self._opened(path) as file:
+            with self._opened(path, top) as file:
                 file.write(data)
         if len(self._waiting) >= MAX_WAITING:
             self._flush()
@@ -61,14 +73,34 @@ class FileBatch:
     def finish(self) -> None:
         """Bring everything onto the disk."""
         self._flush()
-        self._together(_force_folder, self._folders)
-        self._folders.clear()
+        self._force_folders()
+
+    @property
+    def replaced(self) -> Collection[str]:
+        """The files that were replaced or removed since `settle`."""
+        return self._replaced.keys()
+
+    def settle(self) -> None:
+        """Let go of what was replaced: it cannot be put back any more."""
+        kept = [_before(path) for path, was_there in self._replaced.items() if was_there]
+        self._replaced.clear()
+        for path in kept:
+            _remove(path)
 
     def abandon(self) -> None:
-        """Leave the files that wait as they were."""
+        """Put every file back as it was when the batch was settled last; this needs no space."""
         for path in list(self._waiting):
             self._forget(path)
-        self._folders.clear()
+        for path, was_there in list(self._replaced.items()):
+            if was_there:
+                os.replace(_before(path), path)
+                # Where the new file had not come yet, both names are one file, and both stay.
+                _remove(_before(path))
+            else:
+                _remove(path)
+            self._folders.add(os.path.dirname(path))
+            del self._replaced[path]
+        self._force_folders()
 
     def _forget(self, path: str) -> None:
         if self._waiting.pop(path, False) and os.path.exists(_partial(path)):
@@ -90,24 +122,38 @@ class FileBatch:
         for done in running:
             done.result()
 
-    def _opened(self, path: str) -> BinaryIO:
+    def _opened(self, path: str, top: str) -> BinaryIO:
         try:
             return _new_file(_partial(path))
         except FileNotFoundError:
-            folder = os.path.dirname(path)
-            made = folder
-            while not os.path.isdir(made):
-                made = os.path.dirname(made)
-                self._folders.add(made)
-            os.makedirs(folder, exist_ok=True)
+            self._make_folders(os.path.dirname(path), top)
             return _new_file(_partial(path))
+
+    def _make_folders(self, folder: str, top: str) -> None:
+        """Make the missing folders under another one, which must be there."""
+        made = top
+        for part in filter(None, folder.removeprefix(top).split("/")):
+            made = f"{made}/{part}"
+            # Not makedirs: where the folders above were moved away, they are not made anew.
+            with suppress(FileExistsError):
+                os.mkdir(made)
+                self._folders.add(os.path.dirname(made))
 
     def _flush(self) -> None:
         self._together(_force_file, [_partial(path) for path, new in self._waiting.items() if new])
+        if self._check is not None:
+            self._check()
+        for path in self._waiting:
+            if path not in self._replaced:
+                self._replaced[path] = _keep(path)
         self._together(_rename, [path for path, is_new in self._waiting.items() if is_new])
         self._together(_remove, [path for path, is_new in self._waiting.items() if not is_new])
         self._folders.update(os.path.dirname(path) for path in self._waiting)
         self._waiting.clear()
+
+    def _force_folders(self) -> None:
+        self._together(_force_folder, self._folders)
+        self._folders.clear()
 
 
 def discard(path: Path) -> None:
@@ -151,6 +197,12 @@ def force(paths: Iterable[Path]) -> None:
             _force_file(str(path))
 
 
+def changed_ns(found: os.stat_result) -> int:
+    """Return when a file was changed last, in nanoseconds; a copy counts as a change."""
+    # Programs that copy files set the one back, and the system does not let them set the other.
+    return max(found.st_mtime_ns, found.st_ctime_ns)
+
+
 def _partial(path: str) -> str:
     # One writer at a time: the name need not be random, and what a crash left is used again.
     folder, name = os.path.split(path)
@@ -158,7 +210,7 @@ def _partial(path: str) -> str:
 
 
 def write_anew(path: Path, data: bytes) -> None:
-    """Replace a small file; neither a link of its name nor one of the unfinished file's is followed.
+    """Replace a small file; no link of its name, or of the unfinished one's, is followed.
 
     Raises OSError when the disk fails.
     """
@@ -176,6 +228,35 @@ def _new_file(path: str) -> BinaryIO:
         os.unlink(path)
         number = os.open(path, flags, 0o666)
     return os.fdopen(number, "wb")
+
+
+def _before(path: str) -> str:
+    folder, name = os.path.split(path)
+    return f"{folder}/.{name}.before.partial"
+
+
+def _keep(path: str) -> bool:
+    """Give a file a second name, under which it stays; False if there is none."""
+    before = _before(path)
+    try:
+        try:
+            os.link(path, before)
+        except FileExistsError:
+            _remove(before)  # What a crash left.
+            os.link(path, before)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # Some file systems have no second names. A link that was there is not followed.
+        _remove(before)
+        try:
+            shutil.copyfile(path, before)
+        except FileNotFoundError:
+            return False
+        except BaseException:
+            _remove(before)
+            raise
+    return True
 
 
 def _rename(path: str) -> None:

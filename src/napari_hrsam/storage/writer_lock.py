@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.metadata_files import read_json
-from napari_hrsam.storage.safe_files import write_anew
+from napari_hrsam.storage.safe_files import changed_ns, write_anew
 
 
 class WriterLock:
@@ -27,6 +27,11 @@ class WriterLock:
     ----------
     folder : Path
         Existing folder for the lock and the note.
+
+    Attributes
+    ----------
+    since_ns : int
+        When the lock was taken, in nanoseconds, by the clock that stamps the files of the folder.
 
     Raises
     ------
@@ -53,6 +58,7 @@ class WriterLock:
             ) from error
         try:
             self._write_note()
+            self.since_ns = changed_ns(self._note.stat())
         except OSError as error:
             self._lock.release()
             raise LabelsError(
