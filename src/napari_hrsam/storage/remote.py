@@ -118,7 +118,7 @@ def _http_store(url: str) -> Store:
     from napari_hrsam.storage.http_files import HttpFiles
 
     base, _, query = url.partition("#")[0].partition("?")
-    files = HttpFiles(query=query, asynchronous=True, skip_instance_cache=True)
+    files = HttpFiles(query=query, asynchronous=True)
     return FsspecStore(files, path=base.rstrip("/"), read_only=True)
 
 
