@@ -195,9 +195,10 @@ def _safe(dataset: object, path: str) -> str:
     """Refuse a path of an array that leads out of the group."""
     text = str(dataset)
     parts = text.replace("\\", "/").split("/")
-    if not isinstance(dataset, str) or ":" in text or {"", "..", "."} & set(parts):
+    is_text = isinstance(dataset, str) and text.isprintable()
+    if not is_text or ":" in text or {"", "..", "."} & set(parts):
         raise ImageError(
-            f"expected the path of an array inside the image, such as '0', got {dataset!r} in "
+            f"expected the path of an array inside the image, such as '0', got {text[:200]!r} in "
             f"{path}; do not open files from people you do not trust"
         )
     return text

@@ -97,9 +97,9 @@ def array_in(group: zarr.Group, dataset: str, where: str) -> zarr.Array[Any]:
         If its metadata cannot be read.
     """
     named = f"{where.rstrip('/')}/{dataset}"
-    if not is_url(where):
-        require_inside(Path(where), dataset)
     try:
+        if not is_url(where):
+            require_inside(Path(where), dataset)
         array = group[dataset]
         if isinstance(array, zarr.Array):
             return _guarded(array)

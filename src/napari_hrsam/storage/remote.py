@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -87,7 +88,7 @@ def open_url(url: str) -> Store:
         If the package for this kind of URL is not installed.
     """
     shown, scheme = shown_url(url), url.partition("://")[0].lower()
-    if scheme not in SCHEMES or not shown.partition("://")[2].strip("/"):
+    if scheme not in SCHEMES or not _has_host(shown):
         raise ImageError(
             f"expected a local path or a URL of one of {', '.join(SCHEMES)}, got {shown[:200]}; "
             "copy the image to such a place"
@@ -111,6 +112,14 @@ def open_url(url: str) -> Store:
         ) from error
     is_missing = os.environ.get(FORBIDDEN_VARIABLE, "") not in ("", "0")
     return PatientStore(store, shown, forbidden_is_missing=is_missing)
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname)
+    # Brackets without an address in them.
+    except ValueError:
+        return False
 
 
 def _http_store(url: str) -> Store:
