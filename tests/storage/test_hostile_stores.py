@@ -179,6 +179,12 @@ def test_a_blosc_chunk_of_labels_cut_short_is_damage(tmp_path: Path, num_bytes: 
         export_csv(tmp_path, "cells", tmp_path / "a.csv")
 
 
+def take_back(path: Path) -> None:
+    with open_labels(path, "cells") as labels:
+        labels.next_label()
+        labels.revert(labels.history().done[-1])
+
+
 BOMB = numcodecs.Zstd().encode(np.zeros(300_000_000, np.uint8))
 ROWS: dict[str, Callable[[sqlite3.Connection], object]] = {
     sql: lambda db, sql=sql: db.execute(sql)  # type: ignore[misc]
@@ -221,12 +227,8 @@ def test_a_journal_of_any_content_is_answered_with_a_message(path: Path, kind: s
     database.commit()
     database.close()
     verify_labels(path, "cells")
-    with (
-        pytest.raises(LabelsError, match="expected an intact journal"),
-        open_labels(path, "cells") as labels,
-    ):
-        labels.next_label()
-        labels.revert(labels.history().done[-1])
+    with pytest.raises(LabelsError, match="expected an intact journal"):
+        take_back(path)
 
 
 def test_display_hints_of_any_content_are_ignored(tmp_path: Path) -> None:
