@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+BOMB = gzip.compress(bytes(2**25), 1)
 
 
 class Server(ThreadingHTTPServer):
@@ -21,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.faults: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
+        self.query = ""
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -36,9 +40,12 @@ class Handler(SimpleHTTPRequestHandler):
         return str(self.server.folder / path.lstrip("/"))
 
     def do_GET(self) -> None:
+        self.path, _, query = self.path.partition("?")
         self.server.asked[self.path] += 1
         faults = self.server.faults.get(self.path, [])
         fault = faults.pop(0) if faults else None
+        if query != self.server.query:
+            fault = 403
         if fault is None:
             super().do_GET()
         elif fault == "hang up":
@@ -46,6 +53,22 @@ class Handler(SimpleHTTPRequestHandler):
         elif fault == "stall":
             time.sleep(1.0)
             self.close_connection = True
+        elif fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**20))
+        elif fault in ("packed", "packed bomb"):
+            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+            body = gzip.compress(body) if fault == "packed" else BOMB
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(body)
         elif fault == "short":
             body = (self.server.folder / self.path.lstrip("/")).read_bytes()
             self.send_response(200)

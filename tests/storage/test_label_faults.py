@@ -154,7 +154,7 @@ def test_absurdly_many_levels_are_refused(tmp_path: Path) -> None:
     metadata = json.loads(file.read_text())
     metadata["attributes"]["ome"]["multiscales"][0]["datasets"] *= 50
     file.write_text(json.dumps(metadata))
-    with pytest.raises(LabelsError, match="expected at most 64 levels at .*, got 100"):
+    with pytest.raises(LabelsError, match="expected 1..64 levels, got 100"):
         open_labels(tmp_path, "cells")
 
 

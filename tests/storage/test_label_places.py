@@ -14,11 +14,11 @@ from napari.layers import Image
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.label_names import label_names
 from napari_hrsam.storage.label_places import (
     LABELS_VARIABLE,
     LabelFile,
     OwnPlace,
-    label_names,
     labels_in,
     ome_zarr_of,
 )

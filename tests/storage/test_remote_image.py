@@ -149,3 +149,43 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"reads s3 URLs.*napari-hrsam\[remote\]"):
         open_image("s3://bucket/a.zarr")
+
+
+@pytest.mark.parametrize("key", ["/a.zarr/zarr.json", CHUNK])
+@pytest.mark.parametrize("fault", ["endless", "packed bomb"])
+def test_an_answer_without_end_is_left(server: Server, key: str, fault: str) -> None:
+    server.faults[key] = [fault] * 100
+    with pytest.raises(ImageReadError, match=r"expected at most \d+ bytes (at|in) .*, got more"):
+        read_corner(server.url)
+    assert server.asked[key] <= 2
+
+
+def read_corner(url: str) -> None:
+    open_image(url, contrast_limits=LIMITS).read(Tile(0, 64, 128, 64))
+
+
+def test_an_answer_that_is_packed_on_its_way_is_unpacked(server: Server) -> None:
+    server.faults[CHUNK] = ["packed"]
+    image = open_image(server.url, contrast_limits=LIMITS)
+    assert (image.read(Tile(0, 64, 128, 64))[..., 0] == GREY[64:, 128:]).all()
+
+
+def test_a_signed_link_goes_with_every_request_and_is_never_told(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.query = "sig=a%2Bb%3D&name=x+y"
+    server.faults[CHUNK] = [500, 500]
+    signed = f"{server.url}?{server.query}"
+    with caplog.at_level(logging.DEBUG, logger="napari_hrsam"):
+        image = open_image(signed, contrast_limits=LIMITS)
+        assert (image.read(Tile(0, 64, 128, 64))[..., 0] == GREY[64:, 128:]).all()
+    assert image.ome is not None
+    assert image.ome.path == server.url
+    told = [caplog.text]
+    server.faults[CHUNK] = [500] * 100
+    for refused in (signed, signed.replace("a.zarr", "b.zarr"), f"{server.url}?sig=other"):
+        with pytest.raises((ImageError, ImageReadError)) as caught:
+            read_corner(refused)
+        told.append(str(caught.value))
+    assert server.url in told[1]
+    assert "sig=" not in "".join(told)

@@ -12,11 +12,11 @@ from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.image_input import read_image_layers
 from napari_hrsam.plugin.panel_parts import fill_combo, narrow
 from napari_hrsam.plugin.targets import NewLayer, Target, default_target, fits_in_memory
+from napari_hrsam.storage.label_names import label_names
 from napari_hrsam.storage.label_places import (
     DEFAULT_NAME,
     LabelFile,
     OwnPlace,
-    label_names,
     labels_in,
     ome_zarr_of,
 )

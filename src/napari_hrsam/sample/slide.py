@@ -15,7 +15,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.scene.recipe import Recipe
 from napari_hrsam.scene.scene import Scene, SceneObject
 from napari_hrsam.storage.generated import read_recipe
-from napari_hrsam.storage.ome_zarr import open_node
+from napari_hrsam.storage.ome_zarr import array_in, open_node
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.tile_source import PyramidImage
 
@@ -78,8 +78,8 @@ class Sample:
         """The levels as napari draws an RGB image: (H, W, 3) uint8 each, read when sliced."""
         group = open_node(str(self.path))
         assert isinstance(group, zarr.Group)
-        arrays = (group[str(level)] for level in range(len(self.level_shapes)))
-        return tuple(ColoursLast(array) for array in arrays if isinstance(array, zarr.Array))
+        names = map(str, range(len(self.level_shapes)))
+        return tuple(ColoursLast(array_in(group, name, str(self.path))) for name in names)
 
     def mask(self, label: int, box: Box | None = None, level: int = 0) -> NDArray[np.bool_]:
         """Tell which pixels of a box belong to an object: those whose centre lies inside.

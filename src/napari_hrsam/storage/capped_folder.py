@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 KEPT = frozenset({"zarr.json"})
 """Small files that describe the others: they go when nothing is left that they describe."""
 
+ANY_NAME = re.compile(r".*")
+
 STALE_S = 3600.0
 """Unfinished files of this age belong to a process that was killed."""
 
@@ -29,9 +32,9 @@ SCAN_SHARE = 20
 
 
 class CappedFolder:
-    """The files below some folders, up to a number of bytes.
+    """The files of certain names below some folders, up to a number of bytes.
 
-    Nothing outside the folders whose names match is ever counted or removed.
+    No other file, and nothing behind a link, is ever counted or removed.
 
     Parameters
     ----------
@@ -41,11 +44,17 @@ class CappedFolder:
         Glob of the folders' names.
     max_bytes : int
         What the files may take; one file is kept whatever its size.
+    names : re.Pattern, optional
+        Matches the whole path inside the root, parts joined by ``/``, of every file that counts,
+        also of unfinished ones.
     """
 
-    def __init__(self, root: Path, pattern: str, max_bytes: int) -> None:
+    def __init__(
+        self, root: Path, pattern: str, max_bytes: int, names: re.Pattern[str] = ANY_NAME
+    ) -> None:
         self._root = root
         self._pattern = pattern
+        self._names = names
         self.max_bytes = max_bytes
         # Path -> (bytes, last use in ns), the one used longest ago first.
         self._files: OrderedDict[str, tuple[int, int]] = OrderedDict()
@@ -96,15 +105,33 @@ class CappedFolder:
     def _scan(self) -> None:
         """Look at all files, those of other processes included."""
         started = time.monotonic()
-        found = [entry for folder in self._folders() for entry in _files_in(folder)]
+        folders = sorted(path for path in self._root.glob(self._pattern) if not path.is_symlink())
+        found = [entry for folder in folders for entry in self._files_in(f"{folder.name}/")]
         found.sort(key=lambda entry: entry[2])
         self._files = OrderedDict((path, (size, used)) for path, size, used in found)
         self._num_bytes = sum(size for _, size, _ in found)
         ended = time.monotonic()
         self._next_scan = ended + SCAN_SHARE * (ended - started)
 
-    def _folders(self) -> list[Path]:
-        return sorted(path for path in self._root.glob(self._pattern) if not path.is_symlink())
+    def _files_in(self, inside: str) -> Iterator[tuple[str, int, int]]:
+        """Yield path, bytes and last use of the files below a folder; links are not followed."""
+        oldest = time.time_ns() - int(STALE_S * 1e9)
+        with suppress(OSError), os.scandir(self._root / inside) as entries:
+            for entry in entries:
+                name = f"{inside}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._files_in(f"{name}/")
+                    continue
+                # Another process may have removed it.
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    is_file = entry.is_file(follow_symlinks=False)
+                    if not is_file or entry.name in KEPT or not self._names.fullmatch(name):
+                        continue
+                    if entry.name.endswith(".partial") and status.st_mtime_ns < oldest:
+                        Path(entry.path).unlink()
+                        continue
+                    yield entry.path, status.st_size, status.st_mtime_ns
 
     def _make_room(self) -> None:
         for path in list(self._files):
@@ -130,24 +157,6 @@ class CappedFolder:
             return
         self._forget(path)
         _remove_if_bare(Path(path).parent)
-
-
-def _files_in(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield path, bytes and last use of the files below a folder; links are not followed."""
-    oldest = time.time_ns() - int(STALE_S * 1e9)
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files_in(Path(entry.path))
-            # Another process may have removed it.
-            with suppress(OSError):
-                status = entry.stat(follow_symlinks=False)
-                if not entry.is_file(follow_symlinks=False) or entry.name in KEPT:
-                    continue
-                if entry.name.endswith(".partial") and status.st_mtime_ns < oldest:
-                    Path(entry.path).unlink()
-                    continue
-                yield entry.path, status.st_size, status.st_mtime_ns
 
 
 def _remove_if_bare(folder: Path) -> None:

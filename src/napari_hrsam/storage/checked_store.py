@@ -1,42 +1,36 @@
-"""A zarr store that notices chunks cut short, or far too large, before they are decoded."""
+"""A zarr store that reads no more of a file than there can be in it."""
 
 from __future__ import annotations
 
-import asyncio
 import math
+import stat
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, RangeByteRequest, Store
-from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from napari_hrsam.errors import ImageReadError
-from napari_hrsam.storage.decoded_size import exceeds
+from napari_hrsam.storage.bounded_codecs import loose_limit
+from napari_hrsam.storage.metadata_files import MAX_METADATA_BYTES, is_modest
+
+MAX_BYTES: ContextVar[int] = ContextVar("MAX_BYTES", default=2**30)
+"""What the read under way may give; for stores below that cannot look at the size first."""
 
 _METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """What is known of the chunks of one array."""
-
-    codec: str
-    max_bytes: int
-    is_sharded: bool
-
-
 class CheckedStore(WrapperStore[Store]):
-    """A store that refuses chunks cut short, and chunks that would decode to far too much.
+    """A store that refuses files far larger than they need be, parts cut short, and no files.
 
-    The Blosc of numcodecs fills the rest of a chunk cut short with whatever lies in memory. Its
-    header tells the length, which is compared here for the arrays named to `watch`. Their chunks
-    may decode to half as much again as a chunk needs, as compressors may come one after another.
-    Not looked at is what lies in a shard that is read as a whole.
+    Metadata may have `MAX_METADATA_BYTES`. The chunks (or shards) of the arrays named to `watch`
+    may take half as much again as their pixels. In a local folder, what is no file (a pipe, a
+    device) is refused too.
 
     Parameters
     ----------
@@ -44,16 +38,23 @@ class CheckedStore(WrapperStore[Store]):
         What is read.
     path : str
         Path or URL of the store, named in errors.
+    folder : Path, optional
+        The local folder that is read.
     """
 
-    def __init__(self, store: Store, path: str = "") -> None:
+    def __init__(self, store: Store, path: str = "", folder: Path | None = None) -> None:
         super().__init__(store)
         self._path = path
-        self._watched: dict[str, _Watched] = {}
+        self._folder = folder
+        self._max_bytes: dict[str, int] = {}
+
+    def __str__(self) -> str:
+        """Return where the store is."""
+        return str(self._store)
 
     def _with_store(self, store: Store) -> CheckedStore:
-        other = CheckedStore(store, self._path)
-        other._watched = self._watched
+        other = CheckedStore(store, self._path, self._folder)
+        other._max_bytes = self._max_bytes
         return other
 
     async def get(
@@ -66,37 +67,42 @@ class CheckedStore(WrapperStore[Store]):
         ImageReadError
             If less is there than must be, or more than there may be.
         """
-        value = await self._store.get(key, prototype, byte_range)
+        limit = self._limit(key)
+        wanted = _length(byte_range)
+        if wanted is not None and wanted > limit:
+            raise self._too_large(key, limit)
+        if self._folder is not None:
+            self._require_file(self._folder / key, key, limit)
+        token = MAX_BYTES.set(limit)
+        try:
+            value = await self._store.get(key, prototype, byte_range)
+        finally:
+            MAX_BYTES.reset(token)
         if value is None:
             return None
-        expected = len(value)
-        if isinstance(byte_range, RangeByteRequest):
-            expected = byte_range.end - byte_range.start
-        elif byte_range is None and self._is_blosc_chunk(key):
-            expected = max(16, int.from_bytes(value.to_bytes()[12:16], "little"))
-        if len(value) != expected:
+        if len(value) > limit:
+            raise self._too_large(key, limit)
+        if isinstance(byte_range, RangeByteRequest) and len(value) != wanted:
             raise ImageReadError(
-                f"expected {expected} bytes in the chunk {self._path.rstrip('/')}/{key}, got "
-                f"{len(value)}: it is damaged; copy the image again, or work on another part"
+                f"expected {wanted} bytes in the chunk {self._named(key)}, got {len(value)}: it is "
+                "damaged; copy the image again, or work on another part"
             )
-        await self._require_modest(key, value, byte_range)
+        if key.endswith(_METADATA) and not is_modest(value.to_bytes()):
+            raise self._too_large(key, limit)
         return value
 
-    async def _require_modest(
-        self, key: str, value: Buffer, byte_range: ByteRequest | None
-    ) -> None:
-        known = self._watched_for(key)
-        if known is None or known.is_sharded != isinstance(byte_range, RangeByteRequest):
+    def _require_file(self, path: Path, key: str, limit: int) -> None:
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return
-        is_modest = len(value) <= known.max_bytes and not await asyncio.to_thread(
-            exceeds, known.codec, value.to_bytes(), known.max_bytes
-        )
-        if not is_modest:
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise ImageReadError(
-                f"expected at most {known.max_bytes} bytes in the chunk "
-                f"{self._path.rstrip('/')}/{key}, got more when it is decoded: it is damaged or "
-                "meant to fill the memory; copy the image again, or work on another part"
+                f"expected a file at {self._named(key)}, got a pipe, a device or the like; do not "
+                "open files from people you do not trust"
             )
+        if stat.S_ISREG(status.st_mode) and status.st_size > limit:
+            raise self._too_large(key, limit)
 
     async def _get_many(
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
@@ -105,27 +111,32 @@ class CheckedStore(WrapperStore[Store]):
             yield request[0], await self.get(*request)
 
     def watch(self, array: zarr.Array[Any]) -> None:
-        """Check the chunks of an array of this store."""
-        if array.compressors:
-            num_bytes = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
-            self._watched[f"{array.path}/" if array.path else ""] = _Watched(
-                _name(array.compressors[-1]), num_bytes * 3 // 2 + 2**16, array.shards is not None
-            )
+        """Limit the chunks of an array of this store."""
+        stored = math.prod(array.shards or array.chunks)
+        limit = loose_limit(stored * np.dtype(array.dtype).itemsize)
+        if array.shards:
+            # The index of a shard has two numbers of 8 bytes per chunk.
+            limit += 16 * (stored // math.prod(array.chunks))
+        self._max_bytes[f"{array.path}/" if array.path else ""] = limit
 
-    def _is_blosc_chunk(self, key: str) -> bool:
-        known = self._watched_for(key)
-        return known is not None and known.codec == "blosc" and not known.is_sharded
+    def _limit(self, key: str) -> int:
+        if key.endswith(_METADATA):
+            return MAX_METADATA_BYTES
+        found = (limit for prefix, limit in self._max_bytes.items() if key.startswith(prefix))
+        return next(found, MAX_BYTES.get())
 
-    def _watched_for(self, key: str) -> _Watched | None:
-        if not key.endswith(_METADATA):
-            for prefix, known in self._watched.items():
-                if key.startswith(prefix):
-                    return known
-        return None
+    def _named(self, key: str) -> str:
+        return f"{self._path.rstrip('/')}/{key}"
+
+    def _too_large(self, key: str, limit: int) -> ImageReadError:
+        return ImageReadError(
+            f"expected at most {limit} bytes in {self._named(key)}, got more: it is damaged or "
+            "meant to fill the memory; copy the image again, or work on another part"
+        )
 
 
-def _name(codec: Any) -> str:
-    """Return the name of a codec of zarr or numcodecs, such as ``gzip``."""
-    names = {BloscCodec: "blosc", GzipCodec: "gzip", ZstdCodec: "zstd"}
-    found = names.get(type(codec)) or getattr(codec, "codec_id", None)
-    return str(found or getattr(codec, "codec_name", "")).removeprefix("numcodecs.")
+def _length(byte_range: ByteRequest | None) -> int | None:
+    """Return how many bytes are asked for, as far as that is said."""
+    if isinstance(byte_range, RangeByteRequest):
+        return byte_range.end - byte_range.start
+    return byte_range.suffix if isinstance(byte_range, SuffixByteRequest) else None

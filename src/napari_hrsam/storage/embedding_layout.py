@@ -27,6 +27,19 @@ from napari_hrsam.storage.fingerprint import ImageIdentity
 VERSION = 1
 """Of the format: folders of other versions are not read, and go when room is needed."""
 
+MAX_TILE_BYTES = 256 * 2**20
+"""What a tile's embedding may take; ours take some megabytes."""
+
+CHUNK_NAME = re.compile(r"c(\.\d+)+")
+"""Names of the files that hold tiles."""
+
+# zarr puts a random word between the name of a file and the end of its unfinished one.
+FILE_NAMES = re.compile(
+    r"embeddings-v\d+/[0-9a-f]{1,64}/[\w+-][\w.+-]{0,63}/-?\d+_\d+px/"
+    r"(zarr\.json|c(\.\d+)+|(zarr|c(\.\d+)*)\.[0-9a-f]{32}\.partial)"
+)
+"""Paths of all files of the store, of this version and of others."""
+
 Maps = Mapping[str, NDArray[np.float16]]
 
 
@@ -75,6 +88,31 @@ def unpack(flat: NDArray[np.float16], layout: list[list[Any]]) -> dict[str, NDAr
     if start != flat.size:
         raise ValueError(f"expected {start} numbers, got {flat.size}")
     return maps
+
+
+def require_layout(array: zarr.Array[Any]) -> None:
+    """Refuse a description that the store cannot have written.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    layout: Any = array.attrs["maps"]
+    is_fine = isinstance(layout, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and isinstance(entry[1], list)
+        and all(type(side) is int and side > 0 for side in entry[1])
+        for entry in layout
+    )
+    if not is_fine or array.dtype != np.float16 or array.ndim < 2:
+        raise ValueError("no description of embeddings")
+    num_values = sum(math.prod(shape) for _, shape in layout)
+    is_one_tile = array.chunks == (*(1 for _ in array.shape[:-1]), array.shape[-1])
+    if array.shape[-1] != num_values or not is_one_tile or 2 * num_values > MAX_TILE_BYTES:
+        raise ValueError(f"{num_values} numbers in chunks of {array.chunks}")
 
 
 def _grid(key: EmbeddingKey, tile: Tile) -> TileGrid:

@@ -17,19 +17,25 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
 from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
-from napari_hrsam.errors import EmbeddingsError
+from napari_hrsam.errors import EmbeddingsError, ImageReadError
 from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.bounded_codecs import bounded
 from napari_hrsam.storage.capped_folder import CappedFolder
+from napari_hrsam.storage.checked_store import CheckedStore
 from napari_hrsam.storage.embedding_layout import (
+    CHUNK_NAME,
+    FILE_NAMES,
     EmbeddingKey,
     Maps,
     chunk_path,
     create,
     describe,
     pack,
+    require_layout,
     tile_index,
     unpack,
 )
+from napari_hrsam.storage.metadata_files import read_json
 
 __all__ = ["EmbeddingKey", "EmbeddingStore"]
 
@@ -86,7 +92,7 @@ class EmbeddingStore:
         self._asked_max_bytes = max_bytes
         if max_bytes is None:
             max_bytes = _kept_max_bytes(self.folder)
-        self._files = CappedFolder(self.folder, "embeddings-v*", max_bytes)
+        self._files = CappedFolder(self.folder, "embeddings-v*", max_bytes, FILE_NAMES)
         self._arrays: dict[tuple[Path, bool], zarr.Array[Any]] = {}
         self._lock = threading.RLock()
 
@@ -199,7 +205,11 @@ class EmbeddingStore:
             flat = np.asarray(array[index])
             # Absent since it was looked for: chunks that are not there read as NaN.
             return None if np.isnan(flat[:1]).any() else unpack(flat, layout)
-        except (OSError, MemoryError):
+        except MemoryError:
+            raise
+        except OSError as error:
+            if isinstance(error, ImageReadError):
+                raise _DamageError(place, error) from error
             raise
         # Codecs answer damaged bytes with errors of any kind.
         except Exception as error:
@@ -235,7 +245,8 @@ class EmbeddingStore:
         if array is not None:
             # Maps of another form under the same fingerprint are not to be trusted.
             logger.warning("%s holds embeddings of another form; they are removed", folder)
-            for path in (*folder.glob("c.*"), folder / "zarr.json"):
+            chunks = (path for path in folder.iterdir() if CHUNK_NAME.fullmatch(path.name))
+            for path in (*chunks, folder / "zarr.json"):
                 path.unlink(missing_ok=True)
         self._forget(folder)
         try:
@@ -253,11 +264,16 @@ class EmbeddingStore:
                 return self._arrays[folder, writable]
             try:
                 store = LocalStore(folder, read_only=not writable)
-                array = zarr.open_array(store, mode="r+" if writable else "r")
-                array.attrs["maps"]
+                checked = CheckedStore(store, str(folder), folder)
+                array = zarr.open_array(checked, mode="r+" if writable else "r")
+                checked.watch(array)
+                require_layout(array)
+                array = bounded(array)
             except FileNotFoundError:
                 return None
-            except (OSError, MemoryError):
+            except (OSError, MemoryError) as error:
+                if isinstance(error, ImageReadError):
+                    raise _DamageError(folder / "zarr.json", error) from error
                 raise
             # So do damaged descriptions.
             except Exception as error:
@@ -314,7 +330,7 @@ class _DamageError(Exception):
 def _kept_max_bytes(folder: Path) -> int:
     """Return the limit that a folder was given last."""
     try:
-        kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["max_bytes"]
+        kept = read_json(folder / SETTINGS)["max_bytes"]
     except FileNotFoundError:
         return DEFAULT_MAX_BYTES
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ from napari_hrsam.storage.export_measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export_outlines import Outline
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
+from napari_hrsam.storage.safe_files import discard
 from napari_hrsam.storage.stored_labels import ZARR_METADATA, StoredLabels, open_stored_labels
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,8 @@ def new_file(out: str | PathLike[str], *, overwrite: bool) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # It may be a link, and what it leads to is not to be written to.
+        discard(partial)
         yield partial
         partial.replace(path)
     except OSError as error:

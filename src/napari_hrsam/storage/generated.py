@@ -145,9 +145,9 @@ def read_recipe(folder: Path) -> Recipe | None:
     return Recipe.from_json(text, str(path))
 
 
-def local_store(path: Path) -> Store:
-    """Open a local folder for reading; a generated image, or one of its levels, paints itself."""
-    store = LocalStore(path, read_only=True)
+def local_store(path: Path, *, read_only: bool = True) -> Store:
+    """Open a local folder; a generated image, or one of its levels, paints itself."""
+    store = LocalStore(path, read_only=read_only)
     recipe = read_recipe(path)
     if recipe is not None:
         return GeneratedStore(store, Scene(recipe))

@@ -25,7 +25,21 @@ import numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.journal_facts import id_of
+from napari_hrsam.storage.bounded_codecs import loose_limit
+from napari_hrsam.storage.journal_rows import (
+    COLUMNS,
+    MAX_TEXT,
+    SCHEMA,
+    SEEN,
+    VERSION,
+    Bounds,
+    box_from,
+    edit_from,
+    id_of,
+    prompts_text,
+    require_tables,
+    stored_id,
+)
 from napari_hrsam.storage.label_blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.label_store import Edit, History
 from napari_hrsam.storage.safe_files import force
@@ -33,29 +47,13 @@ from napari_hrsam.storage.safe_files import force
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
 
-_VERSION = 2
+MAX_PROMPTS = 1_000_000
+"""Clicks in the commits that are offered at once; more would fill the memory."""
+
+# What the contents of a row can raise that we never wrote.
+_NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 # What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
 _SETTLED, _CHANGING, _NEW = range(3)
-_COLUMNS = "number, label, plane, y0, x0, y1, x1, prompts, model, time"
-# The chunks of level 0 that we wrote since the levels were looked at for ids, and their stamps.
-_SEEN = "CREATE TABLE IF NOT EXISTS seen (chunk TEXT PRIMARY KEY, changed_ns INTEGER)"
-_SCHEMA = f"""
-CREATE TABLE facts (name TEXT PRIMARY KEY, value);
-CREATE TABLE edits (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, label INTEGER, plane TEXT,
-    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, prompts TEXT, model TEXT, time REAL,
-    is_done INTEGER NOT NULL, is_pending INTEGER NOT NULL
-);
-CREATE INDEX pending_edits ON edits (number) WHERE is_pending;
-CREATE INDEX undone_edits ON edits (number) WHERE NOT is_done;
-CREATE TABLE blocks (
-    edit INTEGER NOT NULL REFERENCES edits ON DELETE CASCADE,
-    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, changed BLOB, before BLOB
-);
-CREATE INDEX blocks_of_edit ON blocks (edit);
-{_SEEN};
-PRAGMA user_version = {_VERSION};
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -102,6 +100,8 @@ class Journal:
         The file; `create` makes it.
     dtype
         Integer dtype of the label image.
+    bounds : Bounds, optional
+        What edits of it can be; a row that says more counts as damage.
 
     Attributes
     ----------
@@ -115,9 +115,9 @@ class Journal:
         method.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], bounds: Bounds | None = None) -> None:
         self.path = path
-        self._dtype = dtype
+        self._dtype, self._bounds = dtype, bounds
         with self._explained():
             # The session's thread may be another one than that which opened the labels.
             self._database = sqlite3.connect(
@@ -130,14 +130,22 @@ class Journal:
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
                 self._check_version()
-                self._database.execute(_SEEN)
+                require_tables(self._database)
+                self._database.execute(SEEN)
                 self.identity = str(self._fact("identity"))
         except BaseException:
             self._database.close()
             raise
 
     @classmethod
-    def create(cls, path: Path, dtype: np.dtype[Any], next_label: int, looked_ns: int) -> Journal:
+    def create(
+        cls,
+        path: Path,
+        dtype: np.dtype[Any],
+        next_label: int,
+        looked_ns: int,
+        bounds: Bounds | None = None,
+    ) -> Journal:
         """Make an empty journal, which hands out ids from ``next_label`` on; see `note_look`."""
         # Under another name first: a journal is there as a whole or not at all.
         partial = path.with_name(path.name + ".partial")
@@ -146,10 +154,10 @@ class Journal:
         with cls._explained_at(path):
             database = sqlite3.connect(partial, isolation_level=None)
             try:
-                database.executescript(_SCHEMA)
+                database.executescript(SCHEMA)
                 facts = [
                     ("identity", uuid.uuid4().hex),
-                    ("next_label", _stored_id(next_label)),
+                    ("next_label", stored_id(next_label)),
                     ("looked_ns", looked_ns),
                 ]
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
@@ -158,7 +166,7 @@ class Journal:
             force([partial])
             partial.rename(path)
             force([path.parent, path.parent.parent])
-        return cls(path, dtype)
+        return cls(path, dtype, bounds)
 
     def close(self) -> None:
         """Close the file. Does nothing the second time."""
@@ -220,9 +228,14 @@ class Journal:
         JournalEdit or None
             None if there were no blocks.
         """
-        time = clock.time()
+        time, said = clock.time(), prompts_text(prompts)
+        if len(said) > MAX_TEXT:
+            raise LabelsError(
+                f"expected prompts of at most {MAX_TEXT} characters, got {len(said)} for "
+                f"{len(prompts)} clicks; draw the object with fewer"
+            )
         with self._transaction() as execute:
-            row = [_stored_id(label), json.dumps(plane), _prompts_text(prompts), model, time, _NEW]
+            row = [stored_id(label), json.dumps(plane), said, model, time, _NEW]
             number = execute(
                 "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
                 " VALUES (?, ?, ?, ?, ?, 0, ?)",
@@ -303,7 +316,7 @@ class Journal:
         """Return the edits that may be carried out in part, newest first."""
         with self._explained():
             rows = self._database.execute(
-                f"SELECT {_COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
+                f"SELECT {COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
                 " ORDER BY number DESC"
             ).fetchall()
             return [
@@ -320,49 +333,67 @@ class Journal:
 
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
-        query = f"SELECT {_COLUMNS} FROM edits WHERE "  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM edits WHERE "  # noqa: S608
         with self._explained():
-            done = self._database.execute(
-                query + "is_done ORDER BY number DESC LIMIT ?", [UNDO_DEPTH]
-            ).fetchall()
-            undone = self._database.execute(
-                query + f"NOT is_done AND is_pending != {_NEW} ORDER BY number LIMIT ?",
-                [UNDO_DEPTH],
-            ).fetchall()
-            return History(
-                done=tuple(self._edit(row) for row in reversed(done)),
-                undone=tuple(self._edit(row) for row in reversed(undone)),
+            done = self._newest(query + "is_done ORDER BY number DESC LIMIT ?")
+            undone = self._newest(
+                query + f"NOT is_done AND is_pending != {_NEW} ORDER BY number LIMIT ?"
             )
+            return History(done=done[::-1], undone=undone[::-1])
+
+    def _newest(self, query: str) -> tuple[JournalEdit, ...]:
+        """Return the first edits of a query, as many as are offered at once."""
+        edits: list[JournalEdit] = []
+        num_prompts = 0
+        for row in self._database.execute(query, [UNDO_DEPTH]):
+            edits.append(self._edit(row))
+            num_prompts += len(edits[-1].prompts)
+            if num_prompts > MAX_PROMPTS:
+                break
+        return tuple(edits)
 
     def blocks(self, edit: JournalEdit) -> StoredBlocks:
         """Return the blocks of an edit, to be read one by one."""
         with self._explained():
+            (num_blocks,) = self._database.execute(
+                "SELECT count(*) FROM blocks WHERE edit = ?", [edit.number]
+            ).fetchone()
+            if self._bounds is not None and num_blocks > self._bounds.num_cells(edit.box):
+                raise ValueError(f"{num_blocks} blocks for {edit.box}")
             rows = self._database.execute(
                 "SELECT rowid, y0, x0, y1, x1, changed IS NULL AND before IS NULL FROM blocks"
                 " WHERE edit = ? ORDER BY rowid",
                 [edit.number],
             ).fetchall()
-            boxes = [Box(*row[1:5]) for row in rows]
+            boxes = [box_from(list(row[1:5])) for row in rows]
+            for box, row in zip(boxes, rows, strict=True):
+                if box.union(edit.box) != edit.box:
+                    raise ValueError(f"a block of {box} outside {edit.box}")
+                if self._bounds is not None and not row[5]:
+                    self._bounds.require_pixels(box)
         rows_of_pixels = [None if row[5] else row[0] for row in rows]
         return StoredBlocks(boxes, rows_of_pixels, self._read_block)
 
     def _read_block(self, box: Box, row: int) -> Block:
+        limit = loose_limit(box.area * self._dtype.itemsize)
         with self._explained():
             changed, before = self._database.execute(
-                "SELECT changed, before FROM blocks WHERE rowid = ?", [row]
+                "SELECT changed, before FROM blocks WHERE rowid = ?"
+                " AND ifnull(length(changed), 0) <= ? AND ifnull(length(before), 0) <= ?",
+                [row, limit, limit],
             ).fetchone()
             return unpack(box, changed, before, self._dtype)
 
     def _check_version(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
+        if version > VERSION:
             raise LabelsError(
-                f"expected a journal of version {_VERSION} at {self.path}, got {version}; "
+                f"expected a journal of version {VERSION} at {self.path}, got {version}; "
                 "update napari-hrsam, or use the version that made it"
             )
-        if version != _VERSION:
+        if version != VERSION:
             raise LabelsError(
-                f"expected a journal of version {_VERSION} at {self.path}, got {version}, which "
+                f"expected a journal of version {VERSION} at {self.path}, got {version}, which "
                 "was made before the first release; the labels themselves lie in other files. "
                 f"Move the folder {self.path.parent} away and open the labels again: they start a "
                 "new journal, without the undo of earlier commits"
@@ -377,25 +408,29 @@ class Journal:
     def _raise_next_label(self, label: int) -> None:
         if label > id_of(self._fact("next_label")):
             self._execute(
-                "UPDATE facts SET value = ? WHERE name = 'next_label'", [_stored_id(label)]
+                "UPDATE facts SET value = ? WHERE name = 'next_label'", [stored_id(label)]
             )
 
     def _first(self, condition: str) -> JournalEdit | None:
-        query = f"SELECT {_COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
         with self._explained():
             row = self._database.execute(query).fetchone()
             return None if row is None else self._edit(row)
 
     def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
-        number, label, plane, y0, x0, y1, x1, prompts, model, time = row
+        edit = edit_from(row)
+        if edit.label > np.iinfo(self._dtype).max:
+            raise ValueError(f"the id {edit.label} in labels of {self._dtype}")
+        if self._bounds is not None:
+            self._bounds.require_edit(edit.plane, edit.box)
         return JournalEdit(
-            label=id_of(label),
-            box=Box(y0, x0, y1, x1),
-            prompts=_prompts_from(prompts),
-            model=model,
-            time=time,
-            plane=tuple(json.loads(plane)),
-            number=number,
+            label=edit.label,
+            box=edit.box,
+            prompts=edit.prompts,
+            model=edit.model,
+            time=edit.time,
+            plane=edit.plane,
+            number=edit.number,
             journal=self.identity,
         )
 
@@ -433,7 +468,14 @@ class Journal:
                 "space on the disk and the rights of the folder. The labels are unchanged"
             ) from error
         # TypeError: a row that should be there is not.
-        except (sqlite3.Error, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (
+            sqlite3.Error,
+            ValueError,
+            TypeError,
+            KeyError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
             if isinstance(error, LabelsError):
                 raise
             raise LabelsError(
@@ -444,22 +486,5 @@ class Journal:
             ) from error
 
 
-def _stored_id(label: int) -> int:
-    return label if label < 2**63 else label - 2**64
-
-
 def _numbers(box: Box) -> tuple[int, int, int, int]:
     return box.y0, box.x0, box.y1, box.x1
-
-
-def _prompts_text(prompts: Prompts) -> str:
-    return json.dumps(
-        {"points_yx": prompts.points_yx, "labels": prompts.labels, "box": prompts.box}
-    )
-
-
-def _prompts_from(text: str) -> Prompts:
-    said = json.loads(text)
-    return Prompts(
-        points_yx=tuple(said["points_yx"]), labels=tuple(said["labels"]), box=said["box"]
-    )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.journal_rows import (
+    COLUMNS,
+    edit_from,
+    id_of,
+    require_tables,
+)
+from napari_hrsam.storage.writer_lock import require_own_files
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
 """Where the journal lies in the folder of a label image."""
@@ -100,8 +105,10 @@ def read_journal(folder: Path) -> JournalFacts | None:
     path = folder / JOURNAL_FILE
     if not path.is_file():
         return None
+    require_own_files(path.parent)
     try:
         with closing(sqlite3.connect(_address(path), uri=True, timeout=5)) as database:
+            require_tables(database)
             (next_label,) = database.execute(
                 "SELECT value FROM facts WHERE name = 'next_label'"
             ).fetchone()
@@ -116,15 +123,6 @@ def read_journal(folder: Path) -> JournalFacts | None:
         ) from error
 
 
-def id_of(stored: Any) -> int:
-    """Return the id that a number of the journal stands for.
-
-    SQLite has no numbers of 2**63 and above: these ids are stored as what is 2**64 less.
-    """
-    number = int(stored)
-    return number if number > 0 else number + 2**64
-
-
 def _address(path: Path) -> str:
     """Return an address that opens the file without leaving anything beside it, where it can."""
     log = path.with_name(path.name + "-wal")
@@ -134,19 +132,16 @@ def _address(path: Path) -> str:
 
 
 def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
-    rows = database.execute(
-        "SELECT label, plane, y0, x0, y1, x1, model, time, prompts, is_done, is_pending"
-        " FROM edits ORDER BY number"
-    )
-    for label, plane, *ends, model, time, prompts, is_done, is_pending in rows:
-        said = json.loads(prompts)
+    query = f"SELECT {COLUMNS}, is_done, is_pending FROM edits ORDER BY number"  # noqa: S608
+    for *row, is_done, is_pending in database.execute(query):
+        edit = edit_from(tuple(row))
         yield CommitFacts(
-            label=id_of(label),
-            plane=tuple(json.loads(plane)),
-            box=Box(*ends),
-            model=model,
-            time=float(time),
-            num_prompts=len(said["points_yx"]) + (said["box"] is not None),
+            label=edit.label,
+            plane=edit.plane,
+            box=edit.box,
+            model=edit.model,
+            time=edit.time,
+            num_prompts=len(edit.prompts.points_yx) + (edit.prompts.box is not None),
             is_done=bool(is_done),
             is_pending=bool(is_pending),
         )

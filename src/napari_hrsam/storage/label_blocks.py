@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numcodecs.zstd import compress, decompress
+from numcodecs.zstd import compress
 from numpy.typing import NDArray
 
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.bounded_codecs import zstd_at_most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,8 @@ def unpack(box: Box, changed: bytes | None, before: bytes | None, dtype: np.dtyp
     """
     labels = None
     if before is not None:
-        labels = np.frombuffer(decompress(before), dtype).reshape(box.shape_yx)
+        size = box.area * dtype.itemsize
+        labels = np.frombuffer(zstd_at_most(before, size), dtype).reshape(box.shape_yx)
     return Block(box, _mask_from(changed, box), labels)
 
 
@@ -110,7 +112,5 @@ def _zstd(values: NDArray[Any]) -> bytes:
 def _mask_from(packed: bytes | None, box: Box) -> NDArray[np.bool_] | None:
     if packed is None:
         return None
-    bits = np.frombuffer(decompress(packed), np.uint8)
-    if bits.size != -(-box.area // 8):
-        raise ValueError(f"{bits.size} bytes for the pixels of {box}")
+    bits = np.frombuffer(zstd_at_most(packed, -(-box.area // 8)), np.uint8)
     return np.unpackbits(bits, count=box.area).view(np.bool_).reshape(box.shape_yx)

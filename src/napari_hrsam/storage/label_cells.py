@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.label_codec import DAMAGE, codec_of, damaged
+from napari_hrsam.storage.label_names import require_no_way_out
 from napari_hrsam.storage.safe_files import FileBatch
 
 
@@ -110,7 +111,9 @@ class CellGrid:
         self._array, self._files = array, files
         self._dtype = np.dtype(array.dtype)
         self._step = array.shards or array.chunks
-        self._codec = codec_of(folder / array.path, array)
+        self._codec = codec_of(array)
+        self._root = folder.resolve()
+        self._folders_inside: set[str] = set()
         self._full: dict[tuple[int, tuple[int, int]], bytes | None] = {}
         self.shape_yx = (array.shape[-2], array.shape[-1])
         self.side_yx = (self._step[-2], self._step[-1])
@@ -160,14 +163,22 @@ class CellGrid:
                 data = self._codec.encode(self._with_other_planes(path, plane, place, cell))
             else:
                 data = self._encoded(place, cell)
+            self._require_inside(path)
             self._files.write(path, data, top=self._top)
         except OSError as error:
             raise unwritable(path, error) from error
 
+    def _require_inside(self, path: str) -> None:
+        """Refuse a file in a folder that a link leads out of the label image."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._folders_inside:
+            require_no_way_out(self._root, Path(folder))
+            self._folders_inside.add(folder)
+
     def _chunk(self, path: str, place: tuple[int, int]) -> NDArray[Any] | None:
         """Read a whole chunk with all planes that its file holds."""
         try:
-            data = self._files.read(path)
+            data = self._files.read(path, self._codec.max_bytes)
             return None if data is None else self._codec.decode(data)
         except DAMAGE as error:
             box = self.box(place)

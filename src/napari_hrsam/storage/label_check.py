@@ -22,7 +22,7 @@ from napari_hrsam.storage.label_pyramid import open_labels
 from napari_hrsam.storage.ome_label_rules import broken_rules
 from napari_hrsam.storage.stored_labels import (
     StoredLabels,
-    label_folder,
+    local_root,
     open_stored_labels,
 )
 from napari_hrsam.storage.writer_lock import WriterLock
@@ -99,10 +99,8 @@ def verify_labels(
         If there is no such label image; or, with ``repair``, if it is open elsewhere or cannot be
         written to.
     """
-    folder = label_folder(path, name)
-    problems = [
-        Problem(kind="metadata", text=text) for text in broken_rules(folder.parents[1], name)
-    ]
+    root = local_root(path)
+    problems = [Problem(kind="metadata", text=text) for text in broken_rules(root, name)]
     try:
         labels = open_stored_labels(path, name)
     except LabelsError as error:
@@ -113,9 +111,9 @@ def verify_labels(
         check = LevelCheck(labels, None, progress)
         check.run()
         return _report(check, problems)
-    with _writable(folder.parents[1], name) as arrays:
-        require_listed(folder.parents[1], name)
-        left = broken_rules(folder.parents[1], name)
+    with _writable(root, name) as arrays:
+        require_listed(root, name)
+        left = broken_rules(root, name)
         problems = [replace(p, is_repaired=p.text not in left) for p in problems]
         check = LevelCheck(labels, arrays, progress)
         check.run()

@@ -6,17 +6,20 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from napari_hrsam.errors import LabelsError
+from napari_hrsam.errors import ImageReadError, LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import read_journal
+from napari_hrsam.storage.label_codec import DAMAGE
 from napari_hrsam.storage.label_downsampling import AxisRatio, majority, occur
+from napari_hrsam.storage.label_names import require_no_way_out
 from napari_hrsam.storage.stored_labels import (
     REGION_PX,
     RegionGrid,
@@ -367,11 +370,15 @@ class LevelCheck:
         """Write a region of a coarser level anew, and note what that repairs."""
         assert self.arrays is not None
         array = self.arrays[task.level]
+        for file in self._chunk_files(task):
+            require_no_way_out(self.labels.folder, file.parent)
         place: tuple[int | slice, ...] = (*task.plane, *task.box.slices)
         try:
             try:
                 array[place] = values
-            except (ValueError, RuntimeError, KeyError):
+            except DAMAGE as error:
+                if isinstance(error, OSError) and not isinstance(error, ImageReadError):
+                    raise
                 # Where a chunk holds several planes, it is read first, and may be damaged.
                 self._remove(task)
                 array[place] = values
@@ -385,6 +392,11 @@ class LevelCheck:
     def _remove(self, task: _Task) -> None:
         """Remove the chunks of a region; all of them follow from the finer level."""
         self._note_remade(task, None)
+        for file in self._chunk_files(task):
+            file.unlink(missing_ok=True)
+
+    def _chunk_files(self, task: _Task) -> Iterator[Path]:
+        """Go through the files of the chunks of a region."""
         array = self.labels.arrays[task.level]
         step = array.shards or array.chunks
         height, width = step[-2:]
@@ -392,7 +404,7 @@ class LevelCheck:
         for row in range(task.box.y0 // height, -(-task.box.y1 // height)):
             for column in range(task.box.x0 // width, -(-task.box.x1 // width)):
                 key = array.metadata.encode_chunk_key((*front, row, column))
-                (self.labels.folder / array.path / key).unlink(missing_ok=True)
+                yield self.labels.folder / array.path / key
 
 
 def _committed(labels: StoredLabels) -> set[int]:

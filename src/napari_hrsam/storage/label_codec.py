@@ -6,26 +6,35 @@ other programs (any codec, filters, shards) go through a zarr array of one chunk
 
 from __future__ import annotations
 
-import json
+import math
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import zarr
 from numcodecs import Zstd
-from numcodecs.zstd import compress, decompress
+from numcodecs.zstd import compress
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.storage import MemoryStore, StorePath
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.decoded_size import zstd_size
+from napari_hrsam.storage.bounded_codecs import bounded, loose_limit, plain, zstd_at_most
 
 
 class ChunkCodec(Protocol):
-    """Turns whole chunks into the bytes of their files and back."""
+    """Turns whole chunks into the bytes of their files and back.
+
+    Attributes
+    ----------
+    max_bytes : int
+        More than a file can take; none that is larger need be read.
+    """
+
+    max_bytes: int
 
     def encode(self, values: NDArray[Any]) -> bytes | None:
         """Encode a whole chunk; None for one of zeros, which needs no file."""
@@ -40,8 +49,8 @@ class ChunkCodec(Protocol):
         """
 
 
-DAMAGE = (OSError, ValueError, RuntimeError, KeyError)
-"""What zarr and its codecs raise at a damaged chunk."""
+DAMAGE = (Exception,)
+"""What zarr and its codecs raise at a damaged chunk: errors of any kind."""
 
 
 def damaged(path: str, place: str, error: Exception) -> LabelsError:
@@ -52,20 +61,12 @@ def damaged(path: str, place: str, error: Exception) -> LabelsError:
     )
 
 
-def codec_of(folder: Path, array: zarr.Array[Any]) -> ChunkCodec:
-    """Choose the codec for the chunk files (shards, where there are any) of an array.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the array's metadata lies.
-    array : zarr.Array
-        The opened array.
-    """
+def codec_of(array: zarr.Array[Any]) -> ChunkCodec:
+    """Choose the codec for the chunk files (shards, where there are any) of an array."""
     shape, dtype = array.shards or array.chunks, np.dtype(array.dtype)
     zstd = _plain_zstd(array)
     if zstd is None:
-        return _ByZarr(folder, shape, array.metadata.zarr_format)
+        return _ByZarr(array, shape)
     return _ByZstd(shape, dtype, *zstd)
 
 
@@ -77,7 +78,7 @@ def _plain_zstd(array: zarr.Array[Any]) -> tuple[int, bool] | None:
         return None
     if len(array.compressors) != 1:
         return None
-    (zstd,) = array.compressors
+    zstd = plain(array.compressors[0])
     if isinstance(zstd, Zstd):
         return int(zstd.level), bool(zstd.checksum)
     serializer = array.serializer
@@ -96,6 +97,7 @@ class _ByZstd:
     ) -> None:
         self._shape, self._dtype = shape, dtype
         self._level, self._checksum = level, checksum
+        self.max_bytes = loose_limit(math.prod(shape) * dtype.itemsize)
 
     def encode(self, values: NDArray[Any]) -> bytes | None:
         """See `ChunkCodec`."""
@@ -109,25 +111,27 @@ class _ByZstd:
     def decode(self, data: bytes) -> NDArray[Any]:
         """See `ChunkCodec`."""
         values = np.empty(self._shape, self._dtype)
-        size = zstd_size(data)
-        if size not in (None, values.nbytes):
-            raise ValueError(f"a chunk of {size} bytes in place of {values.nbytes}")
-        decompress(data, values)
+        zstd_at_most(data, values.nbytes, out=values)
         return values
 
 
 class _ByZarr:
     """Any codec: an array of one chunk, in memory, with the metadata of the array."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], zarr_format: int) -> None:
-        name = "zarr.json" if zarr_format == 3 else ".zarray"
-        metadata = json.loads((folder / name).read_text(encoding="utf-8"))
+    def __init__(self, array: zarr.Array[Any], shape: tuple[int, ...]) -> None:
+        metadata: Any = array.metadata
+        one: dict[str, Any] = {"shape": shape, "attributes": {}}
+        if not isinstance(metadata, ArrayV2Metadata):
+            one["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": shape}}
         self._buffer = default_buffer_prototype().buffer
-        self._files: dict[str, Any] = {
-            name: self._buffer.from_bytes(json.dumps({**metadata, "shape": shape}).encode())
-        }
-        self._array = zarr.open_array(MemoryStore(self._files), mode="r+")
+        self._files: dict[str, Any] = {}
+        store = StorePath(MemoryStore(self._files))
+        self._array = bounded(zarr.Array(zarr.AsyncArray(replace(metadata, **one), store)))
         self._key = self._array.metadata.encode_chunk_key((0,) * len(shape))
+        self.max_bytes = loose_limit(math.prod(shape) * np.dtype(array.dtype).itemsize)
+        if array.shards:
+            # The index of a shard has two numbers of 8 bytes per chunk.
+            self.max_bytes += 16 * (math.prod(shape) // math.prod(array.chunks))
 
     def encode(self, values: NDArray[Any]) -> bytes | None:
         """See `ChunkCodec`."""

@@ -19,6 +19,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import read_journal
+from napari_hrsam.storage.safe_files import discard
 from napari_hrsam.storage.stored_labels import (
     StoredFiles,
     StoredLabels,
@@ -116,7 +117,7 @@ def compact_labels(
         )
     partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
         arrays = _made(labels, partial)
         _copy(labels, arrays, partial, progress)

@@ -6,10 +6,8 @@ it has levels that halve until one chunk holds the last.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import shutil
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -18,24 +16,21 @@ from typing import Any
 import zarr
 from zarr.codecs import ZstdCodec
 
-from napari_hrsam.errors import LabelsError
+from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import level_shape
-from napari_hrsam.storage.label_ome_zarr import (
-    LABEL_NAME,
-    MAX_SIDE_PX,
-    LabelLevels,
-    array_at,
-    multiscales_of,
-    open_label_levels,
-)
-from napari_hrsam.storage.ome_metadata import OmeImage
-from napari_hrsam.storage.safe_files import force
+from napari_hrsam.storage.label_names import require_new_name, require_no_way_out
+from napari_hrsam.storage.label_ome_zarr import MAX_SIDE_PX, LabelLevels, open_label_levels
+from napari_hrsam.storage.metadata_files import keep_indexes, ome_attributes
+from napari_hrsam.storage.ome_metadata import OmeImage, parse_ome
+from napari_hrsam.storage.ome_zarr import array_in, image_levels, open_group
+from napari_hrsam.storage.safe_files import discard, force
 
 logger = logging.getLogger(__name__)
 
 CHUNK_PX = 512
 """Side of a chunk: small objects rewrite little, large ones touch few files."""
 
+_VERSIONS = {2: "0.4", 3: "0.5"}
 _PLANE_AXES = {
     0: [],
     1: [{"name": "z", "type": "space"}],
@@ -53,7 +48,6 @@ class _Plan:
     shapes: list[tuple[int, ...]]
     paths: list[str]
     transforms: list[list[dict[str, Any]]]
-    common_transforms: list[dict[str, Any]] | None = None
     is_beside_image: bool = False
 
 
@@ -78,11 +72,7 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
         If the name is taken or none, the folder holds something else or cannot be written to, or
         the shapes differ.
     """
-    if not LABEL_NAME.fullmatch(name):
-        raise LabelsError(
-            f"expected a name of letters, digits, spaces and _ . -, got {name!r}; "
-            'choose one such as "cells"'
-        )
+    require_new_name(name)
     shape = None if like is None else _full_shape(like)
     if path.exists() and not path.is_dir():
         raise LabelsError(f"expected a folder, got the file {path}; choose another path")
@@ -107,13 +97,11 @@ def _open_root(path: Path) -> zarr.Group | None:
     if not path.exists() or _is_unfinished(path):
         return None
     try:
-        return zarr.open_group(path, mode="r+", use_consolidated=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, PermissionError):
-            raise
+        return open_group(path, "r+")
+    except (ImageError, ImageReadError) as error:
         raise LabelsError(
             f"expected an OME-Zarr image, or an empty or new folder for labels, at {path}, got a "
-            f"folder of something else ({type(error).__name__}); choose another path"
+            f"folder of something else ({error}); choose another path"
         ) from error
 
 
@@ -137,10 +125,9 @@ def _plan(
     path: Path, root: zarr.Group | None, shape: tuple[int, ...] | None, frame: _Frame | None
 ) -> _Plan:
     if root is not None:
-        attributes: dict[str, Any] = dict(root.attrs)
-        if "multiscales" in attributes.get("ome", attributes):
-            return _plan_beside(path, root, attributes, shape)
-        if "labels" not in root:
+        if "multiscales" in ome_attributes(path):
+            return _plan_beside(path, root, shape)
+        if not (path / "labels").is_dir():
             raise LabelsError(
                 f"expected an OME-Zarr image, or a folder of labels, at {path}, got a zarr group "
                 "of something else; give the path of the image inside it, or a new folder"
@@ -154,72 +141,61 @@ def _plan(
     return _plan_alone(zarr_format, shape, frame or _Frame.plain(len(shape)))
 
 
-def _plan_beside(
-    path: Path, root: zarr.Group, attributes: dict[str, Any], shape: tuple[int, ...] | None
-) -> _Plan:
+def _plan_beside(path: Path, root: zarr.Group, shape: tuple[int, ...] | None) -> _Plan:
     """Take over the image's levels without its channels."""
     try:
-        multiscale = multiscales_of(attributes)[0]
-        version = dict(attributes.get("ome", {})).get("version") or multiscale.get("version", "0.4")
-        axes = [dict(axis) for axis in multiscale["axes"]]
-        keep = [i for i, axis in enumerate(axes) if not _is_channel(axis)]
-        axes = [axes[i] for i in keep]
-        entries = multiscale["datasets"]
-        sizes = [array_at(root, entry).shape for entry in entries]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        ome = parse_ome(root.attrs.asdict(), str(path))
+        arrays = [array_in(root, dataset, str(path)) for dataset in ome.datasets]
+        levels = image_levels(ome, arrays)
+    except (ImageError, ImageReadError) as error:
         raise LabelsError(
-            f"expected an OME-Zarr image at {path}, got metadata that cannot be used "
-            f"({type(error).__name__}: {error}); write the image again, or keep the labels in a "
-            "folder of their own"
+            f"expected an OME-Zarr image at {path}, got metadata that cannot be used ({error}); "
+            "write the image again, or keep the labels in a folder of their own"
         ) from error
-    if [axis["name"] for axis in axes[-2:]] != ["y", "x"]:
+    keep = [axis for axis in range(len(ome.axes)) if axis != ome.channel_axis]
+    if [ome.axes[axis] for axis in keep[-2:]] != ["y", "x"]:
         raise LabelsError(
-            f"expected an image whose last axes are y and x, got {[a['name'] for a in axes]} at "
+            f"expected an image whose last axes are y and x, got {[ome.axes[i] for i in keep]} at "
             f"{path}; keep the labels in a folder of their own"
         )
     # Every level has all planes, also where the image's levels are thinned along z or t.
-    full = tuple(sizes[0][i] for i in keep)
-    shapes = [(*full[:-2], *(size[i] for i in keep[-2:])) for size in sizes]
-    if shape is not None and shape not in (full, full[-2:]):
+    planes = levels[0].plane_shape
+    shapes = [(*planes, *level.shape_yx) for level in levels]
+    if shape is not None and shape not in (shapes[0], shapes[0][-2:]):
         raise LabelsError(
-            f"expected like= of the shape {full} of the image at {path}, got {shape}; "
+            f"expected like= of the shape {shapes[0]} of the image at {path}, got {shape}; "
             "leave it out, or give the image's own path"
         )
-    finest = entries[0]["coordinateTransformations"]
-    common = multiscale.get("coordinateTransformations")
+    zarr_format = root.metadata.zarr_format
     return _Plan(
-        zarr_format=root.metadata.zarr_format,
-        version=str(version),
-        axes=axes,
+        zarr_format=zarr_format,
+        version=_VERSIONS[zarr_format],
+        axes=_axes(ome, keep),
         shapes=shapes,
         paths=[str(level) for level in range(len(shapes))],
         transforms=[
-            _thinned(entry["coordinateTransformations"], keep, finest) for entry in entries
+            _transforms(_thinned(ome.scales, level, keep), _thinned(ome.translations, level, keep))
+            for level in range(len(shapes))
         ],
-        common_transforms=_thinned(common, keep, common) if common else None,
         is_beside_image=True,
     )
 
 
-def _is_channel(axis: dict[str, Any]) -> bool:
-    return axis.get("type") == "channel" or axis["name"] == "c"
+def _thinned(told: tuple[tuple[float, ...], ...], level: int, keep: list[int]) -> list[float]:
+    """Return the numbers of a level without the channel's; the planes' are those of level 0."""
+    return [told[0][axis] for axis in keep[:-2]] + [told[level][axis] for axis in keep[-2:]]
 
 
-def _thinned(
-    transforms: list[dict[str, Any]], keep: list[int], finest: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Leave out the channels; take the planes' numbers from the finest level."""
-    kept = copy.deepcopy(transforms)
-    for transform in kept:
-        for key in ("scale", "translation"):
-            numbers = transform.get(key)
-            if not isinstance(numbers, list):
-                continue
-            # The finest level often has no translation; one of its own is right then.
-            first = next((other[key] for other in finest if isinstance(other.get(key), list)), None)
-            planes = numbers if first is None else first
-            transform[key] = [planes[i] for i in keep[:-2]] + [numbers[i] for i in keep[-2:]]
-    return kept
+def _transforms(scale: list[float], translation: list[float]) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+    if any(translation):
+        steps.append({"type": "translation", "translation": translation})
+    return steps
+
+
+def _axes(ome: OmeImage, order: list[int]) -> list[dict[str, Any]]:
+    told = ({"name": ome.axes[i], "type": ome.types[i], "unit": ome.units[i]} for i in order)
+    return [{key: value for key, value in axis.items() if value} for axis in told]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +222,8 @@ def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
     left_out = {ome.channel_axis, ome.axes.index("y"), ome.axes.index("x")}
     planes = [axis for axis in range(len(ome.axes)) if axis not in left_out]
     order = [*planes, ome.axes.index("y"), ome.axes.index("x")]
-    axes = []
-    for axis in order:
-        told = {"name": ome.axes[axis], "type": ome.types[axis], "unit": ome.units[axis]}
-        axes.append({key: value for key, value in told.items() if value})
     return _Frame(
-        axes,
+        _axes(ome, order),
         tuple(ome.scales[0][axis] for axis in order),
         tuple(ome.translations[0][axis] for axis in order),
     )
@@ -274,12 +246,10 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Pla
             first + side * (factor - 1) / 2
             for first, side, factor in zip(frame.translation, frame.scale, factors, strict=True)
         ]
-        transforms.append([{"type": "scale", "scale": scale}])
-        if any(moved):
-            transforms[-1].append({"type": "translation", "translation": moved})
+        transforms.append(_transforms(scale, moved))
     return _Plan(
         zarr_format=zarr_format,
-        version="0.4" if zarr_format == 2 else "0.5",
+        version=_VERSIONS[zarr_format],
         axes=frame.axes,
         shapes=[(*planes, *level_shape(full, level)) for level in range(num_levels)],
         paths=[str(level) for level in range(num_levels)],
@@ -289,7 +259,7 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Pla
 
 def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelLevels:
     folder = path / "labels" / name
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise LabelsError(
             f"expected a new name, but there is a label image {name!r} at {folder}; "
             "go on with it by open_labels, or choose another name"
@@ -298,11 +268,13 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
         # The outer group comes last: without it, a killed creation is told from another's group.
         zarr.open_group(path / "labels", mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
         root = zarr.open_group(path, mode="a", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
-    if "labels" not in root:
+    if not _has_metadata(folder.parent):
         root.create_group("labels")
+    require_no_way_out(path, folder.parent)
+    _listing(path)
     partial = folder.with_name(f".{name}.partial")
     # What an earlier try left behind when it was killed; nothing was ever written into it.
-    shutil.rmtree(partial, ignore_errors=True)
+    discard(partial)
     group = zarr.open_group(partial, mode="w-", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
     for place, shape in zip(plan.paths, plan.shapes, strict=True):
         _create_array(group, place, shape, plan)
@@ -323,7 +295,11 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
 
 
 def _is_metadata(file: Path) -> bool:
-    return file.name in ("zarr.json", ".zgroup", ".zattrs")
+    return file.name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+
+
+def _has_metadata(folder: Path) -> bool:
+    return folder.is_dir() and any(map(_is_metadata, folder.iterdir()))
 
 
 def _create_array(group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan) -> None:
@@ -343,8 +319,6 @@ def _attributes(name: str, plan: _Plan) -> dict[str, Any]:
         for place, transforms in zip(plan.paths, plan.transforms, strict=True)
     ]
     multiscale: dict[str, Any] = {"name": name, "axes": plan.axes, "datasets": datasets}
-    if plan.common_transforms:
-        multiscale["coordinateTransformations"] = plan.common_transforms
     label: dict[str, Any] = {"source": {"image": "../../"}} if plan.is_beside_image else {}
     if plan.zarr_format == 3:
         return {"ome": {"version": plan.version, "multiscales": [multiscale], "image-label": label}}
@@ -359,15 +333,14 @@ def require_listed(path: Path, name: str) -> None:
     """
     try:
         _list_name(path, name)
-    # zarr answers missing and damaged metadata with any of these.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, LabelsError) as error:
         logger.warning("could not list %r in %s: %s", name, path / "labels", error)
 
 
 def _list_name(path: Path, name: str, version: str = "0.5") -> None:
-    """Add the name to the group of all label images, unless it is there."""
-    group = zarr.open_group(path / "labels", mode="r+", use_consolidated=False)
-    attributes: dict[str, Any] = dict(group.attrs)
+    """Add the name to the group of all label images, and to indexes of what there is."""
+    group = _listing(path)
+    attributes: dict[str, Any] = group.attrs.asdict()
     is_v3 = group.metadata.zarr_format == 3
     listed = attributes.get("ome", {}) if is_v3 else attributes
     names = list(listed.get("labels", []))
@@ -378,6 +351,27 @@ def _list_name(path: Path, name: str, version: str = "0.5") -> None:
         group.attrs["ome"] = {"version": version, **listed, "labels": names}
     else:
         group.attrs["labels"] = names
+    own = f"labels/{name}"
+    levels = [entry.name for entry in (path / own).iterdir() if _has_metadata(entry)]
+    keep_indexes(path, ["labels", own, *(f"{own}/{level}" for level in sorted(levels))])
+
+
+def _listing(path: Path) -> zarr.Group:
+    """Open the group of all label images; raises `LabelsError` if a name cannot be added to it."""
+    try:
+        group = open_group(path / "labels", "r+")
+        ome = ome_attributes(path / "labels")
+    except (ImageError, ImageReadError) as error:
+        raise LabelsError(
+            f"expected a group of labels at {path / 'labels'}, got something else ({error}); "
+            "bring it back from a copy"
+        ) from error
+    if not isinstance(ome.get("labels", []), list):
+        raise LabelsError(
+            f"expected a group at {path / 'labels'} that lists label images, got something else; "
+            "bring it back from a copy"
+        )
+    return group
 
 
 def _full_shape(like: object) -> tuple[int, ...]:

@@ -18,9 +18,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from napari_hrsam.errors import LabelsError
+from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.storage.label_codec import DAMAGE, ChunkCodec, codec_of, damaged
-from napari_hrsam.storage.safe_files import changed_ns
+from napari_hrsam.storage.label_names import label_folder
+from napari_hrsam.storage.ome_metadata import dataset_paths
+from napari_hrsam.storage.ome_zarr import array_in, open_group
+from napari_hrsam.storage.safe_files import changed_ns, read_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +32,6 @@ MAX_SIDE_PX = 2**31
 
 MAX_CHUNK_BYTES = 2**30
 """Largest chunk (or shard) of another program that is drawn into; it is held in memory whole."""
-
-MAX_LEVELS = 64
-"""Most levels that are believed."""
-
-LABEL_NAME = re.compile(r"[^\W_]([\w .-]*[\w-])?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,7 +87,7 @@ class LabelLevels:
         """
         array = self.arrays[0]
         top = self.folder / array.path
-        codec = codec_of(top, array)
+        codec = codec_of(array)
         highest: int | None = None
         for key, part, found_ns in _chunk_files(top, array):
             if is_known is not None and is_known(key, found_ns):
@@ -114,56 +112,23 @@ def open_label_levels(path: Path, name: str) -> LabelLevels:
     LabelsError
         If there is none of that name, or it is none that can be drawn into.
     """
-    folder = path / "labels" / name
-    if not LABEL_NAME.fullmatch(name) or not folder.is_dir():
-        names = sorted(p.name for p in folder.parent.glob("*") if LABEL_NAME.fullmatch(p.name))
-        there = f"only {', '.join(names)}" if names else "none"
-        raise LabelsError(
-            f"expected a label image {name!r} at {folder}, got {there}; "
-            "make it with create_labels, or check the path and the name"
-        )
+    folder = label_folder(path, name)
     try:
-        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-        attributes = dict(group.attrs)
-        multiscale = multiscales_of(attributes)[0]
-        arrays = tuple(array_at(group, entry) for entry in multiscale["datasets"])
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        group = open_group(folder, "r+")
+        datasets = dataset_paths(group.attrs.asdict(), str(folder))
+        arrays = tuple(array_in(group, dataset, str(folder)) for dataset in datasets)
+    except (ImageError, ImageReadError) as error:
         raise LabelsError(
-            f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used "
-            f"({type(error).__name__}: {error}); check that the program that wrote it finished"
+            f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used: "
+            f"{error}"
         ) from error
     levels = LabelLevels(folder=folder, arrays=arrays)
     _check(levels)
     return levels
 
 
-def multiscales_of(attributes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the images that a group's attributes describe; raises KeyError if there is none."""
-    found: list[dict[str, Any]] = attributes.get("ome", attributes)["multiscales"]
-    return found
-
-
-def array_at(group: zarr.Group, entry: dict[str, Any]) -> zarr.Array[Any]:
-    """Return the array of one of the levels.
-
-    Raises KeyError, ValueError or TypeError if it is none inside the group.
-    """
-    place = str(entry["path"])
-    if place.startswith("/") or ".." in place.split("/"):
-        raise ValueError(f"the path {place!r} of a level leads out of the folder")
-    array = group[place]
-    if not isinstance(array, zarr.Array):
-        raise TypeError(f"level {place!r} is no array")
-    return array
-
-
 def _check(levels: LabelLevels) -> None:
     first = levels.arrays[0]
-    if len(levels.arrays) > MAX_LEVELS:
-        raise LabelsError(
-            f"expected at most {MAX_LEVELS} levels at {levels.folder}, got {len(levels.arrays)}; "
-            "check the program that wrote them"
-        )
     for array in levels.arrays:
         _check_sizes(levels.folder, array)
         if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "iu":
@@ -235,7 +200,7 @@ def _chunk_files(top: Path, array: zarr.Array[Any]) -> Iterator[tuple[str, tuple
 
 def _decoded(codec: ChunkCodec, file: Path, array: zarr.Array[Any]) -> NDArray[Any]:
     try:
-        return codec.decode(file.read_bytes())
+        return codec.decode(read_at_most(str(file), codec.max_bytes) or b"")
     except DAMAGE as error:
         raise damaged(str(file), f"of {array.store_path}", error) from error
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import platformdirs
 
-from napari_hrsam.errors import ImageError, LabelsError
+from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.storage.fingerprint import identify
+from napari_hrsam.storage.label_names import label_names
 from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
 from napari_hrsam.storage.layers import LayerImage, levels_of
 from napari_hrsam.storage.ome_metadata import parse_ome
+from napari_hrsam.storage.ome_zarr import array_in, open_group
 
 LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
 """Environment variable with the folder of label images that lie beside no image."""
@@ -120,21 +122,6 @@ def ome_zarr_of(layer: Any) -> Path | None:
     return None
 
 
-def label_names(path: Path) -> tuple[str, ...]:
-    """Tell the names of the label images that lie beside an image, or in a folder."""
-    folder = path / "labels"
-    if not folder.is_dir():
-        return ()
-    return tuple(
-        sorted(
-            place.name
-            for place in folder.iterdir()
-            if not place.name.startswith(".")
-            and any((place / name).is_file() for name in ("zarr.json", ".zattrs"))
-        )
-    )
-
-
 def labels_in(folder: Path, image_name: str) -> LabelFile:
     """Return the label image to use in a folder that a person chose.
 
@@ -174,16 +161,13 @@ def _places(layer: Any, level0: Any) -> list[Path]:
 
 def _is_image(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether a folder is an OME-Zarr image with these pixels, channels left out."""
-    import zarr
-
     try:
-        group = zarr.open_group(path, mode="r", use_consolidated=False)
+        group = open_group(path)
         ome = parse_ome(group.attrs.asdict(), str(path))
-        array = group[ome.datasets[0]]
-    except (OSError, ValueError, KeyError, TypeError, ImageError):
+        array = array_in(group, ome.datasets[0], str(path))
+    except (ImageError, ImageReadError):
         return False
-    sizes = getattr(array, "shape", ())
-    kept = tuple(size for axis, size in enumerate(sizes) if axis != ome.channel_axis)
+    kept = tuple(size for axis, size in enumerate(array.shape) if axis != ome.channel_axis)
     planes, own = kept[:-2], shape[:-2]
     is_flat = len(planes) >= len(own) and set(planes) | set(own) <= {1}
     return len(kept) >= 2 and kept[-2:] == shape[-2:] and (planes == own or is_flat)

@@ -25,6 +25,7 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.held_places import HeldPlaces
 from napari_hrsam.storage.journal import Journal, JournalEdit
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE
+from napari_hrsam.storage.journal_rows import Bounds
 from napari_hrsam.storage.label_making import create_label_levels, require_listed
 from napari_hrsam.storage.label_ome_zarr import (
     LabelLevels,
@@ -473,10 +474,13 @@ class PyramidLabels:
     def _open_journal(self) -> Journal:
         """Open the journal; look at the ids of what other programs wrote, or all the first time."""
         path, since_ns = self.folder / JOURNAL_FILE, self._lock.since_ns
+        bounds = Bounds(
+            shape=(*self.plane_shape, *self.shape_yx), cell_yx=self._writer.grids[0].side_yx
+        )
         if not path.exists():
             highest = self._levels.highest_label() or 0
-            return Journal.create(path, self.dtype, max(0, highest) + 1, since_ns)
-        journal = Journal(path, self.dtype)
+            return Journal.create(path, self.dtype, max(0, highest) + 1, since_ns, bounds)
+        journal = Journal(path, self.dtype, bounds)
         try:
             looked_ns = journal.looked_ns()
             found = self._levels.highest_label(

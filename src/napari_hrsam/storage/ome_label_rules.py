@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,14 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.core.metadata import ArrayV3Metadata
+
+from napari_hrsam.errors import ImageError, ImageReadError
+from napari_hrsam.storage.metadata_files import ome_attributes
+from napari_hrsam.storage.ome_metadata import MAX_LEVELS
+from napari_hrsam.storage.ome_zarr import array_in, open_group
+
+MAX_TEXT = 500
+"""Characters that are told of a broken rule; it quotes what is there."""
 
 _FORMATS = {"0.4": 2, "0.5": 3}
 _ORDER = {"time": 0, "channel": 1, "space": 2}
@@ -33,14 +40,18 @@ def broken_rules(path: Path, name: str) -> list[str]:
     """
     folder = path / "labels" / name
     try:
-        group = zarr.open_group(folder, mode="r", use_consolidated=False)
-    # zarr answers damaged metadata with any of these.
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        group = open_group(folder)
+        rules = [*_group_rules(group, str(folder)), *_listing_rules(path, name)]
+    except (ImageError, ImageReadError) as error:
         return [f"the label image is no zarr group that can be read: {error}"]
-    return [*_group_rules(group), *_listing_rules(path, name)]
+    # Numbers beyond all bounds, texts in place of numbers, lists inside lists inside lists.
+    except Exception as error:  # noqa: BLE001
+        told = f"{type(error).__name__}: {str(error)[:MAX_TEXT]}"
+        return [f"the metadata cannot be checked ({told})"]
+    return [rule if len(rule) <= MAX_TEXT else f"{rule[:MAX_TEXT]} ..." for rule in rules]
 
 
-def _group_rules(group: zarr.Group) -> Iterator[str]:
+def _group_rules(group: zarr.Group, folder: str) -> Iterator[str]:
     attributes = group.attrs.asdict()
     ome: Any = attributes.get("ome", attributes)
     multiscales = ome.get("multiscales") if isinstance(ome, dict) else None
@@ -57,7 +68,7 @@ def _group_rules(group: zarr.Group) -> Iterator[str]:
         )
     yield from _axes_rules(image.get("axes"))
     axes = image["axes"] if isinstance(image.get("axes"), list) else []
-    yield from _dataset_rules(group, image, axes)
+    yield from _dataset_rules(group, image, axes, folder)
     yield from _image_label_rules(ome.get("image-label"))
 
 
@@ -78,10 +89,15 @@ def _axes_rules(axes: object) -> Iterator[str]:
         yield f"there must be 2 or 3 axes of space and at most 1 of time; they are {types}"
 
 
-def _dataset_rules(group: zarr.Group, image: dict[str, Any], axes: list[Any]) -> Iterator[str]:
+def _dataset_rules(
+    group: zarr.Group, image: dict[str, Any], axes: list[Any], folder: str
+) -> Iterator[str]:
     datasets = image.get("datasets")
     if not isinstance(datasets, list) or not datasets:
         yield "datasets must be a list with one level or more; it is missing or of another form"
+        return
+    if len(datasets) > MAX_LEVELS:
+        yield f"there must be at most {MAX_LEVELS} levels; there are {len(datasets)}"
         return
     if "coordinateTransformations" in image:
         yield from _transform_rules(
@@ -95,7 +111,7 @@ def _dataset_rules(group: zarr.Group, image: dict[str, Any], axes: list[Any]) ->
         transforms: Any = entry.get("coordinateTransformations")
         wrong = list(_transform_rules(transforms, len(axes), where))
         yield from wrong
-        array = _array(group, entry.get("path"))
+        array = _array(group, entry.get("path"), folder)
         if array is None:
             yield f"{where} must name an array; there is none at {entry.get('path')!r}"
             continue
@@ -106,14 +122,13 @@ def _dataset_rules(group: zarr.Group, image: dict[str, Any], axes: list[Any]) ->
     yield from _size_rules(arrays, scales)
 
 
-def _array(group: zarr.Group, path: object) -> zarr.Array[Any] | None:
+def _array(group: zarr.Group, path: object, folder: str) -> zarr.Array[Any] | None:
     if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
         return None
     try:
-        found = group[path]
-    except (OSError, ValueError, KeyError, TypeError):
+        return array_in(group, path, folder)
+    except (ImageError, ImageReadError):
         return None
-    return found if isinstance(found, zarr.Array) else None
 
 
 def _array_rules(array: zarr.Array[Any], axes: list[Any], where: str) -> Iterator[str]:
@@ -144,11 +159,19 @@ def _transform_rules(transforms: object, num_axes: int, where: str) -> Iterator[
         is_fine = (
             isinstance(numbers, list)
             and len(numbers) == num_axes
-            and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+            and all(_is_finite(n) for n in numbers)
             and (kind != "scale" or min(numbers) > 0)
         )
         if not is_fine:
             yield f"the {kind} of {where} must be {num_axes} usable numbers; it is {numbers!r}"
+
+
+def _is_finite(number: object) -> bool:
+    try:
+        return type(number) in (int, float) and math.isfinite(number)  # type: ignore[arg-type]
+    # A whole number of more digits than a float takes.
+    except OverflowError:
+        return False
 
 
 def _size_rules(arrays: list[zarr.Array[Any]], scales: list[list[float]]) -> Iterator[str]:
@@ -199,11 +222,11 @@ def _is_rgba(colour: object) -> bool:
 
 def _listing_rules(path: Path, name: str) -> Iterator[str]:
     """Look at the group of all label images, and at the image beside them."""
-    listed = _attributes(path / "labels").get("labels")
+    listed = ome_attributes(path / "labels").get("labels")
     if not isinstance(listed, list) or name not in listed:
         yield f"the labels group must list {name!r}, or programs do not find it; it lists {listed}"
     images, own = (
-        _attributes(folder).get("multiscales") for folder in (path, path / "labels" / name)
+        ome_attributes(folder).get("multiscales") for folder in (path, path / "labels" / name)
     )
     try:
         wanted, got = (len(found[0]["datasets"]) for found in (images, own))  # type: ignore[index]
@@ -211,16 +234,3 @@ def _listing_rules(path: Path, name: str) -> Iterator[str]:
         return
     if wanted != got:
         yield f"there must be as many levels as the image has ({wanted}); there are {got}"
-
-
-def _attributes(folder: Path) -> dict[str, Any]:
-    """Return the OME attributes of a group, none if they cannot be read."""
-    for file, key in (("zarr.json", "attributes"), (".zattrs", None)):
-        try:
-            found = json.loads((folder / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        found = found.get(key, {}) if key and isinstance(found, dict) else found
-        ome = found.get("ome", found) if isinstance(found, dict) else {}
-        return ome if isinstance(ome, dict) else {}
-    return {}

@@ -2,57 +2,141 @@
 
 from __future__ import annotations
 
-from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.errors import BaseZarrError
 
 from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
+from napari_hrsam.storage.bounded_codecs import bounded
 from napari_hrsam.storage.checked_store import CheckedStore
 from napari_hrsam.storage.colours import Channels, Limits, Shown, shown_channels
 from napari_hrsam.storage.generated import local_store
 from napari_hrsam.storage.ome_metadata import OmeChannel, OmeImage, parse_ome
-from napari_hrsam.storage.remote import is_url, open_url
-from napari_hrsam.storage.stored import AxisOrder, stored_levels
+from napari_hrsam.storage.remote import is_url, open_url, shown_url
+from napari_hrsam.storage.stored import AxisOrder, StoredLevel, stored_levels
 from napari_hrsam.storage.tile_source import PyramidImage
 
 _PURE = {"FF0000": 0, "00FF00": 1, "0000FF": 2}
 
 
-def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
-    """Open what lies at a path or URL, for reading only.
+def open_node(
+    path: str, mode: Literal["r", "r+"] = "r", *, use_consolidated: bool | None = None
+) -> zarr.Array[Any] | zarr.Group:
+    """Open what lies at a path or URL; the one door to files of zarr that others made.
+
+    Parameters
+    ----------
+    path : str
+        Local path or URL.
+    mode : str
+        ``"r"`` for reading only, ``"r+"`` for writing too (in a local folder).
+    use_consolidated : bool, optional
+        Whether an index of the metadata is believed; by default where there is one.
 
     Raises
     ------
     ImageError
-        If there is nothing, or the recipe of a generated image is damaged or of another version.
+        If there is nothing, it is a URL of an unknown kind, or the recipe of a generated image is
+        damaged or of another version.
     ImageReadError
         If its metadata cannot be read.
     """
+    shown = shown_url(path)
     try:
-        store = open_url(path) if is_url(path) else local_store(Path(path).absolute())
-        return watched(zarr.open(CheckedStore(store, path), mode="r"))
+        folder = None if is_url(shown) else Path(shown).absolute()
+        store = open_url(path) if folder is None else local_store(folder, read_only=mode == "r")
+        checked = CheckedStore(store, shown, folder)
+        node = zarr.open(checked, mode=mode, **_index_wish(use_consolidated))
+        return _guarded(node) if isinstance(node, zarr.Array) else node
     except HRSAMError:
         raise
     except FileNotFoundError as error:
         raise ImageError(
-            f"expected a zarr array or group, but there is none at {path}; check the path"
+            f"expected a zarr array or group, but there is none at {shown}; check the path"
         ) from error
-    except (JSONDecodeError, BaseZarrError, KeyError, TypeError, ValueError) as error:
+    # Damaged metadata is answered with errors of any kind, also with too deep recursion.
+    except Exception as error:
         raise ImageReadError(
-            f"expected zarr metadata that can be read, got {type(error).__name__}: {error} at "
-            f"{path}; the file may be damaged or unfinished"
+            f"expected zarr metadata that can be read, got {type(error).__name__}: "
+            f"{str(error)[:500]} at {shown}; the file may be damaged or unfinished"
         ) from error
 
 
-def watched(node: zarr.Array[Any] | zarr.Group) -> zarr.Array[Any] | zarr.Group:
-    """Have the chunks of an array checked when they are read."""
-    if isinstance(node, zarr.Array) and isinstance(node.store, CheckedStore):
-        node.store.watch(node)
-    return node
+def open_group(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    """Open the group in a local folder; an index of the metadata is not believed.
+
+    Raises
+    ------
+    ImageError, ImageReadError
+        As `open_node`, and for a single array.
+    """
+    node = open_node(str(path), mode, use_consolidated=False)
+    if isinstance(node, zarr.Group):
+        return node
+    raise ImageError(f"expected a group, got a single array at {path}; give the path of its group")
+
+
+def array_in(group: zarr.Group, dataset: str, where: str) -> zarr.Array[Any]:
+    """Return an array of a group of `open_node`, whose chunks are checked when they are read.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    dataset : str
+        Path of the array inside it.
+    where : str
+        Path or URL of the group, as errors name it.
+
+    Raises
+    ------
+    ImageError
+        If it is none, or a link leads to it out of the group.
+    ImageReadError
+        If its metadata cannot be read.
+    """
+    named = f"{where.rstrip('/')}/{dataset}"
+    try:
+        if not is_url(where):
+            require_inside(Path(where), dataset)
+        array = group[dataset]
+        if isinstance(array, zarr.Array):
+            return _guarded(array)
+    except HRSAMError:
+        raise
+    except Exception as error:
+        raise ImageReadError(
+            f"expected the array of a level at {named}, got {type(error).__name__}: "
+            f"{str(error)[:500]}; the file may be damaged or unfinished"
+        ) from error
+    raise ImageError(f"expected the array of a level, got a group at {named}")
+
+
+def require_inside(folder: Path, inside: str) -> None:
+    """Refuse a path inside a folder that a link leads out of it.
+
+    Raises
+    ------
+    ImageError
+        If so.
+    """
+    root = folder.resolve()
+    if not (root / inside).resolve().is_relative_to(root):
+        raise ImageError(
+            f"expected {inside} inside {folder}, but it is a link that leads out of it; open what "
+            "it leads to, or replace the link by a copy"
+        )
+
+
+def _guarded(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Have what is read of an array, and what it decodes to, limited."""
+    array.store.watch(array)  # type: ignore[attr-defined]
+    return bounded(array)
+
+
+def _index_wish(use_consolidated: bool | None) -> dict[str, Any]:
+    return {} if use_consolidated is None else {"use_consolidated": use_consolidated}
 
 
 def open_ome_zarr(
@@ -77,24 +161,10 @@ def open_ome_zarr(
     ImageReadError
         If an array's metadata cannot be read.
     """
+    path = shown_url(path)
     ome = parse_ome(group.attrs.asdict(), path)
-    arrays = [_array(group, ome, dataset) for dataset in ome.datasets]
-    for array, dataset in zip(arrays, ome.datasets, strict=True):
-        if array.ndim != len(ome.axes):
-            raise ImageError(
-                f"expected {len(ome.axes)} axes {ome.axes}, got shape {array.shape} in "
-                f"{path}/{dataset}; correct the file's metadata"
-            )
-    order = _order(ome)
-    stored = stored_levels(
-        arrays,
-        order,
-        factors_yx=[
-            (scale[order.y] / ome.scales[0][order.y], scale[order.x] / ome.scales[0][order.x])
-            for scale in ome.scales
-        ],
-        names=[f"{path.rstrip('/')}/{dataset}" for dataset in ome.datasets],
-    )
+    arrays = [array_in(group, dataset, path) for dataset in ome.datasets]
+    stored = image_levels(ome, arrays)
     shown, separate = _shown(ome, stored[0].num_channels, rgb, channel_axis, channels)
     limits = contrast_limits
     if limits is None:
@@ -102,25 +172,30 @@ def open_ome_zarr(
     return PyramidImage(stored, shown, limits, separate=separate, ome=ome)
 
 
-def _array(group: zarr.Group, ome: OmeImage, dataset: str) -> zarr.Array[Any]:
-    where = f"{ome.path}/{dataset}"
-    if not is_url(ome.path):
-        root = Path(ome.path).resolve()
-        if not (root / dataset).resolve().is_relative_to(root):
+def image_levels(ome: OmeImage, arrays: list[zarr.Array[Any]]) -> tuple[StoredLevel, ...]:
+    """Describe the arrays of an image as its levels.
+
+    Raises
+    ------
+    ImageError
+        If they do not fit what the image says of itself, or cannot be read in bounded memory.
+    """
+    for array, dataset in zip(arrays, ome.datasets, strict=True):
+        if array.ndim != len(ome.axes):
             raise ImageError(
-                f"expected levels inside the image, but {where} is a link that leads out of it; "
-                "open the array that it leads to"
+                f"expected {len(ome.axes)} axes {ome.axes}, got shape {array.shape} in "
+                f"{ome.path}/{dataset}; correct the file's metadata"
             )
-    try:
-        array = watched(group[dataset])
-    except (JSONDecodeError, BaseZarrError, KeyError, TypeError, ValueError) as error:
-        raise ImageReadError(
-            f"expected the array of a level at {where}, got {type(error).__name__}: {error}; "
-            "the file may be damaged or unfinished"
-        ) from error
-    if not isinstance(array, zarr.Array):
-        raise ImageError(f"expected the array of a level, got a group at {where}")
-    return array
+    order = _order(ome)
+    return stored_levels(
+        arrays,
+        order,
+        factors_yx=[
+            (scale[order.y] / ome.scales[0][order.y], scale[order.x] / ome.scales[0][order.x])
+            for scale in ome.scales
+        ],
+        names=[f"{ome.path.rstrip('/')}/{dataset}" for dataset in ome.datasets],
+    )
 
 
 def _order(ome: OmeImage) -> AxisOrder:

@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import TypeVar
+from urllib.parse import urlsplit
 
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from napari_hrsam.errors import ImageReadError, MissingExtraError
+from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError, MissingExtraError
+from napari_hrsam.storage.checked_store import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ TIMEOUT_S = 20.0
 
 TOTAL_S = 60.0
 """After this long no further try is made."""
+
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "adl")
+"""URLs that are opened. Others of fsspec lead from there to anywhere else, or write files."""
 
 FIRST_PAUSE_S = 0.5
 """Pause after the first failure, about doubled after each further one."""
@@ -52,24 +57,78 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
+def shown_url(source: str) -> str:
+    """Return a path or URL as it may be shown: a URL without what only its owner may know.
+
+    Signed links have their token in the query, others a password before the host. A ``file``
+    URL is shown as the path that it is.
+    """
+    if not is_url(source) or source.startswith("file://"):
+        return source.removeprefix("file://")
+    scheme, _, rest = source.partition("://")
+    place = rest.partition("?")[0].partition("#")[0]
+    host, slash, path = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def open_url(url: str) -> Store:
     """Open a store behind a URL for reading.
 
+    Parameters
+    ----------
+    url : str
+        Of one of `SCHEMES`. What follows a ``?``, such as the signature of a signed link, goes to
+        the end of every request.
+
     Raises
     ------
+    ImageError
+        If it is no such URL.
     MissingExtraError
         If the package for this kind of URL is not installed.
     """
+    shown, scheme = shown_url(url), url.partition("://")[0].lower()
+    if scheme not in SCHEMES or not _has_host(shown):
+        raise ImageError(
+            f"expected a local path or a URL of one of {', '.join(SCHEMES)}, got {shown[:200]}; "
+            "copy the image to such a place"
+        )
     try:
-        store = FsspecStore.from_url(url, read_only=True)
+        if scheme in ("http", "https"):
+            store = _http_store(url)
+        else:
+            store = FsspecStore.from_url(url, read_only=True)
     except ImportError as error:
         raise MissingExtraError(
-            f"expected the package that reads {url.partition('://')[0]} URLs, but importing it "
+            f"expected the package that reads {scheme} URLs, but importing it "
             f'failed ({error}); install it with: pip install "napari-hrsam[remote]" for http and '
             "https, or the package that the message names"
         ) from error
+    # Clients of object stores look at names, settings and rights, and raise what they like.
+    except Exception as error:
+        raise ImageError(
+            f"expected a URL that can be opened, got {type(error).__name__} for {shown}; check the "
+            "address and the settings of your account"
+        ) from error
     is_missing = os.environ.get(FORBIDDEN_VARIABLE, "") not in ("", "0")
-    return PatientStore(store, url, forbidden_is_missing=is_missing)
+    return PatientStore(store, shown, forbidden_is_missing=is_missing)
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname)
+    # Brackets without an address in them.
+    except ValueError:
+        return False
+
+
+def _http_store(url: str) -> Store:
+    # Imports the package of the extra.
+    from napari_hrsam.storage.http_files import HttpFiles
+
+    base, _, query = url.partition("#")[0].partition("?")
+    files = HttpFiles(query=query, asynchronous=True)
+    return FsspecStore(files, path=base.rstrip("/"), read_only=True)
 
 
 class PatientStore(WrapperStore[Store]):
@@ -84,7 +143,7 @@ class PatientStore(WrapperStore[Store]):
     store : Store
         What is read.
     url : str
-        Named in errors.
+        Named in errors; see `shown_url`.
     forbidden_is_missing : bool
         Whether 403 is taken for 404.
     """
@@ -93,6 +152,9 @@ class PatientStore(WrapperStore[Store]):
         super().__init__(store)
         self._url = url
         self._forbidden_is_missing = forbidden_is_missing
+        # Clients of object stores read to the end, however far away it is.
+        protocol = getattr(getattr(store, "fs", None), "protocol", ())
+        self._is_unlimited = isinstance(store, FsspecStore) and "http" not in protocol
 
     def _with_store(self, store: Store) -> PatientStore:
         return PatientStore(store, self._url, forbidden_is_missing=self._forbidden_is_missing)
@@ -101,6 +163,9 @@ class PatientStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a key, or a part of it; None if there is none."""
+        if byte_range is None and self._is_unlimited:
+            # One byte more than there may be shows that there is too much.
+            byte_range = RangeByteRequest(0, MAX_BYTES.get() + 1)
         return await self._patiently(key, lambda: self._store.get(key, prototype, byte_range), None)
 
     async def exists(self, key: str) -> bool:
@@ -129,6 +194,8 @@ class PatientStore(WrapperStore[Store]):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await asyncio.wait_for(read(), TIMEOUT_S)
+            except HRSAMError:
+                raise
             except _network_errors() as error:
                 if self._forbidden_is_missing and _is_forbidden(error):
                     return missing

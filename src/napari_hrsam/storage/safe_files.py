@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Paths are text here: a large object has thousands.
-# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH120, PTH123
+# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
 
 MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
@@ -48,17 +49,13 @@ class FileBatch:
         self._folders: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
 
-    def read(self, path: str) -> bytes | None:
-        """Return the contents of a file, None if there is none."""
+    def read(self, path: str, max_bytes: int = 2**31) -> bytes | None:
+        """Return the contents of a file, None if there is none; see `read_at_most`."""
         if path in self._waiting:
             if not self._waiting[path]:
                 return None
             path = _partial(path)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
+        return read_at_most(path, max_bytes)
 
     def write(self, path: str, data: bytes | None, *, top: str) -> None:
         """Replace a file; None removes it.
@@ -127,10 +124,10 @@ class FileBatch:
 
     def _opened(self, path: str, top: str) -> BinaryIO:
         try:
-            return open(_partial(path), "wb")
+            return _new_file(_partial(path))
         except FileNotFoundError:
             self._make_folders(os.path.dirname(path), top)
-            return open(_partial(path), "wb")
+            return _new_file(_partial(path))
 
     def _make_folders(self, folder: str, top: str) -> None:
         """Make the missing folders under another one, which must be there."""
@@ -159,6 +156,35 @@ class FileBatch:
         self._folders.clear()
 
 
+def discard(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link; not what it leads to.
+
+    Does nothing where there is none.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_at_most(path: str, max_bytes: int) -> bytes | None:
+    """Return the contents of a file, None if there is none.
+
+    Raises
+    ------
+    OSError
+        If it is larger than it may be, or a pipe, a device or the like.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        raise OSError(f"expected a file of at most {max_bytes} bytes, got something else")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def force(paths: Iterable[Path]) -> None:
     """Bring some files, and the names in some folders, onto the disk.
 
@@ -183,6 +209,27 @@ def _partial(path: str) -> str:
     return f"{folder}/.{name}.partial"
 
 
+def write_anew(path: Path, data: bytes) -> None:
+    """Replace a small file; no link of its name, or of the unfinished one's, is followed.
+
+    Raises OSError when the disk fails.
+    """
+    with _new_file(_partial(str(path))) as file:
+        file.write(data)
+    _rename(str(path))
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Open a file for writing that is new: what a link of this name leads to stays as it is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        number = os.open(path, flags, 0o666)
+    except FileExistsError:
+        os.unlink(path)
+        number = os.open(path, flags, 0o666)
+    return os.fdopen(number, "wb")
+
+
 def _before(path: str) -> str:
     folder, name = os.path.split(path)
     return f"{folder}/.{name}.before.partial"
@@ -200,7 +247,8 @@ def _keep(path: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        # Some file systems have no second names.
+        # Some file systems have no second names. A link that was there is not followed.
+        _remove(before)
         try:
             shutil.copyfile(path, before)
         except FileNotFoundError:

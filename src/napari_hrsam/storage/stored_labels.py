@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_names import label_folder
 from napari_hrsam.storage.label_ome_zarr import read_labels
 from napari_hrsam.storage.label_store import checked_plane
 from napari_hrsam.storage.ome_metadata import OmeImage, parse_ome
-from napari_hrsam.storage.ome_zarr import open_node
+from napari_hrsam.storage.ome_zarr import array_in, open_group
+from napari_hrsam.storage.remote import shown_url
 
 REGION_PX = 1024
 """Side of what is looked at together; a multiple of the chunks, or one chunk that is larger."""
@@ -187,11 +189,11 @@ def open_stored_labels(path: str | PathLike[str], name: str) -> StoredLabels:
     LabelsError
         If there is none of this name, or it is none of integers with the last axes y and x.
     """
-    folder = label_folder(path, name)
+    folder = label_folder(local_root(path), name)
     try:
-        group = open_node(str(folder))
+        group = open_group(folder)
         ome = parse_ome(group.attrs.asdict(), str(folder))
-        arrays = tuple(_array(group, dataset) for dataset in ome.datasets)
+        arrays = tuple(array_in(group, dataset, str(folder)) for dataset in ome.datasets)
     except (ImageError, ImageReadError) as error:
         raise LabelsError(
             f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used: "
@@ -202,46 +204,15 @@ def open_stored_labels(path: str | PathLike[str], name: str) -> StoredLabels:
     return labels
 
 
-def label_folder(path: str | PathLike[str], name: str) -> Path:
-    """Find the folder of a label image.
-
-    Raises
-    ------
-    LabelsError
-        If there is none of this name; it tells those that are there.
-    """
+def local_root(path: str | PathLike[str]) -> Path:
+    """Return the folder of an image or of labels; raises `LabelsError` if it is not here."""
     text = str(path)
     if "://" in text and not text.startswith("file://"):
         raise LabelsError(
-            f"expected labels in a folder on this computer, got {text}; copy them here first"
+            f"expected labels in a folder on this computer, got {shown_url(text)}; copy them here "
+            "first"
         )
-    labels = Path(text.removeprefix("file://")) / "labels"
-    folder = labels / name
-    # A name is one folder: nothing that leads elsewhere.
-    if Path(name).name != name or name in {"", ".."} or not folder.is_dir():
-        there = sorted(p.name for p in labels.glob("[!.]*") if p.is_dir())
-        got = f"only {', '.join(there)}" if there else "none"
-        raise LabelsError(
-            f"expected a label image {name!r} at {folder}, got {got}; check the path and the name"
-        )
-    return folder
-
-
-def _array(group: zarr.Group | zarr.Array[Any], dataset: str) -> zarr.Array[Any]:
-    if not isinstance(group, zarr.Group):
-        raise ImageError("expected a group of levels, got a single array")
-    try:
-        array = group[dataset]
-    # zarr answers damaged metadata with any of these.
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ImageReadError(
-            f"expected the array of a level at {dataset}, got {type(error).__name__}: {error}; "
-            "bring it back from a copy"
-        ) from error
-    if not isinstance(array, zarr.Array):
-        raise ImageError(f"expected the array of a level, got a group at {dataset}")
-    group.store.watch(array)  # type: ignore[attr-defined]
-    return array
+    return Path(text.removeprefix("file://"))
 
 
 def _check(labels: StoredLabels) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import stat
 import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.safe_files import changed_ns
+from napari_hrsam.storage.metadata_files import read_json
+from napari_hrsam.storage.safe_files import changed_ns, write_anew
 
 
 class WriterLock:
@@ -39,6 +41,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        require_own_files(folder)
         self._note = folder / "writer.json"
         self._lock = FileLock(folder / "writer.lock", timeout=0, thread_local=False)
         try:
@@ -69,13 +72,38 @@ class WriterLock:
 
     def _write_note(self) -> None:
         note = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
-        self._note.write_text(json.dumps(note), encoding="utf-8")
+        write_anew(self._note, json.dumps(note).encode())
 
     def _holder(self) -> str:
         try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
+            note = read_json(self._note)
             since = time.strftime("%Y-%m-%d %H:%M", time.localtime(note["since"]))
             return f"process {note['pid']} on {note['host']} since {since}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             # The other one has the lock and has not written its note yet.
             return "another process"
+
+
+def require_own_files(folder: Path) -> None:
+    """Refuse a folder, or files in it, that have a second place elsewhere.
+
+    What is written to a link, or to a file of two names, changes a file outside the folder.
+
+    Raises
+    ------
+    LabelsError
+        If so, or if something in it is no file.
+    """
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        is_own = stat.S_ISDIR(status.st_mode) or (
+            stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+        )
+        if not is_own:
+            raise LabelsError(
+                f"expected a folder and files of its own at {folder}, but {path} is a link, or no "
+                "file; replace it by a copy, or move it away"
+            )

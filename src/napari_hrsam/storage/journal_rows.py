@@ -1,0 +1,207 @@
+"""The tables of a journal, and its rows, read with checks: a file from elsewhere may hold anything.
+
+All functions raise `ValueError` where what is there is none of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from napari_hrsam.geometry import Box
+from napari_hrsam.prompts import Prompts
+
+VERSION = 2
+MAX_TEXT = 4 * 2**20
+"""Characters of the prompts of one edit: 100,000 clicks and more."""
+
+# Of a longer text no more is read than shows that it is too long.
+_TEXTS = [f"substr({name}, 1, {MAX_TEXT + 1})" for name in ("plane", "prompts", "model")]
+COLUMNS = f"number, label, {_TEXTS[0]}, y0, x0, y1, x1, {_TEXTS[1]}, {_TEXTS[2]}, time"
+# The chunks of level 0 that we wrote since the levels were looked at for ids, and their stamps.
+SEEN = "CREATE TABLE IF NOT EXISTS seen (chunk TEXT PRIMARY KEY, changed_ns INTEGER)"
+SCHEMA = f"""
+CREATE TABLE facts (name TEXT PRIMARY KEY, value);
+CREATE TABLE edits (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, label INTEGER, plane TEXT,
+    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, prompts TEXT, model TEXT, time REAL,
+    is_done INTEGER NOT NULL, is_pending INTEGER NOT NULL
+);
+CREATE INDEX pending_edits ON edits (number) WHERE is_pending;
+CREATE INDEX undone_edits ON edits (number) WHERE NOT is_done;
+CREATE TABLE blocks (
+    edit INTEGER NOT NULL REFERENCES edits ON DELETE CASCADE,
+    y0 INTEGER, x0 INTEGER, y1 INTEGER, x1 INTEGER, changed BLOB, before BLOB
+);
+CREATE INDEX blocks_of_edit ON blocks (edit);
+{SEEN};
+PRAGMA user_version = {VERSION};
+"""
+
+MAX_PLANES = 32
+"""Indices of a plane."""
+
+_MAX_NUMBER = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRow:
+    """A row of the table of edits, as in `JournalEdit`."""
+
+    number: int
+    label: int
+    plane: tuple[int, ...]
+    box: Box
+    prompts: Prompts
+    model: str
+    time: float
+
+
+def require_tables(database: sqlite3.Connection) -> None:
+    """Refuse a journal with other tables than ours, with views or with triggers.
+
+    Views and computed columns can go on without end, and triggers can change what is written.
+    """
+    database.execute("PRAGMA trusted_schema = OFF")
+    found = _objects(database)
+    if not found <= _expected() or not {"facts", "edits", "blocks"} <= {
+        name for _, name, _ in found
+    }:
+        raise ValueError("other tables than those of a journal")
+
+
+def _objects(database: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
+    rows = database.execute(
+        "SELECT type, name, substr(sql, 1, 2000) FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%'"
+        " ESCAPE '~' LIMIT 100"
+    )
+    return frozenset((str(kind), str(name), " ".join(str(sql).split())) for kind, name, sql in rows)
+
+
+@cache
+def _expected() -> frozenset[tuple[str, str, str]]:
+    database = sqlite3.connect(":memory:")
+    try:
+        database.executescript(SCHEMA)
+        return _objects(database)
+    finally:
+        database.close()
+
+
+def id_of(stored: object) -> int:
+    """Return the id that a number of the journal stands for.
+
+    SQLite has no numbers of 2**63 and above: these ids are stored as what is 2**64 less.
+    """
+    number = whole(stored, -(2**63))
+    return number if number > 0 else number + 2**64
+
+
+def stored_id(label: int) -> int:
+    """Return the number that an id is stored as; see `id_of`."""
+    return label if label < 2**63 else label - 2**64
+
+
+def edit_from(row: tuple[Any, ...]) -> EditRow:
+    """Return the edit of a row with the `COLUMNS`."""
+    number, label, plane, *ends, prompts, model, time = row
+    indices = _json(plane)
+    if not isinstance(indices, list) or len(indices) > MAX_PLANES:
+        raise ValueError(f"no plane: {str(plane)[:80]!r}")
+    if not isinstance(model, str) or len(model) > MAX_TEXT:
+        raise ValueError("no name of a model")
+    return EditRow(
+        number=whole(number, 1),
+        label=id_of(label),
+        plane=tuple(whole(index, 0) for index in indices),
+        box=box_from(ends),
+        prompts=_prompts_from(prompts),
+        model=model,
+        time=_number(time),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What an edit of a label image can be.
+
+    Attributes
+    ----------
+    shape : (..., height, width)
+        Of level 0.
+    cell_yx : (int, int)
+        Height and width of what one file of level 0 holds.
+    """
+
+    shape: tuple[int, ...]
+    cell_yx: tuple[int, int]
+
+    def require_edit(self, plane: tuple[int, ...], box: Box) -> None:
+        """Refuse an edit that does not lie in the label image."""
+        planes = self.shape[:-2]
+        is_plane = len(plane) == len(planes) and all(map(int.__lt__, plane, planes))
+        if not is_plane or box.intersection(Box(0, 0, *self.shape[-2:])) != box:
+            raise ValueError(f"an edit of {box} in plane {plane} of labels of shape {self.shape}")
+
+    def num_cells(self, box: Box) -> int:
+        """Return the most blocks that an edit of a box can have: one per file."""
+        height, width = self.cell_yx
+        rows = (box.y1 - 1) // height - box.y0 // height + 1
+        return rows * ((box.x1 - 1) // width - box.x0 // width + 1)
+
+    def require_pixels(self, box: Box) -> None:
+        """Refuse a block of more pixels than one file holds."""
+        if box.height > self.cell_yx[0] or box.width > self.cell_yx[1]:
+            raise ValueError(f"a block of {box} beside files of {self.cell_yx} pixels")
+
+
+def box_from(ends: list[Any]) -> Box:
+    """Return the box of a row; it holds a pixel or more, none of them above or left of an image."""
+    y0, x0, y1, x1 = (whole(end, 0) for end in ends)
+    if y1 <= y0 or x1 <= x0:
+        raise ValueError(f"no box: {y0, x0, y1, x1}")
+    return Box(y0, x0, y1, x1)
+
+
+def prompts_text(prompts: Prompts) -> str:
+    """Return prompts as they are kept."""
+    return json.dumps(
+        {"points_yx": prompts.points_yx, "labels": prompts.labels, "box": prompts.box}
+    )
+
+
+def _prompts_from(text: object) -> Prompts:
+    said = _json(text)
+    try:
+        return Prompts(
+            points_yx=tuple(said["points_yx"]), labels=tuple(said["labels"]), box=said["box"]
+        )
+    # `Prompts` checks what it is given, which here may be anything.
+    except Exception as error:
+        raise ValueError(f"no prompts ({type(error).__name__}): {str(text)[:80]!r}") from error
+
+
+def _json(text: object) -> Any:
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise ValueError(f"no text: {str(text)[:80]!r}")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists inside lists without end") from error
+
+
+def whole(value: object, lowest: int, highest: int = _MAX_NUMBER) -> int:
+    """Return a number of the journal that must be whole, and not less than the lowest."""
+    if type(value) is not int or not lowest <= value <= highest:
+        raise ValueError(f"no whole number from {lowest}: {str(value)[:80]!r}")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"no number: {str(value)[:80]!r}")
+    return float(value)
