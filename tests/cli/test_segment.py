@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from napari_hrsam.cli import main
-from napari_hrsam.storage.image_files import read_image
+from napari_hrsam.storage.image_files import read_picture
 
 
 def test_clicks_are_obeyed_in_the_mask_that_is_written(
@@ -20,11 +20,11 @@ def test_clicks_are_obeyed_in_the_mask_that_is_written(
     arguments = ["segment", str(disc_png), "--model", str(untrained_weights), "--device", "cpu"]
     clicks = ["--point", "50,60", "--point", "10,10,0"]
     assert main([*arguments, *clicks, "--out", str(out), "--json", str(out / "scores.json")]) == 0
-    mask = read_image(out / "disc_mask.png")
+    mask = read_picture(out / "disc_mask.png")
     assert mask.shape == (96, 128)
     assert mask[50, 60] == 255
     assert mask[10, 10] == 0
-    overlay = read_image(out / "disc_overlay.png")
+    overlay = read_picture(out / "disc_overlay.png")
     assert overlay.shape == (96, 128, 3)
     figures = json.loads((out / "scores.json").read_text())
     (result,) = figures["images"]
@@ -59,7 +59,7 @@ def test_separate_channels_are_shown_as_asked(untrained_weights: Path, tmp_path:
     arguments = ["segment", str(tmp_path / "stack.tif"), "--model", str(untrained_weights)]
     channels = ["--channel-axis", "0", "--channels", "3", "--point", "30,30"]
     assert main([*arguments, *channels, "--out", str(tmp_path)]) == 0
-    overlay = read_image(tmp_path / "stack_overlay.png")
+    overlay = read_picture(tmp_path / "stack_overlay.png")
     assert overlay.shape == (64, 64, 3)
 
 
