@@ -63,6 +63,34 @@ def test_separate_channels_are_shown_as_asked(untrained_weights: Path, tmp_path:
     assert overlay.shape == (64, 64, 3)
 
 
+def test_a_plane_of_a_tiff_stack_is_chosen(
+    untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = np.zeros((5, 64, 64), np.uint16)
+    stack[3, 20:40, 20:40] = 4000
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    arguments = ["segment", str(tmp_path / "stack.tif"), "--model", str(untrained_weights)]
+    arguments += ["--point", "30,30", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "--plane 2 on the command line" in capsys.readouterr().err
+    assert main([*arguments, "--plane", "3"]) == 0
+    overlay = read_picture(tmp_path / "stack_overlay.png")
+    assert overlay[25, 25].max() > overlay[5, 5].max()
+
+
+def test_no_data_is_in_no_mask(untrained_weights: Path, tmp_path: Path) -> None:
+    field = np.random.default_rng(0).random((96, 128)).astype(np.float32)
+    field[:, :40] = -9999
+    tags = [(42113, 2, 0, "-9999", True)]
+    tifffile.imwrite(tmp_path / "field.tif", field, extratags=tags)
+    arguments = ["segment", str(tmp_path / "field.tif"), "--model", str(untrained_weights)]
+    box = ["--box", "0,0,96,128", "--point", "50,20", "--point", "50,80", "--no-overlay"]
+    assert main([*arguments, *box, "--out", str(tmp_path)]) == 0
+    mask = read_picture(tmp_path / "field_mask.png")
+    assert not mask[:, :40].any()
+    assert mask[50, 80]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -274,6 +274,40 @@ def test_channels_are_known_by_their_axis(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown(same), shown(image))
 
 
+@pytest.mark.parametrize("num", [2, 5])
+def test_samples_of_no_told_meaning_are_channels(tmp_path: Path, num: int) -> None:
+    samples = RNG.integers(0, 250, (90, 120, num), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", samples, photometric="minisblack", planarconfig="contig")
+    if num > 2:
+        with pytest.raises(ImageError, match="mapping of the 5 channels"):
+            open_image(tmp_path / "a.tif")
+    image = open_image(tmp_path / "a.tif", channels=[num - 1], contrast_limits=LIMITS)
+    np.testing.assert_array_equal(shown(image)[..., 0], samples[..., -1])
+
+
+def test_alpha_of_grey_is_not_a_channel(tmp_path: Path) -> None:
+    pixels = np.dstack([GREY, np.where(GREY > 9, 255, 0).astype(np.uint8)])
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pixels,
+        photometric="minisblack",
+        extrasamples=[2],
+        planarconfig="contig",
+    )
+    image = open_image(tmp_path / "a.tif", contrast_limits=LIMITS)
+    np.testing.assert_array_equal(image.present(Box(0, 0, 300, 420)), GREY > 9)
+    assert (shown(image)[..., 0] == np.where(GREY > 9, GREY, 0)).all()
+
+
+def test_colours_can_be_taken_as_channels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", tile=(64, 64))
+    with pytest.raises(ImageError, match="mapping of the 3 channels"):
+        open_image(tmp_path / "a.tif", rgb=False)
+    for given in ({}, {"channel_axis": 2}):
+        image = open_image(tmp_path / "a.tif", channels=[1], contrast_limits=LIMITS, **given)
+        np.testing.assert_array_equal(shown(image)[..., 2], RGB[..., 1])
+
+
 def test_a_missing_file_of_a_set_is_named(tmp_path: Path) -> None:
     one, two = (f"urn:uuid:{uuid.uuid4()}" for _ in "ab")
     text = (

@@ -152,13 +152,14 @@ def _open_tiff(
         image = ArrayImage(pixels, rgb, channel_axis, channels, contrast_limits)
         image.ome = tiff.described(path, AxisOrder(y=0, x=1, channel=2 if tiff.is_colour else None))
         return image
-    letter = "S" if tiff.is_colour else "C"
+    letter = "S" if "S" in tiff.axes else "C"
     is_separate = channel_axis is not None
-    if rgb is not False and channel_axis is None and letter in tiff.axes:
+    if channel_axis is None and letter in tiff.axes:
         y, x, channel = (tiff.axes.index(axis) for axis in ("Y", "X", letter))
         planes = tuple(axis for axis in range(len(shape)) if axis not in {y, x, channel})
         order = AxisOrder(y=y, x=x, channel=channel, planes=planes)
-        is_separate = not tiff.is_colour or channels is not None
+        as_colours = tiff.is_colour or (rgb and shape[channel] in {3, 4})
+        is_separate = channels is not None or not as_colours
         shown = shown_channels(shape[channel], channels) if is_separate else (0, 1, 2)
     else:
         # Rows of three pixels are no colours where the file has told its axes.

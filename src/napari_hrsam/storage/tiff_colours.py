@@ -142,7 +142,10 @@ def samples_of(page: tifffile.TiffPage, *, as_stored: bool = False) -> Samples:
             photometric == _YCBCR and compression not in _DECODED_TO_RGB
         ):
             convert = _YCbCr(raw_dtype)
-    elif main == 1:
+    elif main > 1 or set(extra) - _EXTRA_ALPHA:
+        # Samples of no meaning that the file tells are channels.
+        main, extra = total, ()
+    else:
         shown, convert = 1, _First(1)
         if photometric == _WHITE_IS_ZERO:
             convert = _Inverted(raw_dtype, page.bitspersample)
@@ -158,7 +161,7 @@ def samples_of(page: tifffile.TiffPage, *, as_stored: bool = False) -> Samples:
         keeps_axis=not is_colour and shown > 1,
         convert=convert,
         num_main=main,
-        alpha=alpha if is_colour or shown == 1 else None,
+        alpha=alpha,
         nodata=nodata,
         empty=0 if nodata is None else nodata,
     )

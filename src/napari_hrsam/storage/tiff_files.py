@@ -175,6 +175,15 @@ def _find(file: tifffile.TiffFile, path: Path) -> _Found:
         if _is_level_of(base, one):
             _require_all_pages(one, file, path)
             levels.append(one)
+    master = re.search(
+        r'<(?:\w+:)?BinaryOnly\b[^>]*MetadataFile="([^"]+)"', file.ome_metadata or ""
+    )
+    if master:
+        logger.warning(
+            "%s is one file of the set that %s describes; only this file is opened",
+            path,
+            master[1],
+        )
     orientation = int(base.keyframe.tags.valueof(274, 1))
     if orientation in ORIENTATIONS:
         logger.warning(
