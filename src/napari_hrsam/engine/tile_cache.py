@@ -93,7 +93,10 @@ class TilePixels:
 
     def _once(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         if self._read is None:
-            self._read = self._image.read_present(self._tile, self._fill)
+            if self._image.may_lack_pixels:
+                self._read = self._image.read_present(self._tile, self._fill)
+            else:
+                self._read = self._image.read(self._tile, self._fill), None
         return self._read
 
     def inside(self) -> NDArray[np.uint8]:
