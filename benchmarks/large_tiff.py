@@ -3,18 +3,20 @@
 ``peak_mb`` is what loading the model, opening and clicking take above the imports, ``image_mb`` the
 part of it beyond a click on an image of 512 px.
 
-The files are made here: tiled and in strips, compressed and not, with and without coarser levels.
+The files are made here: in tiles and in strips, compressed and not, with and without levels.
 Each case runs in a process of its own, because the peak of a process never falls.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,16 @@ import tifffile
 from measure import RESULTS, peak_bytes, print_table, save
 from numpy.typing import NDArray
 
+from napari_hrsam.geometry import Box
+
+TILE_PX = 512
+STRIP_ROWS = 8
+
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "tiles, Deflate": {"tile": (512, 512), "compression": "zlib"},
-    "tiles, stored": {"tile": (512, 512)},
-    "tiles, JPEG, levels": {"tile": (512, 512), "compression": "jpeg"},
-    "strips, LZW": {"rowsperstrip": 8, "compression": "lzw"},
-    "one strip, stored": {"rowsperstrip": None},
+    "tiles, Deflate": {"tile": (TILE_PX, TILE_PX), "compression": "zlib"},
+    "strips, Deflate": {"rowsperstrip": STRIP_ROWS, "compression": "zlib"},
+    "tiles, JPEG, levels": {"tile": (TILE_PX, TILE_PX), "compression": "jpeg"},
+    "tiles, stored": {"tile": (TILE_PX, TILE_PX)},
 }
 
 
@@ -37,30 +43,38 @@ def write(path: Path, side: int, layout: str) -> None:
     """Write an RGB file of discs, piece by piece; "levels" adds halves down to 1000 px."""
     options = LAYOUTS[layout]
     with tifffile.TiffWriter(path, bigtiff=True) as file:
-        kept, is_first = side, True
-        while is_first or ("levels" in layout and kept > 1000):
-            high, wide = options.get("tile", (options.get("rowsperstrip") or 64, kept))
+        kept = side
+        while kept == side or ("levels" in layout and kept > 1000):
             file.write(
-                pieces(kept, high, wide),
+                tiles(kept) if "tile" in options else strips(kept),
                 shape=(kept, kept, 3),
                 dtype=np.uint8,
                 photometric="rgb",
                 metadata=None,
-                subfiletype=0 if is_first else 1,
-                **(options if options.get("rowsperstrip", 0) is not None else {}),
+                subfiletype=0 if kept == side else 1,
+                **options,
             )
-            kept, is_first = -(-kept // 2), False
+            kept = -(-kept // 2)
 
 
-def pieces(side: int, high: int, wide: int) -> Iterator[NDArray[np.uint8]]:
-    """Go through tiles, or strips, of a picture of discs."""
-    for y in range(0, side, high):
-        for x in range(0, side, wide):
-            rows = min(high, side - y) if wide == side else high
-            yy, xx = np.ogrid[y : y + rows, x : x + wide]
-            disc = (yy % 600 - 300) ** 2 + (xx % 600 - 300) ** 2 < 150**2
-            grey = np.where(disc, 190, 60).astype(np.uint8)
-            yield np.dstack([grey, grey // 2, grey])
+def tiles(side: int) -> Iterator[NDArray[np.uint8]]:
+    """Go through the tiles of a picture."""
+    for y, x in itertools.product(range(0, side, TILE_PX), repeat=2):
+        yield discs(Box(y, x, y + TILE_PX, x + TILE_PX))
+
+
+def strips(side: int) -> Iterator[bytes]:
+    """Go through the strips of a picture, which tifffile wants compressed."""
+    for y in range(0, side, STRIP_ROWS):
+        yield zlib.compress(discs(Box(y, 0, min(y + STRIP_ROWS, side), side)).tobytes(), 1)
+
+
+def discs(box: Box) -> NDArray[np.uint8]:
+    """Draw bright discs of 300 px, one every 600 px."""
+    y, x = np.ogrid[box.slices]
+    disc = (y % 600 - 300) ** 2 + (x % 600 - 300) ** 2 < 150**2
+    grey = np.where(disc, 190, 60).astype(np.uint8)
+    return np.dstack([grey, grey // 2, grey])
 
 
 def measure(path: Path, side: int) -> dict[str, float]:
@@ -111,8 +125,8 @@ def main() -> None:
             )
             facts = {"layout": layout, "side_px": args.side, "file_mb": path.stat().st_size / 2**20}
             rows.append({**facts, **json.loads(done.stdout)})
+        save(args.out, rows)
     print_table(rows, ["layout", "file_mb", "open_s", "click_s", "peak_mb", "image_mb", "area_px"])
-    save(args.out, rows)
 
 
 if __name__ == "__main__":

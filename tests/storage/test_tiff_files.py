@@ -213,6 +213,16 @@ def test_a_smaller_first_page_is_not_the_image_and_this_is_told(
     assert "holds 2 images; the largest is opened" in caplog.text
 
 
+def test_a_stack_is_not_given_up_for_a_larger_page(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 250, (9, 100, 120), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY[:150, :200].copy(), metadata=None)
+        file.write(stack, metadata=None, photometric="minisblack")
+    image = open_image(tmp_path / "a.tif", contrast_limits=LIMITS)
+    assert (image.plane_shape, image.shape_yx) == ((9,), (100, 120))
+    np.testing.assert_array_equal(shown(image, (7,))[..., 0], stack[7])
+
+
 @pytest.mark.parametrize("kind", ["ome", "cog"])
 def test_a_pyramid_is_read_level_by_level(tmp_path: Path, kind: str) -> None:
     tile = {"tile": (64, 64), "compression": "zlib", "photometric": "rgb"}

@@ -161,7 +161,7 @@ def _find(file: tifffile.TiffFile, path: Path) -> _Found:
     whole = [one for one in pictures if not one.keyframe.is_reduced] or pictures
     if not whole:
         raise ImageError(f"expected an image, got a TIFF file without one at {path}")
-    base = max(whole, key=_area)
+    base = max(whole, key=lambda one: math.prod(one.shape))
     _require_all_pages(base, file, path)
     if len(whole) > 1 and base.kind in {"generic", "ome", "uniform", "shaped"}:
         logger.warning(

@@ -34,9 +34,16 @@ class _Segments:
 
 
 class SegmentCache:
-    """The decoded segments seen lately of one file. Several threads may use it at a time."""
+    """The decoded segments seen lately of one file. Several threads may use it at a time.
+
+    Attributes
+    ----------
+    file_lock : threading.Lock
+        Held while tifffile looks up pages of the file.
+    """
 
     def __init__(self) -> None:
+        self.file_lock = threading.Lock()
         self._segments: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
@@ -98,7 +105,6 @@ class TiffLevel:
         self._samples = samples
         self._cache = cache
         self._mask = mask
-        self._lock = threading.Lock()
         self._pages: OrderedDict[int, _Segments] = OrderedDict()
         page_axes = "".join(axis for axis in self._key.axes if axis in "YXS")
         self._lead = tuple(series.shape[: len(series.shape) - len(page_axes)])
@@ -260,7 +266,7 @@ class TiffLevel:
 
     def _segments(self, number: int) -> _Segments:
         """Look up where the segments of a page lie; tifffile is asked by one thread at a time."""
-        with self._lock:
+        with self._cache.file_lock:
             known = self._pages.get(number)
             if known is not None:
                 self._pages.move_to_end(number)
