@@ -14,7 +14,7 @@ import pytest
 from napari_hrsam import demo
 from napari_hrsam.cli import main
 from napari_hrsam.errors import MissingExtraError
-from napari_hrsam.storage.image_files import read_image
+from napari_hrsam.storage.image_files import read_picture
 
 
 def test_recording_is_made_on_a_photograph_and_a_micrograph_of_the_wheel() -> None:
@@ -56,7 +56,7 @@ def test_replay_writes_overlays_masks_and_the_time_of_every_step(
     for scene in demo.load_scenes():
         image = scene.pixels()
         overlay, masks = (
-            read_image(out / f"{scene.image}_{what}.png") for what in ("overlay", "masks")
+            read_picture(out / f"{scene.image}_{what}.png") for what in ("overlay", "masks")
         )
         shown = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         assert overlay.shape == shown.shape

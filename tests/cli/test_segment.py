@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from napari_hrsam.cli import main
-from napari_hrsam.storage.image_files import read_image
+from napari_hrsam.storage.image_files import read_picture
 
 
 def test_clicks_are_obeyed_in_the_mask_that_is_written(
@@ -20,11 +20,11 @@ def test_clicks_are_obeyed_in_the_mask_that_is_written(
     arguments = ["segment", str(disc_png), "--model", str(untrained_weights), "--device", "cpu"]
     clicks = ["--point", "50,60", "--point", "10,10,0"]
     assert main([*arguments, *clicks, "--out", str(out), "--json", str(out / "scores.json")]) == 0
-    mask = read_image(out / "disc_mask.png")
+    mask = read_picture(out / "disc_mask.png")
     assert mask.shape == (96, 128)
     assert mask[50, 60] == 255
     assert mask[10, 10] == 0
-    overlay = read_image(out / "disc_overlay.png")
+    overlay = read_picture(out / "disc_overlay.png")
     assert overlay.shape == (96, 128, 3)
     figures = json.loads((out / "scores.json").read_text())
     (result,) = figures["images"]
@@ -59,8 +59,36 @@ def test_separate_channels_are_shown_as_asked(untrained_weights: Path, tmp_path:
     arguments = ["segment", str(tmp_path / "stack.tif"), "--model", str(untrained_weights)]
     channels = ["--channel-axis", "0", "--channels", "3", "--point", "30,30"]
     assert main([*arguments, *channels, "--out", str(tmp_path)]) == 0
-    overlay = read_image(tmp_path / "stack_overlay.png")
+    overlay = read_picture(tmp_path / "stack_overlay.png")
     assert overlay.shape == (64, 64, 3)
+
+
+def test_a_plane_of_a_tiff_stack_is_chosen(
+    untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = np.zeros((5, 64, 64), np.uint16)
+    stack[3, 20:40, 20:40] = 4000
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    arguments = ["segment", str(tmp_path / "stack.tif"), "--model", str(untrained_weights)]
+    arguments += ["--point", "30,30", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "--plane 2 on the command line" in capsys.readouterr().err
+    assert main([*arguments, "--plane", "3"]) == 0
+    overlay = read_picture(tmp_path / "stack_overlay.png")
+    assert overlay[25, 25].max() > overlay[5, 5].max()
+
+
+def test_no_data_is_in_no_mask(untrained_weights: Path, tmp_path: Path) -> None:
+    field = np.random.default_rng(0).random((96, 128)).astype(np.float32)
+    field[:, :40] = -9999
+    tags = [(42113, 2, 0, "-9999", True)]
+    tifffile.imwrite(tmp_path / "field.tif", field, extratags=tags)
+    arguments = ["segment", str(tmp_path / "field.tif"), "--model", str(untrained_weights)]
+    box = ["--box", "0,0,96,128", "--point", "50,20", "--point", "50,80", "--no-overlay"]
+    assert main([*arguments, *box, "--out", str(tmp_path)]) == 0
+    mask = read_picture(tmp_path / "field_mask.png")
+    assert not mask[:, :40].any()
+    assert mask[50, 80]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,22 @@ import tifffile
 from PIL import Image
 
 from napari_hrsam.errors import ImageError
-from napari_hrsam.storage.image_files import read_image, write_image, write_labels, write_mask
+from napari_hrsam.geometry import Box, Tile
+from napari_hrsam.storage.image_files import (
+    read_picture,
+    unreadable,
+    write_image,
+    write_labels,
+    write_mask,
+)
+from napari_hrsam.storage.opening import open_image
 
 RNG = np.random.default_rng(0)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Pixels of a small picture as they are opened."""
+    return np.asarray(open_image(path).stored_levels[0].data)
 
 
 @pytest.mark.parametrize(
@@ -47,18 +61,30 @@ def test_palette_colours_come_as_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "palette.png").shape == (8, 9, 3)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 9), (8, 9, 1), (1, 1, 8, 9)])
-def test_single_plane_of_a_stack_is_a_plane(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    np.save(tmp_path / "one.npy", np.zeros(shape))
-    assert read_image(tmp_path / "one.npy").shape == (8, 9)
+@pytest.mark.parametrize("shape", [(1, 8, 9), (8, 9, 1), (1, 1, 8, 9), (1, 8, 9, 1)])
+def test_axes_of_length_one_do_not_count(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = RNG.integers(0, 255, shape, np.uint8)
+    np.save(tmp_path / "one.npy", array)
+    image = open_image(tmp_path / "one.npy")
+    assert image.shape_yx == (8, 9)
+    expected = open_image(array.reshape(8, 9)).read(Tile(0, 0, 0, 16))
+    np.testing.assert_array_equal(image.read(Tile(0, 0, 0, 16)), expected)
 
 
-def test_stack_is_refused_unless_its_channels_are_separate(tmp_path: Path) -> None:
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, np.zeros((5, 8, 9), np.uint8), photometric="minisblack")
-    with pytest.raises(ImageError, match=r"one plane.*\(5, 8, 9\).*axis"):
-        read_image(path)
-    assert read_image(path, stack=True).shape == (5, 8, 9)
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "npy"])
+@pytest.mark.parametrize("shape", [(1, 50, 3), (50, 1, 3)])
+def test_one_row_of_colours_is_a_row(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    rgb = RNG.integers(0, 255, shape, np.uint8)
+    path = tmp_path / f"line.{suffix}"
+    if suffix == "npy":
+        np.save(path, rgb)
+    elif suffix == "tif":
+        tifffile.imwrite(path, rgb, photometric="rgb")
+    else:
+        Image.fromarray(rgb).save(path)
+    image = open_image(path)
+    assert image.shape_yx == shape[:2]
+    np.testing.assert_array_equal(image.read(Tile(0, 0, 0, 64))[: shape[0], : shape[1]], rgb)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -79,6 +105,82 @@ def test_truncated_png_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ImageError, match=r"cut\.png cannot be read"):
         read_image(path)
+
+
+def test_a_picture_above_pillows_limit_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    grey = RNG.integers(0, 255, (64, 64), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "mosaic.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "mosaic.png"), grey)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_a_picture_too_large_to_be_read_whole_is_refused_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.image_files.MAX_PICTURE_BYTES", 1000)
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "mosaic.png")
+    with pytest.raises(ImageError, match=r"50 x 40 px.*mosaic\.png.*tiled TIFF.*OME-Zarr"):
+        read_picture(tmp_path / "mosaic.png")
+
+
+def test_exif_orientation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "leaf.jpg", exif=exif)
+    # napari's reader shows the stored frame too.
+    assert open_image(tmp_path / "leaf.jpg").shape_yx == (40, 50)
+    assert "rotated by 90 degrees (EXIF orientation 6)" in caplog.text
+
+
+def test_a_large_array_file_is_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "big.npy", np.zeros((40, 50), np.uint8))
+    assert isinstance(open_image(tmp_path / "big.npy").stored_levels[0].data, np.memmap)
+
+
+def test_transparent_pixels_are_missing(tmp_path: Path) -> None:
+    rgba = np.full((64, 64, 4), (200, 20, 20, 255), np.uint8)
+    rgba[:, :16] = 0
+    Image.fromarray(rgba).save(tmp_path / "map.png")
+    image = open_image(tmp_path / "map.png")
+    assert image.contrast_limits[0] == (0, 255)
+    assert not image.present(Box(0, 0, 64, 16)).any()
+    assert image.present(Box(0, 16, 64, 64)).all()
+    assert image.read(Tile(0, 0, 0, 64))[5, 20].tolist() == [200, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (NotImplementedError("no such thing"), "cannot be decoded here: save it"),
+        (ModuleNotFoundError("No module named 'compression'"), "cannot be decoded here: save it"),
+        (PermissionError("denied"), "permissions"),
+        (RuntimeError("odd"), "may be damaged"),
+        (struct.error("odd"), "may be damaged"),
+    ],
+)
+def test_every_error_of_a_decoder_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.Image.open", fail)
+    with pytest.raises(ImageError, match=rf"a\.png cannot be read.*{advice}"):
+        open_image(tmp_path / "a.png")
+
+
+def test_a_missing_codec_is_told_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    error = ValueError("<COMPRESSION.LERC: 34887> requires the 'imagecodecs' package")
+    message = str(unreadable(tmp_path / "a.tif", error))
+    assert "pip install imagecodecs" in message
+    assert "damaged" not in message
 
 
 def test_pickled_array_is_not_loaded(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from ome_files import halves
 
 from napari_hrsam.errors import ImageError, ImageReadError, PromptError
 from napari_hrsam.geometry import Box, Tile
+from napari_hrsam.storage.fingerprint import identify
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.pyramid import DerivedLevel
 from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
@@ -175,6 +177,38 @@ def test_limits_come_from_the_coarsest_stored_level() -> None:
     image = open_image([fine, coarse])
     assert image.contrast_limits[0] == pytest.approx((100, 900), abs=2)
     assert not fine.boxes
+
+
+def test_limits_come_from_no_level_of_a_few_pixels() -> None:
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 100, (512, 512)).astype(np.uint16)
+    fine[200:230, 200:230] = 1000
+    levels = halves(fine, 10)
+    image = open_image(levels)
+    assert image.level_shapes[-1] == (1, 1)
+    assert image.contrast_limits[0][0] < 40
+    assert image.contrast_limits[0][1] > 950
+    # Nor is a fingerprint taken from one.
+    other = [*halves(fine[::-1].copy(), 10)[:-1], levels[-1]]
+    one, another = (
+        open_image([Watched(level) for level in stored], contrast_limits=LIMITS)
+        for stored in (levels, other)
+    )
+    assert identify(one) != identify(another)
+
+
+def test_limits_are_found_where_nearly_all_pixels_are_missing() -> None:
+    array = np.full((5000, 5000), np.nan, np.float32)
+    array[4321:4324, 33:60] = np.linspace(5, 9, 27)
+    assert open_image(Watched(array)).contrast_limits[0] == pytest.approx((5, 9))
+
+
+def test_a_coarse_level_of_strips_is_made_in_little_memory() -> None:
+    strips = Watched(np.zeros((4000, 20_000), np.uint8), chunks=(8, 20_000))
+    made = DerivedLevel(open_image(strips, contrast_limits=LIMITS).stored_levels[0])
+    made.read(Box(0, 0, 30, 500), (), (0,))
+    assert [(rows.start, rows.stop) for rows, _ in strips.boxes] == [(0, 208), (208, 416)]
+    assert all(columns == slice(0, 20_000) for _, columns in strips.boxes)
 
 
 def test_limits_of_a_large_single_level_come_from_windows_over_the_whole_image() -> None:

@@ -174,6 +174,20 @@ def test_an_image_without_a_mask_is_refused(pairs: Path) -> None:
         open_samples([pairs])
 
 
+def test_hidden_files_of_a_folder_are_no_samples(pairs: Path) -> None:
+    before = len(open_samples([pairs]))
+    for folder in ("images", "masks"):
+        for file in list((pairs / folder).iterdir()):
+            file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7 Mac OS X")
+    assert len(open_samples([pairs])) == before
+
+
+def test_hidden_members_of_a_shard_are_no_samples(write_tar: WriteTar, members: Members) -> None:
+    hidden = {f"._{name}": b"\0\5\x16\7 Mac OS X" for name in members("a")}
+    shard = write_tar("hidden.tar", {**hidden, **members("a")})
+    assert [sample.key for sample in open_samples([shard])] == ["a"]
+
+
 def test_images_without_a_mask_folder_are_refused(pairs: Path) -> None:
     (pairs / "masks/disc.png").unlink()
     (pairs / "masks").rmdir()

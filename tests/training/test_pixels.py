@@ -98,6 +98,17 @@ def test_images_become_8_bit_grey_or_rgb(
     np.testing.assert_array_equal(image, expected)
 
 
+@pytest.mark.parametrize("name", ["m.jpg", "m.tif", "renamed.png"])
+def test_masks_compressed_with_loss_are_refused(name: str, tmp_path: Path) -> None:
+    mask = Image.fromarray(np.eye(64, dtype=np.uint8) * 255)
+    if name.endswith("tif"):
+        mask.save(tmp_path / name, compression="jpeg")
+    else:
+        mask.save(tmp_path / name, format="JPEG")
+    with pytest.raises(DataError, match=rf"{name} is compressed with loss.*save the mask anew"):
+        decode_labels(Blob(tmp_path / name, name))
+
+
 def test_palette_images_are_read_by_colour(tmp_path: Path) -> None:
     colours = np.zeros((4, 4, 3), np.uint8)
     colours[:2] = (255, 0, 0)

@@ -59,7 +59,8 @@ def add_commands(commands: Commands) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="TIFF, PNG, JPEG, .npy, or an OME-Zarr image of any size: its path or URL",
+        help="PNG, JPEG, .npy, or of any size: a TIFF (OME-TIFF, COG, .svs, ...), or an OME-Zarr "
+        "image by its path or URL",
     )
     parser.add_argument(
         "--point",

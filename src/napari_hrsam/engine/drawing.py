@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import label as label_components
 
 from napari_hrsam.engine.fields import LogitField
-from napari_hrsam.engine.obedience import obey, to_low_res
+from napari_hrsam.engine.obedience import CONFIDENCE, obey, to_low_res
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
 from napari_hrsam.engine.tile_cache import SeenTile, TileCache
 from napari_hrsam.geometry import BEST_SHARES, Box, Tile, TileGrid, best_level, coarsest_level
@@ -44,7 +44,8 @@ class Look:
     ----------
     tile : Tile
     logits : (size, size) float32
-        At tile resolution, clicks obeyed; above 0 is object.
+        At tile resolution, clicks obeyed; above 0 is object. Not above 0 where the image lacks
+        pixels.
     low_res : (size / 4, size / 4) float32
         To be fed back with the next prompt.
     iou : float
@@ -136,6 +137,8 @@ class Drawer:
             refine_s = time.perf_counter() - started
         answer = self.predictor.decode(focused or seen.embedding, obeyed, prior)
         logits, low_res = self._obeyed_logits(answer, obeyed, seen)
+        if seen.present is not None and not seen.present.all():
+            logits = np.where(seen.present, logits, np.minimum(logits, -CONFIDENCE))
         return Look(
             tile=tile,
             logits=logits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,19 +14,69 @@ from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile, downsample
 from napari_hrsam.masks import RegionMask
+from napari_hrsam.storage.tile_source import PyramidImage
 
 MAX_DENSE_PX = 2**28
 """Level-0 pixels of the largest mask that is given as one array: 256 MiB."""
 
+BLOCK_PX = 1024
+"""Side of the blocks in which missing pixels are looked for."""
+
+
+class PresentMask:
+    """A mask without the pixels that the image lacks; a `RegionMask`.
+
+    Parameters
+    ----------
+    region : RegionMask
+        The mask.
+    image : PyramidImage
+    plane : tuple of int
+        Where the object lies.
+    """
+
+    def __init__(self, region: RegionMask, image: PyramidImage, plane: tuple[int, ...]) -> None:
+        self._region = region
+        self._image = image
+        self._plane = plane
+
+    @property
+    def box(self) -> Box:
+        """Where pixels may be set."""
+        return self._region.box
+
+    def read(self, box: Box) -> NDArray[np.bool_]:
+        """Return the mask over a box; False outside its own.
+
+        Raises
+        ------
+        ImageReadError
+            If the image's pixels there cannot be read.
+        """
+        mask = self._region.read(box).copy()
+        for y, x in itertools.product(
+            range(0, box.height, BLOCK_PX), range(0, box.width, BLOCK_PX)
+        ):
+            block = mask[y : y + BLOCK_PX, x : x + BLOCK_PX]
+            held = Box.around(block)
+            if held.area:
+                place = held.shifted(box.y0 + y, box.x0 + x)
+                block[held.slices] &= self._image.present(place, self._plane)
+        return mask
+
+    def fills(self, box: Box) -> bool | None:
+        """Tell only where nothing is set: any pixel may be missing."""
+        return None if self._region.fills(box) is not False else False
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """The mask of the current object as it stands.
+    """The mask of the current object as it stands; no pixel that the image lacks is in it.
 
     Attributes
     ----------
     field : LogitField
-        The mask at every level.
+        The mask at every level, before missing pixels are left out.
     iou : float
         The model's own estimate of the mask's IoU, about 0..1.
     logits : (tile_px / 4, tile_px / 4) float32
@@ -36,6 +87,8 @@ class Prediction:
     seconds : dict of str to float
         ``encode_s`` (0 when the embedding was at hand), ``decode_s``, its part ``refine_s`` that
         the focus refiner took (0 when it did not run), and ``total_s`` with reading and drawing.
+    image : PyramidImage, optional
+        Whose missing pixels are left out.
     """
 
     field: LogitField
@@ -43,6 +96,7 @@ class Prediction:
     logits: NDArray[np.float32]
     is_cut: bool
     seconds: dict[str, float]
+    image: PyramidImage | None = None
 
     @property
     def tile(self) -> Tile:
@@ -62,6 +116,8 @@ class Prediction:
     @property
     def region(self) -> RegionMask:
         """The mask, to be read box by box however large the object is."""
+        if self.image is not None and self.image.may_lack_pixels:
+            return PresentMask(self.field, self.image, self.tile.plane)
         return self.field
 
     @cached_property
@@ -79,7 +135,7 @@ class Prediction:
                 "read parts of it with prediction.region.read(box), or take "
                 "prediction.level_mask, which is coarser"
             )
-        mask = self.field.read(self.box)
+        mask = self.region.read(self.box)
         mask.flags.writeable = False
         return mask
 

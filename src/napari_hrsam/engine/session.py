@@ -26,10 +26,12 @@ from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.tile_cache import TileCache
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import (
+    Box,
     Tile,
     TileGrid,
     best_level,
     filling_level,
+    pixel_of,
 )
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_store import ArrayLabels, Edit, LabelStore
@@ -443,15 +445,21 @@ class Session(EncodesAhead):
         look, looks = self._drawer.draw(
             tile, obeyed, prior, step.focused if step is not None else None, first_level
         )
-        clicks = zip(obeyed.points_yx, obeyed.labels, strict=True)
+        clicks = [
+            (point, label)
+            for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
+            # A click on a missing pixel tells of its surroundings.
+            if not label or self._is_present(point, plane)
+        ]
         field = LogitField(
             look.tile,
             look.logits,
             self.image.shape_yx,
-            list(clicks) if self._drawer.obey_clicks else [],
+            clicks if self._drawer.obey_clicks else [],
         )
         prediction = Prediction(
             field=field,
+            image=self.image,
             iou=look.iou,
             logits=look.low_res,
             is_cut=self._drawer.is_cut(look, obeyed),
@@ -466,6 +474,13 @@ class Session(EncodesAhead):
         self._undone.clear()
         self._offers_commits = False
         return prediction
+
+    def _is_present(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> bool:
+        """Whether the image has the pixel under a point."""
+        if not self.image.may_lack_pixels:
+            return True
+        y, x = pixel_of(point_yx)
+        return bool(self.image.present(Box(y, x, y + 1, x + 1), plane).item())
 
     def _first_level(self, level: int | None) -> int:
         """Return the level at which a new object is looked at."""

@@ -54,6 +54,17 @@ class SeenTile:
         """
         return self._pixels.read()
 
+    @property
+    def present(self) -> NDArray[np.bool_] | None:
+        """(size, size) bool, False where the image lacks pixels; None if it can lack none.
+
+        Raises
+        ------
+        ImageReadError
+            If the pixels cannot be read.
+        """
+        return self._pixels.present()
+
 
 class TilePixels:
     """The pixels of one tile, read when they are first wanted, and kept.
@@ -70,13 +81,23 @@ class TilePixels:
         self._image = image
         self._tile = tile
         self._fill = fill
-        self._pixels: NDArray[np.uint8] | None = None
+        self._read: tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None = None
 
     def read(self) -> NDArray[np.uint8]:
         """Return (size, size, 3) uint8."""
-        if self._pixels is None:
-            self._pixels = self._image.read(self._tile, self._fill)
-        return self._pixels
+        return self._once()[0]
+
+    def present(self) -> NDArray[np.bool_] | None:
+        """Return (size, size) bool, False where the image lacks pixels; None: it can lack none."""
+        return self._once()[1] if self._image.may_lack_pixels else None
+
+    def _once(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        if self._read is None:
+            if self._image.may_lack_pixels:
+                self._read = self._image.read_present(self._tile, self._fill)
+            else:
+                self._read = self._image.read(self._tile, self._fill), None
+        return self._read
 
     def inside(self) -> NDArray[np.uint8]:
         """Return the (h, w, 3) part that lies inside the image."""

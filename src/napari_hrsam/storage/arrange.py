@@ -16,7 +16,7 @@ def arrange(
     """Give every axis its role, and choose the channel shown as red, green and blue.
 
     The last two axes besides that of the channels or colours are rows and columns, all before
-    them are planes.
+    them are planes. A last axis of length 1 holds one channel.
 
     Parameters
     ----------
@@ -38,6 +38,9 @@ def arrange(
                 "say which axis holds the channels, e.g. channel_axis=0"
             )
         has_colours = num_axes >= 3 and shape[-1] in {3, 4}
+        if num_axes >= 3 and shape[-1] == 1 and rgb is None:
+            # One channel behind rows and columns, as many loaders give grey images.
+            return _order(num_axes, num_axes - 1), (0, 0, 0)
         if num_axes < 2 or (rgb and not has_colours):
             wanted = "(..., H, W, 3 or 4)" if rgb else "(H, W), (H, W, 3 or 4) or (..., H, W)"
             raise ImageError(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.limits import telling_level
 from napari_hrsam.storage.tile_source import MEAN_RGB, PyramidImage
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ MAX_SAMPLES = 150_000
 """Values looked at in a larger one, spread evenly."""
 
 MAX_WHOLE_PX = 2**20
-"""Pixels of a coarsest level up to which planes are looked at as a whole."""
+"""Pixels of a coarse level up to which planes are looked at as a whole."""
 
 PLANES = 3
 """Planes of a stack that are looked at: the first, the last, and between."""
@@ -68,7 +69,7 @@ def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> Imag
     """Fingerprint an open image; takes about the same time whatever its size.
 
     Content is looked at in places: arrays in memory up to 4 MiB as a whole, larger ones at a grid
-    of 150,000 values; of all others the coarsest level, or windows of it if it is large. A change
+    of 150,000 values; of all others a coarse level, or windows of it if it is large. A change
     at other places only is not noticed.
 
     Parameters
@@ -126,7 +127,7 @@ def _sample(levels: tuple[StoredLevel, ...], channels: list[int]) -> Iterator[ND
         for level in levels:
             yield from _grid(level, channels)
     else:
-        yield from _places(levels[-1], channels)
+        yield from _places(telling_level(levels), channels)
 
 
 def _read(

@@ -1,68 +1,149 @@
-"""Image files of the command line: read one plane, write masks and pictures."""
+"""Image files: read pictures, write masks, labels and pictures."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import struct
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from napari_hrsam.errors import ImageError
+from napari_hrsam.errors import HRSAMError, ImageError
 
+logger = logging.getLogger(__name__)
+
+MAX_PICTURE_BYTES = 2**31
+"""Memory for a picture that can only be read as a whole: 2 GiB."""
+
+ORIENTATIONS = {
+    2: "mirrored",
+    3: "rotated by 180 degrees",
+    4: "mirrored upside down",
+    5: "mirrored and rotated by 270 degrees",
+    6: "rotated by 90 degrees",
+    7: "mirrored and rotated by 90 degrees",
+    8: "rotated by 270 degrees",
+}
+"""How pictures are to be turned (clockwise) by the orientation that EXIF and TIFF write."""
+
+_EXIF_ORIENTATION = 0x112
 _TIFF = frozenset({".tif", ".tiff"})
+_PLAIN = frozenset({"1", "L", "RGB", "RGBA", "F"})
+_unlimited = threading.Lock()
 
 
-def read_image(path: Path, *, stack: bool = False) -> NDArray[Any]:
-    """Read one plane in its own dtype.
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read a picture whole, in its own dtype.
 
     Parameters
     ----------
     path : Path
-        TIFF, ``.npy``, or any format that Pillow reads (PNG, JPEG, BMP, ...).
-    stack : bool
-        Take any array of three axes, for an image whose channels are separate.
+        ``.npy``, or any format that Pillow reads (PNG, JPEG, BMP, ...). A ``.npy`` is mapped.
 
     Returns
     -------
     (H, W) or (H, W, 3 or 4)
-        Grey, RGB or RGBA; with ``stack`` any (A, B, C).
+        Grey, RGB or RGBA; of a ``.npy`` any shape.
 
     Raises
     ------
     ImageError
-        If there is no such file, or it holds no readable plane.
+        If the file cannot be read, or is larger than `MAX_PICTURE_BYTES`.
     """
-    if not path.is_file():
-        raise ImageError(f"expected an image file, but there is none at {path}; check the path")
-    array: NDArray[Any]
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-        elif path.suffix.lower() in _TIFF:
-            array = tifffile.imread(path)
-        else:
-            with Image.open(path) as file:
-                plain = file.mode in ("1", "L", "RGB", "RGBA", "F") or file.mode.startswith("I")
-                array = np.asarray(file if plain else file.convert("RGB"))
-    # Pillow answers broken data with SyntaxError (PNG) and EOFError as well.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return mapped
+        with open_picture(path) as file:
+            bands = len(file.getbands())
+            depth = 1 if file.mode in ("1", "L", "P", "RGB", "RGBA", "LA", "PA") else 4
+            require_picture_size(path, file.width * file.height * bands * depth, file.size)
+            orientation = _orientation(file)
+            pixels = _pixels(file)
+    except (HRSAMError, MemoryError):
+        raise
+    # Pillow's decoders answer broken data with errors of any kind.
+    except Exception as error:
+        raise unreadable(path, error) from error
+    if orientation in ORIENTATIONS:
+        logger.warning(
+            "%s says that it is to be shown %s (EXIF orientation %d); it is opened as it is "
+            "stored, as napari does: rows and columns count from the first stored pixel",
+            path,
+            ORIENTATIONS[orientation],
+            orientation,
+        )
+    return pixels
+
+
+def open_picture(source: Path | BinaryIO) -> Image.Image:
+    """Open a picture with Pillow, whose own limit of about 179 million pixels does not count."""
+    with _unlimited:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def require_picture_size(
+    path: Path, num_bytes: int, size_xy: tuple[int, int] | None = None
+) -> None:
+    """Refuse a picture that would take too much memory as a whole.
+
+    Raises
+    ------
+    ImageError
+        If it takes more than `MAX_PICTURE_BYTES`.
+    """
+    if num_bytes > MAX_PICTURE_BYTES:
+        shown = "" if size_xy is None else f" ({size_xy[0]:,} x {size_xy[1]:,} px)"
         raise ImageError(
-            f"expected an image (TIFF, PNG, JPEG, .npy, ...), but {path} cannot be read "
-            f"({type(error).__name__}: {error}); it may be damaged or of another format"
-        ) from error
-    # A single plane of a stack, or a single channel, is a plane.
-    while array.ndim > (3 if stack else 2) and 1 in array.shape:
-        array = array.squeeze(array.shape.index(1))
-    if array.ndim == 2 or (array.ndim == 3 and (stack or array.shape[2] in (3, 4))):
-        return array
-    raise ImageError(
-        f"expected one plane, (y, x) grey or (y, x, 3 or 4) RGB(A), got shape {array.shape} in "
-        f"{path}; save the plane to work on as a file of its own, or name the axis that holds the "
-        "channels"
+            f"expected at most {MAX_PICTURE_BYTES // 2**30} GiB of pixels in a file that can only "
+            f"be read as a whole, got {num_bytes / 2**30:.1f} GiB{shown} in {path}; save it as a "
+            "tiled TIFF or as an OME-Zarr, which are read part by part"
+        )
+
+
+def unreadable(path: Path, error: Exception) -> ImageError:
+    """Say why a file cannot be read, and what to do."""
+    start = (
+        f"expected an image (TIFF, PNG, JPEG, .npy, ...), but {path} cannot be read "
+        f"({type(error).__name__}: {error})"
     )
+    if "imagecodecs" in str(error) and importlib.util.find_spec("imagecodecs") is None:
+        return ImageError(f"{start}; install its codecs with: pip install imagecodecs")
+    if isinstance(error, PermissionError):
+        return ImageError(f"{start}; have its permissions changed, or copy it")
+    if isinstance(error, NotImplementedError | ImportError) or "not supported" in str(error):
+        return ImageError(
+            f"{start}; it is of a kind that cannot be decoded here: save it with another "
+            "compression, such as Deflate, and 8, 16 or 32 bits per sample"
+        )
+    return ImageError(f"{start}; it may be damaged or of another format")
+
+
+def _pixels(file: Image.Image) -> NDArray[Any]:
+    if file.mode in _PLAIN or file.mode.startswith("I"):
+        return np.asarray(file)
+    has_alpha = file.mode in ("LA", "La", "PA", "RGBa") or "transparency" in file.info
+    return np.asarray(file.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _orientation(file: Image.Image) -> int:
+    """Return the EXIF orientation, 1 if there is none that can be read."""
+    try:
+        return int(file.getexif().get(_EXIF_ORIENTATION, 1))
+    # Damaged EXIF is no reason to refuse the pixels.
+    except (ValueError, TypeError, SyntaxError, OSError, KeyError, struct.error) as error:
+        logger.debug("the EXIF data of a picture cannot be read: %s", error)
+        return 1
 
 
 def write_image(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
 from napari_hrsam.storage.arrange import arrange
+from napari_hrsam.storage.array_kinds import adapted, known_shape
 from napari_hrsam.storage.colours import Channels, Limits, Shown, shown_channels
 from napari_hrsam.storage.limits import find_limits
 from napari_hrsam.storage.stored import AxisOrder, chunk_shape, stored_levels
@@ -41,7 +42,7 @@ class LayerImage:
     shown : (red, green, blue)
         The channel shown as each colour.
     contrast_limits : (low, high), one such pair per shown channel, or None
-        None: to be found from the coarsest level.
+        None: to be found from the pixels.
     is_separate : bool
         Whether channels are separate, so that each has limits of its own.
     name : str
@@ -86,7 +87,7 @@ class LayerImage:
         )
         if self.contrast_limits is not None and stored[-1].dtype.kind == "f":
             # Limits that napari gave to an image of NaN say nothing.
-            find_limits(stored[-1], self.shown, separate=self.is_separate)
+            find_limits(stored, self.shown, separate=self.is_separate)
         return PyramidImage(stored, self.shown, self.contrast_limits, separate=self.is_separate)
 
     def plain(self) -> PyramidImage:
@@ -186,7 +187,7 @@ def _take_one(
             "out, or add the image to the viewer again"
         )
     arrays = levels_of(layer)
-    shape = tuple(int(length) for length in arrays[0].shape)
+    shape = known_shape(arrays[0])
     if 0 in shape:
         raise ImageError(f"expected pixels, but the image '{layer.name}' is empty: shape {shape}")
     order, shown = arrange(shape, bool(layer.rgb), channel_axis, channels)
@@ -258,10 +259,10 @@ class _StackedChannels:
     """Arrays of one channel each as one array with a channel axis in front; read when indexed."""
 
     def __init__(self, channels: Sequence[Any]) -> None:
-        self._channels = tuple(channels)
+        self._channels = tuple(adapted(channel) for channel in channels)
         self.first = channels[0]
-        self.shape = (len(self._channels), *(int(n) for n in channels[0].shape))
-        self.dtype = np.result_type(*(np.dtype(channel.dtype) for channel in channels))
+        self.shape = (len(self._channels), *self._channels[0].shape)
+        self.dtype = np.result_type(*(channel.dtype for channel in self._channels))
         self.ndim = len(self.shape)
         chunks = chunk_shape(channels[0])
         self.chunks = None if chunks is None else (1, *chunks)

@@ -1,10 +1,10 @@
-"""Brightness limits of a whole image, found from its coarsest stored level."""
+"""Brightness limits of a whole image, found from a coarse stored level."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ MAX_WHOLE = 4_000_000
 WINDOWS = ((8, 128), (24, 64))
 """Windows along each axis and their side, for a level too large to be read: first try, second."""
 
+MIN_PIXELS = 2**14
+"""Pixels of a level that stand for an image: means over fewer do not reach its extremes."""
+
 MAX_PLANES = 4
 """Planes of a stack that are looked at."""
 
@@ -30,15 +33,28 @@ STRIP_PIXELS = 2_000_000
 """Pixels looked at together when a whole array in memory is searched."""
 
 
+def telling_level(levels: Sequence[StoredLevel]) -> StoredLevel:
+    """Choose the coarsest level that has enough pixels to stand for the image.
+
+    Parameters
+    ----------
+    levels : sequence of StoredLevel
+        Finest first.
+    """
+    return next(
+        (level for level in reversed(levels) if math.prod(level.shape_yx) >= MIN_PIXELS), levels[0]
+    )
+
+
 def find_limits(
-    level: StoredLevel, shown: Shown, *, separate: bool
+    levels: Sequence[StoredLevel], shown: Shown, *, separate: bool
 ) -> tuple[tuple[float, float], ...]:
     """Choose the values shown as black and white for each colour.
 
     Parameters
     ----------
-    level : StoredLevel
-        The coarsest level of the image.
+    levels : sequence of StoredLevel
+        All of the image, finest first; the coarsest with `MIN_PIXELS` is looked at.
     shown : (red, green, blue)
         The channel shown as each colour.
     separate : bool
@@ -48,14 +64,16 @@ def find_limits(
     -------
     ((low, high), (low, high), (low, high))
         uint8 RGB as it is, bool from False to True, else the 0.1 and 99.9 percentiles of a sample.
-        A level that is neither in memory nor small is sampled in windows spread over it.
+        Missing pixels do not count. A level that is neither in memory nor small is sampled in
+        windows spread over it.
 
     Raises
     ------
     ImageError
         If no pixel looked at is finite.
     """
-    dtype = level.dtype
+    level = telling_level(levels)
+    dtype = level.native_dtype
     if dtype == np.bool_ or (dtype == np.uint8 and len(set(shown)) > 1 and not separate):
         return ((0.0, 1.0 if dtype == np.bool_ else 255.0),) * 3
     found: dict[int, tuple[float, float]] = {}
@@ -99,7 +117,27 @@ def _lazy(level: StoredLevel, channels: tuple[int, ...]) -> tuple[float, float]:
         low, high = _percentiles(np.concatenate([part.reshape(-1) for part in parts]))
         if low < high:
             return low, high
-    return _widened(*_finite_range(iter(parts), level))
+    if any(np.isfinite(part).any() for part in parts):
+        return _widened(*_finite_range(iter(parts), level))
+    # All that was looked at is missing: what there is lies between the windows.
+    return _widened(*_finite_range(_first_finite(level, planes, channels), level))
+
+
+def _first_finite(
+    level: StoredLevel, planes: list[tuple[int, ...]], channels: tuple[int, ...]
+) -> Iterator[NDArray[np.generic]]:
+    """Go through a level until enough of it is finite; yield those parts."""
+    height, width = level.shape_yx
+    rows = max(level.chunk_yx[0], STRIP_PIXELS // width, 1)
+    num_found = 0
+    for plane, y in itertools.product(planes, range(0, height, rows)):
+        part = level.read(Box(y, 0, min(y + rows, height), width), plane, channels)
+        num_finite = int(np.isfinite(part).sum())
+        if num_finite:
+            yield part
+        num_found += num_finite
+        if num_found >= MIN_PIXELS:
+            return
 
 
 def _planes(plane_shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -69,19 +69,17 @@ class DerivedLevel:
             source.factor_yx[1] * DERIVED_FACTOR,
         )
         self.working_dtype = source.working_dtype
-        # Blocks hold whole chunks of the source where those are not huge: none is read twice.
-        side = min(1024, max(256, math.ceil(max(source.chunk_yx) / DERIVED_FACTOR)))
-        self.chunk_yx = (side, side)
+        self.chunk_yx = _block_shape(source.chunk_yx)
         self._blocks: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, box: Box, plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
         """Read a box of one plane as in `StoredLevel.read`, in `working_dtype`."""
         pixels = np.empty((*box.shape_yx, len(channels)), self.working_dtype)
-        side = self.chunk_yx[0]
-        for row in range(box.y0 // side, math.ceil(box.y1 / side)):
-            for column in range(box.x0 // side, math.ceil(box.x1 / side)):
-                whole = Box(row * side, column * side, (row + 1) * side, (column + 1) * side)
+        high, wide = self.chunk_yx
+        for row in range(box.y0 // high, math.ceil(box.y1 / high)):
+            for column in range(box.x0 // wide, math.ceil(box.x1 / wide)):
+                whole = Box(row * high, column * wide, (row + 1) * high, (column + 1) * wide)
                 block, part = self._block(whole, plane, channels), whole.intersection(box)
                 to, start = part.shifted(-box.y0, -box.x0), part.shifted(-whole.y0, -whole.x0)
                 pixels[to.slices] = block[start.slices]
@@ -104,6 +102,21 @@ class DerivedLevel:
             while len(self._blocks) > most:
                 self._blocks.popitem(last=False)
         return block
+
+
+def _block_shape(chunk_yx: tuple[int, int]) -> tuple[int, int]:
+    """Choose blocks that hold whole chunks of the source, so that none is read twice.
+
+    About square, but for chunks that are far longer than wide, such as strips; huge chunks are
+    read for several blocks.
+    """
+    high, wide = (math.ceil(length / DERIVED_FACTOR) for length in chunk_yx)
+    area = min(1024**2, max(256**2, high * wide))
+    if wide > 256:
+        wide = min(wide, area // min(high, 1024))
+        return max(1, min(1024, max(high, area // wide))), wide
+    high = min(max(high, 256), area)
+    return high, max(wide, area // high)
 
 
 def with_coarse_levels(stored: Sequence[StoredLevel]) -> tuple[Level, ...]:

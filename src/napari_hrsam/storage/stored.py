@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.array_kinds import adapted
 
 MAX_CHUNK_BYTES = 512 * 2**20
 """An image whose smallest readable part is larger cannot be read in little memory."""
@@ -85,6 +86,12 @@ class StoredLevel:
     def dtype(self) -> np.dtype[Any]:
         """Type of the pixels."""
         dtype: np.dtype[Any] = np.dtype(self.data.dtype)
+        return dtype
+
+    @property
+    def native_dtype(self) -> np.dtype[Any]:
+        """Type of the pixels in the file or array; `dtype` is a float where some are missing."""
+        dtype: np.dtype[Any] = np.dtype(getattr(self.data, "native_dtype", self.data.dtype))
         return dtype
 
     @property
@@ -208,7 +215,7 @@ def stored_levels(
     Parameters
     ----------
     arrays : sequence of array-likes
-        Finest first.
+        Finest first. Masked pixels are read as NaN.
     order : AxisOrder
         Of all of them.
     factors_yx : sequence of (float, float), optional
@@ -223,6 +230,7 @@ def stored_levels(
         If the arrays are not levels of one image, pixels are no numbers, or a shape or chunk
         cannot be read in bounded memory.
     """
+    arrays = [adapted(array) for array in arrays]
     first = arrays[0]
     plane_shape = tuple(int(first.shape[axis]) for axis in order.planes)
     levels: list[StoredLevel] = []

@@ -62,12 +62,12 @@ class PyramidImage:
     separate : bool
         Whether channels are separate, so that each has limits of its own.
     ome : OmeImage, optional
-        What an OME-Zarr says of itself.
+        What a file says of itself.
 
     Attributes
     ----------
     ome : OmeImage or None
-        Path, axes, scales and units of an OME-Zarr image.
+        Path, axes, scales and units of an OME-Zarr image, or of a TIFF that tells its pixel size.
 
     Raises
     ------
@@ -88,8 +88,9 @@ class PyramidImage:
         self._stored = tuple(stored)
         self._levels = with_coarse_levels(self._stored)
         self._shown = shown
+        self._channels = tuple(sorted({channel for channel in shown if channel is not None}))
         if contrast_limits is None:
-            self._limits = find_limits(self._stored[-1], shown, separate=separate)
+            self._limits = find_limits(self._stored, shown, separate=separate)
         else:
             num_shown = sum(channel is not None for channel in shown)
             self._limits = spread_limits(contrast_limits, num_shown, shown)
@@ -153,16 +154,75 @@ class PyramidImage:
         ImageReadError
             If pixels cannot be read.
         """
+        return self.read_present(tile, fill)[0]
+
+    @property
+    def may_lack_pixels(self) -> bool:
+        """Whether pixels may be missing: NaN, infinite, masked or declared to be no data."""
+        return self._stored[0].dtype.kind == "f"
+
+    def read_present(
+        self, tile: Tile, fill: tuple[int, int, int] = MEAN_RGB
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Read the pixels of one tile, and tell which are present.
+
+        Parameters
+        ----------
+        tile, fill
+            As in `read`.
+
+        Returns
+        -------
+        pixels : (size, size, 3) uint8
+        present : (size, size) bool, or None
+            False where everything under a pixel is missing; True outside the image. None: no pixel
+            of the image can be missing.
+
+        Raises
+        ------
+        PromptError, ImageReadError
+            As in `read`.
+        """
         plane = self._checked_plane(tile.plane)
         pixels = np.empty((tile.size_px, tile.size_px, 3), np.uint8)
         pixels[:] = fill
+        present = np.ones(pixels.shape[:2], np.bool_) if self.may_lack_pixels else None
         if tile.box0.clip(self.shape_yx).area == 0:
-            return pixels
+            return pixels, present
         parts = self._averaged(tile, plane) if tile.level >= 0 else self._enlarged(tile, plane)
         for (row, column), values in parts:
             height, width = values.shape[:2]
-            pixels[row : row + height, column : column + width] = np.rint(values * 255.0)
-        return pixels
+            place = slice(row, row + height), slice(column, column + width)
+            pixels[place] = np.rint(values[..., :3] * 255.0)
+            if present is not None:
+                # Enlarged pixels are between those that are present and those that are not.
+                present[place] = values[..., 3] > (0 if tile.level >= 0 else 0.5)
+        return pixels, present
+
+    def present(self, box: Box, plane: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+        """Tell which level-0 pixels are present.
+
+        Parameters
+        ----------
+        box : Box
+            Level-0 pixels, inside the image.
+        plane : tuple of int
+            As in ``Tile.plane``.
+
+        Returns
+        -------
+        (box.height, box.width) bool
+            False where every shown channel is missing.
+
+        Raises
+        ------
+        PromptError, ImageReadError
+            As in `read`.
+        """
+        plane = self._checked_plane(plane)
+        if not self.may_lack_pixels:
+            return np.ones(box.shape_yx, np.bool_)
+        return _any_finite(self._stored[0].read(box, plane, self._channels))
 
     def num_stored_px(self, tile: Tile) -> int:
         """Count the stored pixels under a tile at the level that it would be read from.
@@ -188,8 +248,9 @@ class PyramidImage:
             )
         raise PromptError(
             f"expected a plane with one index per axis of lengths {sizes}, got {plane}; say e.g. "
-            f"plane={tuple(size // 2 for size in sizes)}, or if one of these axes holds channels, "
-            "open the image with channel_axis"
+            f"plane={tuple(size // 2 for size in sizes)} (--plane "
+            f"{','.join(str(size // 2) for size in sizes)} on the command line), or if one of "
+            "these axes holds channels, open the image with channel_axis (--channel-axis)"
         )
 
     def _averaged(
@@ -235,10 +296,15 @@ class PyramidImage:
         yield (0, 0), enlarge(values, 1, factor, inside.x0 - read.x0, inside.width)
 
     def _values(self, level: Level, box: Box, plane: tuple[int, ...]) -> NDArray[np.float32]:
-        """Read a box as (rows, columns, 3) float32 between the limits (0) and (1)."""
-        values = np.zeros((*box.shape_yx, 3), np.float32)
-        channels = tuple(sorted({channel for channel in self._shown if channel is not None}))
+        """Read a box as (rows, columns, 3) float32 between the limits (0) and (1).
+
+        Where pixels may be missing, a fourth value is 1 for those that are present.
+        """
+        values = np.zeros((*box.shape_yx, 4 if self.may_lack_pixels else 3), np.float32)
+        channels = self._channels
         pixels = level.read(box, plane, channels)
+        if self.may_lack_pixels:
+            values[..., 3] = _any_finite(pixels)
         grey = len(set(self._shown)) == 1
         for colour, channel in enumerate(self._shown):
             if channel is None:
@@ -311,6 +377,12 @@ class ArrayImage(PyramidImage):
             contrast_limits,
             separate=channel_axis is not None,
         )
+
+
+def _any_finite(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether any channel of a pixel is finite, for (rows, columns, channels)."""
+    finite: NDArray[np.bool_] = np.isfinite(pixels).any(axis=2)
+    return finite
 
 
 def _parts(whole: Box, level: Level, ratio: tuple[float, float]) -> Iterator[Box]:

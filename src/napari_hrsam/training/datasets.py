@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -230,7 +230,9 @@ def _tar_members(path: Path) -> list[Blob]:
             f"{path} is truncated: it ends after {size_bytes} bytes without the end-of-archive "
             "mark; download it again"
         )
-    return [Blob(path, m.name, m.offset_data, m.size) for m in members if m.isfile()]
+    # Hidden members are no samples: the tar of macOS adds ._NAME for every NAME.
+    shown = (m for m in members if m.isfile() and not PurePosixPath(m.name).name.startswith("."))
+    return [Blob(path, m.name, m.offset_data, m.size) for m in shown]
 
 
 def _has_end_mark(path: Path, last_byte: int) -> bool:
@@ -320,4 +322,9 @@ def _pair(image: Path, masks: dict[str, Path]) -> tuple[Path, Path]:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; expected the masks of {folder.parent}/images")
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    # Hidden files are no pictures: macOS leaves ._NAME.png beside NAME.png on other disks.
+    return sorted(
+        f
+        for f in folder.iterdir()
+        if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
+    )

@@ -14,6 +14,8 @@ from PIL import Image
 from napari_hrsam.errors import DataError
 
 _PLAIN_MODES = frozenset({"1", "L", "F", "RGB", "RGBA"})
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+_LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg"})
 _MAX_LABEL = np.iinfo(np.int32).max
 
 
@@ -108,7 +110,7 @@ def decode_labels(blob: Blob) -> NDArray[np.int32]:
     Raises
     ------
     DataError
-        If it is not a readable mask of whole numbers >= 0.
+        If it is not a readable mask of whole numbers >= 0, or compressed with loss.
     """
     pixels = _decode(blob, colour=False)
     if pixels.ndim != 2:
@@ -160,19 +162,29 @@ def _decode(blob: Blob, *, colour: bool) -> NDArray[Any]:
             raise DataError(f"{blob} is not a readable .npy array ({error})") from error
         return np.asarray(array)
     with _open(blob) as image:
+        if not colour and (
+            image.format in _LOSSY_FORMATS or image.info.get("compression") in _LOSSY_TIFF
+        ):
+            raise DataError(
+                f"mask {blob} is compressed with loss ({image.format}), which changes the numbers "
+                "of objects; expected PNG, TIFF, BMP or .npy: save the mask anew from where it was "
+                "made, not from this file"
+            )
         try:
             if not colour or image.mode in _PLAIN_MODES or image.mode.startswith("I"):
                 return np.asarray(image)
             return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
-        # Pillow answers broken data with SyntaxError (PNG) and EOFError as well.
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        # Pillow's decoders answer broken data with errors of any kind.
+        except Exception as error:
             raise _unreadable(blob, error) from error
 
 
 def _open(blob: Blob) -> Image.Image:
     try:
         return Image.open(io.BytesIO(blob.read()))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:
         raise _unreadable(blob, error) from error
 
 
