@@ -338,7 +338,7 @@ def test_an_error_is_reported_once_and_the_session_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("zoom", "level"), [(0.05, 2), (0.3, 1), (0.5, 1), (1.0, 0), (2.0, -1), (4.0, -2), (40.0, -2)]
+    ("zoom", "level"), [(0.05, 2), (0.3, 1), (0.5, 1), (1.0, 0), (2.0, -1), (4.0, -1), (40.0, -1)]
 )
 def test_the_zoom_gives_the_level(
     controller: SegmentController, viewer: ViewerModel, zoom: float, level: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.utils.transforms import Affine
 
-from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
+from napari_hrsam.geometry import coarsest_level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ def view_level(
     """Level of the first look at what is on screen: the coarsest that is as fine as the screen.
 
     It does not depend on the size of the window. The session looks again at objects that are small
-    or large at this level.
+    or large at this level. Beyond twofold enlargement, a first look finds parts of the object.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def view_level(
     Returns
     -------
     int
-        From -2 (level 0 enlarged four times) to the level at which the image fits into one tile.
+        From -1 (level 0 enlarged twice) to the level at which the image fits into one tile.
     """
-    level = math.floor(math.log2(max(pixels_per_screen_pixel(viewer, layer), 2.0**FINEST_LEVEL)))
+    level = math.floor(math.log2(max(pixels_per_screen_pixel(viewer, layer), 0.5)))
     return min(level, coarsest_level(shape_yx, tile_px))
 
 
