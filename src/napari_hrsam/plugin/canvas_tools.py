@@ -53,6 +53,11 @@ class CanvasTools:
         return self._is_paused
 
     @property
+    def is_on(self) -> bool:
+        """Whether mouse and keys are ours now."""
+        return self._is_on
+
+    @property
     def is_3d(self) -> bool:
         """Whether the view is 3-D, where a click has no unique place."""
         return bool(self._viewer.dims.ndisplay == 3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from napari.layers import Labels
 
+from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.coordinates import place, placement
 from napari_hrsam.plugin.level_view import LabelView
 from napari_hrsam.plugin.targets import FOLDER_KEY, MemoryTarget
@@ -36,6 +37,9 @@ class ObjectsLayer(Protocol):
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""
+
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
 
     @property
     def is_disposable(self) -> bool:
@@ -93,6 +97,11 @@ class MemoryObjects:
             self._is_stale = False
             is_small = self.layer.data.size <= MAX_THUMBNAIL_PIXELS
             self.layer.refresh(extent=False, thumbnail=is_small, highlight=False)
+
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:  # noqa: ARG002  it is flat
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
+        y, x = pixel_of(point_yx)
+        return int(self.layer.data[y, x])
 
     def move_with_image(self) -> None:
         """Follow the image, but leave the user's own layer where it is."""
@@ -158,6 +167,13 @@ class StoredObjects:
         """Have what changed read again when it is drawn."""
         self._view.edited(edit.box, edit.plane)
         self._is_stale = True
+
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
+        finest = self._view.levels[0]
+        y, x = pixel_of(point_yx)
+        place = plane[len(plane) - (finest.ndim - 2) :] if finest.ndim > 2 else ()
+        return int(np.asarray(finest[(*place, slice(y, y + 1), slice(x, x + 1))]).item())
 
     def refresh(self) -> None:
         """Draw what was edited since the last time."""
