@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_hrsam.errors import PromptError
+from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.plugin.coordinates import box_between
 from napari_hrsam.plugin.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.mouse import ClickTool
+from napari_hrsam.plugin.objects_layer import MemoryObjects
 from napari_hrsam.plugin.session_port import SessionPort
 from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, LOOKING, Phase
+from napari_hrsam.storage.image_files import write_labels
 
 if TYPE_CHECKING:
     import napari.components
+    import numpy as np
+    from numpy.typing import NDArray
 
     from napari_hrsam.plugin.session_display import GivenUp, SessionDisplay
     from napari_hrsam.plugin.session_layers import SessionLayers
@@ -223,6 +229,50 @@ class SegmentController(SessionPort):
         else:
             self._link.redo()
 
+    @property
+    def has_objects_in_memory(self) -> bool:
+        """Whether the objects are in a Labels layer in memory."""
+        return self.layers is not None and isinstance(self.layers.objects, MemoryObjects)
+
+    def path_beside_image(self) -> Path | None:
+        """Return a new file for the objects beside the image's own; None if it has none."""
+        layer = self.image_layer
+        source = None if layer is None else layer.source.path
+        if not source or "://" in str(source):
+            return None
+        image, number = Path(source), 1
+        stem = image.name.split(".")[0]
+        path = image.with_name(f"{stem}-objects.tif")
+        while path.exists():
+            number += 1
+            path = image.with_name(f"{stem}-objects-{number}.tif")
+        return path
+
+    def save_objects(self, path: Path) -> None:
+        """Write the layer with the objects, after the commits asked for, as a label TIFF.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or its objects are on disk already.
+        """
+        layers = self._ready().layers
+        if not self.has_objects_in_memory:
+            raise SessionError(
+                "expected objects in a layer in memory, but these are on disk; export them with "
+                "napari-hrsam labels export"
+            )
+        array = layers.target.data
+
+        def receive(future: Future[None]) -> None:
+            error = future.exception()
+            if error is None:
+                self._update(message=f"The objects were saved as {path}.", is_error=False)
+            else:
+                self.report(error)
+
+        self._link.submit(partial(_write, path, array), receive)
+
     # ------------------------------------------------------------------ how it works
 
     def set_subtracting(self, is_subtracting: bool) -> None:
@@ -306,3 +356,13 @@ class SegmentController(SessionPort):
         is_active = bool(self._viewer.layers.selection.active == layers.target)
         is_painting = is_active and str(layers.target.mode) != "pan_zoom"
         return is_painting and layers.objects.is_paintable
+
+
+def _write(path: Path, labels: NDArray[np.integer]) -> None:
+    try:
+        write_labels(path, labels)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path}: {error}; save the "
+            "layer elsewhere (File > Save)"
+        ) from error

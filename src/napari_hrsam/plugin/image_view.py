@@ -102,10 +102,7 @@ class ImageView:
             for label, index, size in zip(labels, plane, self._plane_shape, strict=True)
             if size > 1
         ]
-        return ", ".join(
-            f"{'plane' if len(long) == 1 and label.startswith('axis ') else label} {index}"
-            for label, index in long
-        )
+        return ", ".join(f"{_axis_name(label, len(long))} {index}" for label, index in long)
 
     def covering(self, world: Sequence[float]) -> Image | None:
         """Return the image layer that hides this one at a world position, if there is one."""
@@ -175,3 +172,11 @@ def _holds(viewer: napari.components.ViewerModel, layer: Image, world: Sequence[
         return False
     position = layer_position(viewer, layer, world)
     return bool(((position > -0.5) & (position < np.asarray(shape) - 0.5)).all())
+
+
+def _axis_name(label: str, num_axes: int) -> str:
+    """Name an axis; the labels that napari makes up are numbers."""
+    number = label.removeprefix("axis ")
+    if not number.lstrip("-").isdigit():
+        return label
+    return "plane" if num_axes == 1 else f"axis {number}"

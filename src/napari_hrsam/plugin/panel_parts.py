@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QResizeEvent
 
 
+MIN_WIDTH_PX = 300
+
+
 class Bell(QObject):
     """Carries "there is something to deliver" from the inference thread to the panel's thread."""
 
@@ -79,8 +82,8 @@ class Column(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setWidget(content)
         self._content = content
+        self.setWidget(content)
         self._widen()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  Qt's name
@@ -91,7 +94,8 @@ class Column(QScrollArea):
 
     def _widen(self) -> None:
         bar_px = self.verticalScrollBar().sizeHint().width()
-        self.setMinimumWidth(self._content.minimumSizeHint().width() + bar_px)
+        needed_px = self._content.minimumSizeHint().width() + bar_px
+        self.setMinimumWidth(max(MIN_WIDTH_PX, needed_px))
 
 
 class QuietInput(QObject):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_warning
@@ -13,6 +14,7 @@ from qtpy.QtWidgets import (
     QApplication,
     QButtonGroup,
     QComboBox,
+    QFileDialog,
     QLabel,
     QProgressBar,
     QSpinBox,
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_WIDTH_PX = 300
 PROGRESS_STEPS = 1000
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 KEY_HELP = (
@@ -129,7 +130,6 @@ class SegmentWidget(QWidget):
     # ------------------------------------------------------------------ building
 
     def _build(self) -> None:
-        self.setMinimumWidth(MIN_WIDTH_PX)
         column = Column([self._build_input(), self._build_drawing(), self._build_help()])
         boxes: list[QComboBox | QSpinBox] = column.findChildren(QComboBox)
         boxes += column.findChildren(QSpinBox)
@@ -205,12 +205,18 @@ class SegmentWidget(QWidget):
             "Redo [Ctrl+Shift+Z]", "Repeat what was taken back", partial(guard, controller.redo)
         )
         self.count_label = QLabel()
+        self.save_button = button(
+            "Save the objects beside the image",
+            "Write the layer with the objects as a TIFF into the folder of the image's file",
+            partial(guard, self._save),
+        )
         self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         section.form.addRow(self.box_button)
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
+        section.form.addRow(self.save_button)
         section.form.addRow(self.level_box)
         return section
 
@@ -310,6 +316,8 @@ class SegmentWidget(QWidget):
         self.cancel_button.setEnabled(is_ready and state.num_prompts > 0)
         self.undo_button.setEnabled(is_ready and (state.can_undo or state.num_prompts > 0))
         self.redo_button.setEnabled(is_ready and state.can_redo)
+        # On disk and beside the image is where objects of large images are anyway.
+        self.save_button.setVisible(is_ready and self.controller.has_objects_in_memory)
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
         self.message_label.setText(shown_message(state))
         self.message_label.setToolTip(state.message if state.is_error else "")
@@ -380,6 +388,14 @@ class SegmentWidget(QWidget):
         named = [layer for layer in self._choices.targets([]) if layer.name == wanted]
         self.target_box.choose(named[0] if named else None)
         self._restart()
+
+    def _save(self) -> None:
+        path = self.controller.path_beside_image()
+        if path is None:
+            chosen, _ = QFileDialog.getSaveFileName(self, "Save the objects", "objects.tif")
+            path = Path(chosen) if chosen else None
+        if path is not None:
+            self.controller.save_objects(path)
 
     def _switch(self) -> None:
         """Go over to the image that lies on top."""

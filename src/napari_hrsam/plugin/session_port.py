@@ -32,7 +32,13 @@ from napari_hrsam.plugin.state import (
     describe_outline,
     describe_step,
 )
-from napari_hrsam.plugin.targets import MemoryTarget, Target, default_target, resolve_target
+from napari_hrsam.plugin.targets import (
+    MemoryTarget,
+    Target,
+    default_target,
+    kept_array,
+    resolve_target,
+)
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 
     from napari_hrsam.plugin.keys import Action
     from napari_hrsam.plugin.mouse import ClickTool
-    from napari_hrsam.plugin.session_jobs import Answer, Opened
+    from napari_hrsam.plugin.session_jobs import Answer, LabelsPlace, Opened
     from napari_hrsam.plugin.strokes import Strokes
     from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 
@@ -166,7 +172,11 @@ class SessionPort(ModelPort):
         self._watch.start(image.layers)
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
-        place = resolved.array if isinstance(resolved, MemoryTarget) else resolved
+        place: LabelsPlace
+        if isinstance(resolved, MemoryTarget):
+            place = kept_array(resolved, image.layer, self._viewer.layers)
+        else:
+            place = resolved
         self._link.open(image.image, place, request)
 
     def stop(self, message: str = HINT_START) -> None:
@@ -257,12 +267,15 @@ class SessionPort(ModelPort):
         except HRSAMError as error:
             self.open_failed(error)
             return
-        folder = "" if opened.labels is None else str(opened.labels.file.folder)
+        file = opened.copy if opened.labels is None else opened.labels.file
+        folder = "" if file is None else str(file.folder)
         self._display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
         self._watch.add(self._display.layers.all)
         self._display.layers.preview.layer.events.paint.connect(self._on_paint)
         self._tools.start(self._display.layers.all)
         where = f"Objects are kept in {folder}. " if folder else ""
+        if opened.why_no_copy:
+            where = f"Objects are kept in memory only: {opened.why_no_copy}. "
         self._update(
             phase=Phase.READY,
             model=opened.model,
@@ -280,7 +293,7 @@ class SessionPort(ModelPort):
         assert self._input is not None
         if opened.labels is None:
             assert isinstance(self._target, MemoryTarget)
-            return MemoryObjects(self._viewer, self._input.layer, self._target)
+            return MemoryObjects(self._viewer, self._input.layer, self._target, opened.copy)
 
         def report(error: HRSAMError) -> None:
             # It was found on whatever thread draws.
