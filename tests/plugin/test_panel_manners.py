@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from test_panel_mouse_keys import RIGHT, drag
 
 from napari_hrsam.plugin.controller import SegmentController
+from napari_hrsam.plugin.objects_layer import bright_colors
 from napari_hrsam.plugin.state import shown_message
 from napari_hrsam.plugin.targets import COPY_KEY, NewLayer
 
@@ -21,6 +22,7 @@ INSIDE, BESIDE = (30, 30), (5, 5)
 
 def line(controller: SegmentController) -> str:
     controller.wait()
+    controller.deliver()
     return shown_message(controller.state)
 
 
@@ -61,8 +63,9 @@ def test_strokes_of_any_label_show_and_count(started: SegmentController) -> None
     assert (colors[1:] == colors[1]).all()
     assert colors[1, 3] == 1
     preview.layer.selected_label = 7
-    preview.layer.brush_size = 6
-    preview.layer.paint((50, 50), 7)
+    preview.layer.brush_size = 1
+    free = tuple(np.argwhere(preview.pixels == 0)[0])
+    preview.layer.paint(free, 7)
     assert line(started) != before
     count = int(np.count_nonzero(preview.pixels))
     assert f"{count:,} pixels" in line(started)
@@ -173,6 +176,7 @@ def test_commits_are_on_disk_and_taken_up_again(
     viewer: ViewerModel,
     pixels: NDArray[np.uint8],
     labels_folder: Path,
+    model: Any,
 ) -> None:
     image = viewer.add_image(pixels, rgb=True, name="scene")
     viewer.scene.camera.zoom = 1.0
@@ -189,8 +193,7 @@ def test_commits_are_on_disk_and_taken_up_again(
     assert set(np.unique(committed)) == {0, 1}
     # As after a crash: the layer is gone, and nothing was saved.
     viewer.layers.clear()
-    controller.wait = lambda *_: None  # type: ignore[method-assign]
-    again = SegmentController(viewer, load_model=controller._link._jobs._load_model)
+    again = SegmentController(viewer, load_model=lambda *_, **__: model)
     controller.close()
     controller.join()
     again.start(viewer.add_image(pixels, rgb=True, name="scene"))
@@ -200,7 +203,7 @@ def test_commits_are_on_disk_and_taken_up_again(
     again.click(BESIDE)
     again.commit()
     again.wait()
-    assert set(np.unique(again.layers.target.data)) == {0, 1, 3}, "a number is used once"
+    assert set(np.unique(again.layers.target.data)) == {1, 3}, "a number is used once"
     first = again.layers.target
     again.start(viewer.layers["scene"], target=NewLayer())
     again.wait()
@@ -241,9 +244,41 @@ def test_the_users_layer_is_left_alone_by_the_copy(
     own[0, 0] = 9
     layer: Labels = viewer.add_labels(own, name="mine")
     controller.start(image, target=layer)
+    controller.wait()
     controller.click(INSIDE)
     controller.commit()
     controller.wait()
     assert layer.data[0, 0] == 9
     assert layer.data[INSIDE] == 10
     assert COPY_KEY not in layer.metadata
+
+
+def test_a_click_while_loading_is_answered(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(pixels, rgb=True)
+    controller.start()
+    drag(viewer, INSIDE)
+    assert "Still loading" in shown_message(controller.state)
+    controller.wait()
+    assert controller.state.num_prompts == 0
+    drag(viewer, INSIDE)
+    assert "pixels" in line(controller)
+    controller.stop()
+    drag(viewer, INSIDE)
+    assert controller.state.num_prompts == 0
+
+
+def test_channels_that_count_as_columns_are_told(
+    controller: SegmentController, viewer: ViewerModel
+) -> None:
+    viewer.add_image(np.random.default_rng(0).random((40, 50, 2)), name="two")
+    controller.start()
+    assert "last axis of 'two', of 2, counts as columns" in line(controller)
+
+
+def test_colours_of_labels_are_bright() -> None:
+    colors = bright_colors().map(np.arange(1, 60, dtype=np.uint32))
+    assert (colors[:, :3].max(axis=1) > 0.99).all()
+    assert (colors[:, 3] == 1).all()
+    assert bright_colors().map(np.zeros(1, np.uint32))[0, 3] == 0

@@ -68,6 +68,11 @@ class CanvasTools:
         self._layers = list(layers)
         self._update()
 
+    def listen(self) -> None:
+        """Take clicks already, to say that nothing is ready yet."""
+        if not self._is_paused and not self.is_3d:
+            self._tool.start()
+
     def stop(self) -> None:
         """End, and give mouse and keys back."""
         self._layers = []
@@ -89,6 +94,8 @@ class CanvasTools:
 
     def _update(self) -> None:
         is_on = bool(self._layers) and not self._is_paused and not self.is_3d
+        if not is_on:
+            self._tool.stop()
         if is_on == self._is_on:
             return
         self._is_on = is_on
@@ -97,5 +104,4 @@ class CanvasTools:
             for owner in (self._viewer, *self._layers):
                 self._keys.bind(owner)
         else:
-            self._tool.stop()
             self._keys.unbind()

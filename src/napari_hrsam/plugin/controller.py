@@ -107,6 +107,9 @@ class SegmentController(SessionPort):
         The first click of an object that lies on a committed one is not taken, but tells of it; a
         second one there is.
         """
+        if self.state.phase is Phase.LOADING:
+            self._update(message="Still loading: click again when it is ready.", is_error=False)
+            return
         display = self._ready()
         position = display.view.position(world)
         if not display.view.holds(position.point_yx):
@@ -213,7 +216,7 @@ class SegmentController(SessionPort):
         if self._is_painting_target(layers):
             layers.target.undo()
         elif layers.preview.undo_stroke():
-            self._on_paint()
+            self._count_pixels()
         elif display.given_up is not None:
             self._bring_back(display, display.given_up)
         else:
@@ -225,7 +228,7 @@ class SegmentController(SessionPort):
         if self._is_painting_target(layers):
             layers.target.redo()
         elif layers.preview.redo_stroke():
-            self._on_paint()
+            self._count_pixels()
         else:
             self._link.redo()
 

@@ -441,6 +441,7 @@ class SegmentWidget(QWidget):
         if not self._asked_for_devices:
             self._asked_for_devices = True
             self.controller.find_devices()
+            self.controller.warm_up()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Give mouse and keys back to napari; napari hides a dock that is closed."""

@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 
 
+MAX_CHANNELS = 8
+"""An image of planes with no more columns than this is probably one of channels."""
+
+
 class SessionPort(ModelPort):
     """Begins and ends sessions, and shows what becomes of their steps.
 
@@ -172,12 +176,17 @@ class SessionPort(ModelPort):
         self._watch.start(image.layers)
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
+        self._tools.listen()
         place: LabelsPlace
         if isinstance(resolved, MemoryTarget):
             place = kept_array(resolved, image.layer, self._viewer.layers)
         else:
             place = resolved
         self._link.open(image.image, place, request)
+
+    def warm_up(self) -> None:
+        """Have ready, in the background, what the first session would else wait for."""
+        self._link.warm_up()
 
     def stop(self, message: str = HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
@@ -274,6 +283,7 @@ class SessionPort(ModelPort):
         self._display.layers.preview.layer.events.paint.connect(self._on_paint)
         self._tools.start(self._display.layers.all)
         where = f"Objects are kept in {folder}. " if folder else ""
+        where = f"{where}{self._warn_of_axes()}"
         if opened.why_no_copy:
             where = f"Objects are kept in memory only: {opened.why_no_copy}. "
         self._update(
@@ -288,6 +298,18 @@ class SessionPort(ModelPort):
         )
         self._on_tool()
         self._show_level()
+
+    def _warn_of_axes(self) -> str:
+        """Say so where channels at the end are taken for columns."""
+        assert self._input is not None
+        width = self._input.shape_yx[1]
+        if width > MAX_CHANNELS or not self._input.image.plane_shape:
+            return ""
+        name = self._input.layer.name
+        return (
+            f"The last axis of '{name}', of {width}, counts as columns. If it holds channels, add "
+            f"the image with channel_axis=-1, or move that axis to the front. "
+        )
 
     def _objects_layer(self, opened: Opened) -> ObjectsLayer:
         assert self._input is not None
@@ -409,6 +431,10 @@ class SessionPort(ModelPort):
         self._update(tool=back if tool and self._display is not None else "")
 
     def _on_paint(self) -> None:
+        # napari tells of some strokes before they are in the pixels.
+        self._link.engine.tell(self._count_pixels)
+
+    def _count_pixels(self) -> None:
         """Let the number of pixels follow what was painted."""
         if self._display is not None and len(self._display.prompts):
             preview = self._display.layers.preview
