@@ -173,7 +173,7 @@ def test_the_plane_that_is_shown_is_worked_on(
     np.testing.assert_allclose(layers.preview.layer.data_to_world((0, 0, 0)), (6, 0, 0))
     assert int((layers.preview.pixels.astype(bool) != square).sum()) <= 8
     viewer.dims.set_point(0, 3 * 3)
-    with pytest.raises(PromptError, match=r"object's plane \(2,\), got \(3,\)"):
+    with pytest.raises(PromptError, match="on plane 2, and this is plane 3"):
         controller.click((5, 5))
     viewer.dims.set_point(0, 2 * 3)
     controller.commit()

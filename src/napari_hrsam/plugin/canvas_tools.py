@@ -53,6 +53,11 @@ class CanvasTools:
         return self._is_paused
 
     @property
+    def is_on(self) -> bool:
+        """Whether mouse and keys are ours now."""
+        return self._is_on
+
+    @property
     def is_3d(self) -> bool:
         """Whether the view is 3-D, where a click has no unique place."""
         return bool(self._viewer.dims.ndisplay == 3)
@@ -62,6 +67,11 @@ class CanvasTools:
         self.stop()
         self._layers = list(layers)
         self._update()
+
+    def listen(self) -> None:
+        """Take clicks already, to say that nothing is ready yet."""
+        if not self._is_paused and not self.is_3d:
+            self._tool.start()
 
     def stop(self) -> None:
         """End, and give mouse and keys back."""
@@ -84,6 +94,8 @@ class CanvasTools:
 
     def _update(self) -> None:
         is_on = bool(self._layers) and not self._is_paused and not self.is_3d
+        if not is_on:
+            self._tool.stop()
         if is_on == self._is_on:
             return
         self._is_on = is_on
@@ -92,5 +104,4 @@ class CanvasTools:
             for owner in (self._viewer, *self._layers):
                 self._keys.bind(owner)
         else:
-            self._tool.stop()
             self._keys.unbind()

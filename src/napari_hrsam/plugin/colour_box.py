@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QWidget
 
-from napari_hrsam.plugin.panel_parts import fill_combo
+from napari_hrsam.plugin.panel_parts import fill_combo, narrow
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -33,21 +33,17 @@ class ColourBox(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        layout = QHBoxLayout(self)
+        layout = QFormLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(2)
+        layout.setVerticalSpacing(2)
+        layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.boxes: dict[str, QComboBox] = {}
         for colour in COLOURS:
-            box = QComboBox()
-            box.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
-            box.setMinimumContentsLength(3)
+            box = narrow(QComboBox())
             box.setToolTip(TOOLTIP.format(colour=colour))
             box.activated.connect(self._pick)
             self.boxes[colour] = box
-            layout.addWidget(QLabel(colour[0].upper()))
-            layout.addWidget(box, 1)
+            layout.addRow(colour, box)
 
     @property
     def chosen(self) -> dict[str, Image]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_hrsam.errors import PromptError
+from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.plugin.coordinates import box_between
 from napari_hrsam.plugin.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.mouse import ClickTool
+from napari_hrsam.plugin.objects_layer import MemoryObjects
 from napari_hrsam.plugin.session_port import SessionPort
-from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, Phase
+from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, LOOKING, Phase
+from napari_hrsam.storage.image_files import write_labels
 
 if TYPE_CHECKING:
     import napari.components
+    import numpy as np
+    from numpy.typing import NDArray
 
-    from napari_hrsam.plugin.session_display import SessionDisplay
+    from napari_hrsam.plugin.session_display import GivenUp, SessionDisplay
     from napari_hrsam.plugin.session_layers import SessionLayers
 
 
@@ -39,6 +45,8 @@ class SegmentController(SessionPort):
     ----------
     changed, failed, devices_found
         See `StateBoard` and `EnginePort`.
+    actions
+        What our keys do.
     """
 
     def __init__(
@@ -62,6 +70,8 @@ class SegmentController(SessionPort):
             "T": lambda: self.set_subtracting(not self.state.is_subtracting),
             "B": lambda: self.set_draws_boxes(not self.state.draws_boxes),
         }
+        self._told_label = 0
+        self.actions = actions
         super().__init__(viewer, load_model, tool, actions)
 
     # ------------------------------------------------------------------ prompts and steps
@@ -88,10 +98,18 @@ class SegmentController(SessionPort):
         prompts = display.prompts.with_click(point_yx, positive).inside(display.image.shape_yx)
         level = display.next_level(self._pinned_level)
         display.ask(prompts, plane)
+        self._update(message=LOOKING, is_error=False)
         self._link.click(prompts.points_yx[-1], positive, level, plane)
 
     def click_world(self, world: Sequence[float], positive: bool = True) -> None:
-        """Add a click at a world position of the viewer; see `click`."""
+        """Add a click of the mouse at a world position of the viewer; see `click`.
+
+        The first click of an object that lies on a committed one is not taken, but tells of it; a
+        second one there is.
+        """
+        if self.state.phase is Phase.LOADING:
+            self._update(message="Still loading: click again when it is ready.", is_error=False)
+            return
         display = self._ready()
         position = display.view.position(world)
         if not display.view.holds(position.point_yx):
@@ -99,7 +117,17 @@ class SegmentController(SessionPort):
                 f"this place is outside the image '{display.image.layer.name}': click inside it, "
                 "or choose another image in the panel"
             )
+        label = 0
+        if not len(display.prompts):
+            label = display.layers.objects.label_at(position.point_yx, position.plane)
+        if label and label != self._told_label:
+            self._told_label = label
+            self._update(message=self._describe_committed(label), is_error=False)
+            return
+        self._told_label = 0
         self.click(position.point_yx, positive)
+        cover = display.view.covering(world)
+        self._update(covered_by="" if cover is None else cover.name)
 
     def box(self, box_yxyx: Sequence[float]) -> None:
         """Set the box of the current object, on the plane that is shown.
@@ -122,6 +150,7 @@ class SegmentController(SessionPort):
         assert prompts.box is not None
         level = display.next_level(self._pinned_level)
         display.ask(prompts, plane)
+        self._update(message=LOOKING, is_error=False)
         self._link.box(prompts.box, level, plane)
 
     def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
@@ -142,11 +171,23 @@ class SegmentController(SessionPort):
         gives it up meanwhile.
         """
         display = self._ready()
+        self._begin_anew()
         if not len(display.prompts):
             self._update(message=f"There is nothing to commit. {HINT_CLICK}", is_error=False)
             return
+        if display.is_elsewhere():
+            display.view.show_plane(display.plane)
+            name = display.view.plane_name(display.plane)
+            message = f"This is the object, on {name}. C commits it, Esc cancels it."
+            self._update(message=message, is_error=False)
+            return
+        preview = display.layers.preview
+        if not self._link.is_busy and not preview.num_pixels:
+            message = "There is nothing to commit yet: no pixel is marked. Click on the object."
+            self._update(message=message, is_error=False)
+            return
         display.forget_object()
-        self._link.commit(display.layers.preview.take_strokes())
+        self._link.commit(preview.take_strokes())
 
     def cancel(self) -> None:
         """Give up the current object, or the commit under way, or the loading of a model.
@@ -164,16 +205,21 @@ class SegmentController(SessionPort):
         if not len(display.prompts) and self.state.progress and self._link.cancel_commit():
             self._update(message="Giving up the commit ...", is_error=False)
             return
-        display.forget_object()
-        display.layers.preview.clear()
+        self._begin_anew()
+        display.give_up_object(display.next_level(self._pinned_level))
         self._link.cancel()
 
     def undo(self) -> None:
-        """Take back the last brush stroke, else the last prompt, else the last commit."""
-        layers = self._ready().layers
+        """Take back the last brush stroke, else the last prompt, cancel or commit."""
+        display = self._ready()
+        layers = display.layers
         if self._is_painting_target(layers):
             layers.target.undo()
-        elif not layers.preview.undo_stroke():
+        elif layers.preview.undo_stroke():
+            self._count_pixels()
+        elif display.given_up is not None:
+            self._bring_back(display, display.given_up)
+        else:
             self._link.undo()
 
     def redo(self) -> None:
@@ -181,8 +227,54 @@ class SegmentController(SessionPort):
         layers = self._ready().layers
         if self._is_painting_target(layers):
             layers.target.redo()
-        elif not layers.preview.redo_stroke():
+        elif layers.preview.redo_stroke():
+            self._count_pixels()
+        else:
             self._link.redo()
+
+    @property
+    def has_objects_in_memory(self) -> bool:
+        """Whether the objects are in a Labels layer in memory."""
+        return self.layers is not None and isinstance(self.layers.objects, MemoryObjects)
+
+    def path_beside_image(self) -> Path | None:
+        """Return a new file for the objects beside the image's own; None if it has none."""
+        layer = self.image_layer
+        source = None if layer is None else layer.source.path
+        if not source or "://" in str(source):
+            return None
+        image, number = Path(source), 1
+        stem = image.name.split(".")[0]
+        path = image.with_name(f"{stem}-objects.tif")
+        while path.exists():
+            number += 1
+            path = image.with_name(f"{stem}-objects-{number}.tif")
+        return path
+
+    def save_objects(self, path: Path) -> None:
+        """Write the layer with the objects, after the commits asked for, as a label TIFF.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or its objects are on disk already.
+        """
+        layers = self._ready().layers
+        if not self.has_objects_in_memory:
+            raise SessionError(
+                "expected objects in a layer in memory, but these are on disk; export them with "
+                "napari-hrsam labels export"
+            )
+        array = layers.target.data
+
+        def receive(future: Future[None]) -> None:
+            error = future.exception()
+            if error is None:
+                self._update(message=f"The objects were saved as {path}.", is_error=False)
+            else:
+                self.report(error)
+
+        self._link.submit(partial(_write, path, array), receive)
 
     # ------------------------------------------------------------------ how it works
 
@@ -233,13 +325,47 @@ class SegmentController(SessionPort):
     def _plane_for_prompt(self, display: SessionDisplay) -> tuple[int, ...]:
         plane = display.view.plane()
         if len(display.prompts) and plane != display.plane:
+            there, here = map(display.view.plane_name, (display.plane, plane))
             raise PromptError(
-                f"expected a prompt on the object's plane {display.plane}, got {plane}; commit or "
-                "cancel the object before you go to another plane"
+                f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
+                "to cancel it and begin another one here"
             )
         return plane
+
+    def _begin_anew(self) -> None:
+        """Go back to clicks that add."""
+        self._mouse.give_back()
+        self._told_label = 0
+        self._update(is_subtracting=False, covered_by="")
+
+    def _bring_back(self, display: SessionDisplay, object_: GivenUp) -> None:
+        """Draw an object that was cancelled once more."""
+        display.view.show_plane(object_.plane)
+        display.ask(object_.prompts, object_.plane)
+        display.layers.preview.put_strokes(object_.strokes)
+        if object_.prompts.box is not None:
+            self._link.box(object_.prompts.box, object_.level, object_.plane)
+        for point, label in zip(object_.prompts.points_yx, object_.prompts.labels, strict=True):
+            self._link.click(point, label, object_.level, object_.plane)
+
+    def _describe_committed(self, label: int) -> str:
+        assert self.layers is not None
+        objects = self.layers.objects
+        edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (E)"
+        how = f"To change it, {edit}. " if objects.is_paintable else ""
+        return f"This is object {label}, committed already. {how}Click again for a new one over it."
 
     def _is_painting_target(self, layers: SessionLayers) -> bool:
         is_active = bool(self._viewer.layers.selection.active == layers.target)
         is_painting = is_active and str(layers.target.mode) != "pan_zoom"
         return is_painting and layers.objects.is_paintable
+
+
+def _write(path: Path, labels: NDArray[np.integer]) -> None:
+    try:
+        write_labels(path, labels)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path}: {error}; save the "
+            "layer elsewhere (File > Save)"
+        ) from error

@@ -43,7 +43,27 @@ def layer_position(
     (layer.ndim,) float
         Data position; pixel centres at integers.
     """
-    position = np.asarray(world, dtype=float)[-layer.ndim :].copy()
+    position = np.asarray(world, dtype=float)[-layer.ndim :] * _layer_units(viewer, layer)
+    return np.asarray(layer.world_to_data(position), dtype=float)
+
+
+def world_position(
+    viewer: napari.components.ViewerModel, layer: Layer, position: ArrayLike
+) -> np.ndarray:
+    """World position of a data position in `layer`: `layer_position` the other way round.
+
+    Returns
+    -------
+    (layer.ndim,) float
+        Along the last axes of the viewer's world.
+    """
+    world = np.asarray(layer.data_to_world(np.asarray(position, dtype=float)), dtype=float)
+    return np.asarray(world / _layer_units(viewer, layer), dtype=float)
+
+
+def _layer_units(viewer: napari.components.ViewerModel, layer: Layer) -> np.ndarray:
+    """Return (layer.ndim,) lengths of the layer's world per length of the viewer's."""
+    factors = np.ones(layer.ndim)
     units = viewer.layers.extent.units
     if units:
         for axis, (world_unit, layer_unit) in enumerate(
@@ -51,8 +71,8 @@ def layer_position(
         ):
             same_kind = world_unit.dimensionality == layer_unit.dimensionality
             if world_unit != layer_unit and same_kind:
-                position[axis] *= float((1 * world_unit).to(layer_unit).magnitude)
-    return np.asarray(layer.world_to_data(position), dtype=float)
+                factors[axis] = float((1 * world_unit).to(layer_unit).magnitude)
+    return factors
 
 
 def pixels_per_screen_pixel(viewer: napari.components.ViewerModel, layer: Layer) -> float:

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from napari.layers import Image
 
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box
-from napari_hrsam.plugin.coordinates import layer_position, pixels_per_screen_pixel, view_level
+from napari_hrsam.plugin.coordinates import (
+    layer_position,
+    pixels_per_screen_pixel,
+    view_level,
+    world_position,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
     import napari.components
 
     from napari_hrsam.plugin.image_input import ImageInput
+
+HIDING = ("opaque", "translucent", "translucent_no_depth")
+"""Blendings of a layer that hide what is below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class ImageView:
     def __init__(self, viewer: napari.components.ViewerModel, image: ImageInput) -> None:
         self._viewer = viewer
         self._layer = image.layer
+        self._own = image.layers
         self._shape_yx = image.shape_yx
         self._plane_shape = image.image.plane_shape
 
@@ -74,6 +84,39 @@ class ImageView:
             As `position`.
         """
         return self._checked_plane(self._centre())
+
+    def show_plane(self, plane: tuple[int, ...]) -> None:
+        """Move the sliders to a plane."""
+        position = self._centre()
+        position[:-2] = plane
+        world = world_position(self._viewer, self._layer, position)
+        first = self._viewer.dims.ndim - self._layer.ndim
+        for axis in range(len(plane)):
+            self._viewer.dims.set_point(first + axis, float(world[axis]))
+
+    def plane_name(self, plane: tuple[int, ...]) -> str:
+        """Name a plane as napari's sliders do, such as "z 11"; empty for a flat image."""
+        labels = self._layer.axis_labels[: len(plane)]
+        long = [
+            (label, index)
+            for label, index, size in zip(labels, plane, self._plane_shape, strict=True)
+            if size > 1
+        ]
+        return ", ".join(f"{_axis_name(label, len(long))} {index}" for label, index in long)
+
+    def covering(self, world: Sequence[float]) -> Image | None:
+        """Return the image layer that hides this one at a world position, if there is one."""
+        layers = list(self._viewer.layers)
+        for other in reversed(layers[layers.index(self._layer) + 1 :]):
+            if not isinstance(other, Image) or other in self._own or not other.visible:
+                continue
+            if (
+                other.opacity
+                and str(other.blending) in HIDING
+                and _holds(self._viewer, other, world)
+            ):
+                return other
+        return None
 
     def holds(self, point_yx: tuple[float, float]) -> bool:
         """Whether a place lies on a pixel of the image."""
@@ -120,3 +163,20 @@ class ImageView:
                 f"{plane}; move the sliders below the image"
             )
         return plane
+
+
+def _holds(viewer: napari.components.ViewerModel, layer: Image, world: Sequence[float]) -> bool:
+    """Whether a layer has a pixel at a world position."""
+    shape = (layer.data[0] if layer.multiscale else layer.data).shape[: layer.ndim]
+    if layer.ndim > len(world):
+        return False
+    position = layer_position(viewer, layer, world)
+    return bool(((position > -0.5) & (position < np.asarray(shape) - 0.5)).all())
+
+
+def _axis_name(label: str, num_axes: int) -> str:
+    """Name an axis; the labels that napari makes up are numbers."""
+    number = label.removeprefix("axis ")
+    if not number.lstrip("-").isdigit():
+        return label
+    return "plane" if num_axes == 1 else f"axis {number}"

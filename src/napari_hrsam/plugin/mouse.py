@@ -9,11 +9,69 @@ import numpy as np
 
 if TYPE_CHECKING:
     import napari.components
+    from napari.layers import Layer
 
 MAX_CLICK_TRAVEL_PX = 4.0
 LEFT, RIGHT = 1, 2
 
 World = tuple[float, ...]
+
+TOOL_NAMES = {"paint": "brush", "erase": "eraser", "fill": "fill tool", "pick": "colour picker"}
+"""What people call napari's modes, where it is not the mode's name."""
+
+
+def tool_with_mouse(viewer: napari.components.ViewerModel) -> str:
+    """Say which of napari's tools the mouse belongs to; empty if it is free for clicks."""
+    active = viewer.layers.selection.active
+    mode = "pan_zoom" if active is None else str(active.mode)
+    if active is None or mode == "pan_zoom":
+        return ""
+    name = TOOL_NAMES.get(mode, f"{mode.replace('_', ' ')} tool")
+    return f"The {name} of '{active.name}' has the mouse"
+
+
+class ToolWatch:
+    """Tells when the mouse goes to one of napari's tools, or comes back from it.
+
+    Parameters
+    ----------
+    viewer
+        The viewer to watch.
+    changed
+        Called without arguments.
+    """
+
+    def __init__(self, viewer: napari.components.ViewerModel, changed: Callable[[], None]) -> None:
+        self._viewer = viewer
+        self._changed = changed
+        self._active: Layer | None = None
+        viewer.layers.selection.events.active.connect(self._on_active)
+        self._on_active()
+
+    def give_back(self) -> None:
+        """Take the mouse from the tool that has it."""
+        active = self._viewer.layers.selection.active
+        if active is not None and str(active.mode) != "pan_zoom":
+            active.mode = "pan_zoom"
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        self._viewer.layers.selection.events.active.disconnect(self._on_active)
+        self._watch(None)
+
+    def _on_active(self) -> None:
+        self._watch(self._viewer.layers.selection.active)
+        self._changed()
+
+    def _watch(self, active: Layer | None) -> None:
+        if self._active is not None:
+            self._active.events.mode.disconnect(self._on_mode)
+        self._active = active
+        if active is not None:
+            active.events.mode.connect(self._on_mode)
+
+    def _on_mode(self) -> None:
+        self._changed()
 
 
 class ClickTool:
@@ -74,9 +132,8 @@ class ClickTool:
         self._viewer.mouse_double_click_callbacks[:] = self._saved_double_click
 
     def _is_free(self, event: Any) -> bool:
-        active = self._viewer.layers.selection.active
-        is_navigating = active is None or str(active.mode) == "pan_zoom"
-        return event.button in (LEFT, RIGHT) and "Alt" not in event.modifiers and is_navigating
+        is_ours = event.button in (LEFT, RIGHT) and "Alt" not in event.modifiers
+        return is_ours and not tool_with_mouse(self._viewer)
 
     def _emit(self, event: Any) -> None:
         is_negative = (

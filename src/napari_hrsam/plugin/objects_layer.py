@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from napari.layers import Labels
+from napari.utils.colormaps import CyclicLabelColormap
 
+from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.coordinates import place, placement
 from napari_hrsam.plugin.level_view import LabelView
-from napari_hrsam.plugin.targets import FOLDER_KEY, MemoryTarget
+from napari_hrsam.plugin.targets import COPY_KEY, FOLDER_KEY, MemoryTarget
 
 if TYPE_CHECKING:
     import napari.components
@@ -18,9 +21,11 @@ if TYPE_CHECKING:
 
     from napari_hrsam.errors import LabelsError
     from napari_hrsam.plugin.session_jobs import OpenedLabels
+    from napari_hrsam.storage.label_places import LabelFile
     from napari_hrsam.storage.label_store import Edit
 
 MAX_THUMBNAIL_PIXELS = 2**24
+NUM_COLORS = 49
 
 
 class ObjectsLayer(Protocol):
@@ -37,6 +42,9 @@ class ObjectsLayer(Protocol):
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""
 
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
+
     @property
     def is_disposable(self) -> bool:
         """Whether the layer is the session's own and shows nothing."""
@@ -51,6 +59,15 @@ def target_name(image: Image) -> str:
     return f"{image.name} [objects]"
 
 
+def bright_colors() -> CyclicLabelColormap:
+    """Return colours for labels, none of which is dark; neighbouring labels differ in hue."""
+    # Steps of the golden ratio around the circle of hues come back to none of the earlier ones.
+    hues = (0.55 + 0.618034 * np.arange(NUM_COLORS)) % 1
+    pale = np.where(np.arange(NUM_COLORS) % 2, 0.55, 0.85)
+    colors = [(*colorsys.hsv_to_rgb(h, s, 1.0), 1.0) for h, s in zip(hues, pale, strict=True)]
+    return CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), *colors], np.float32))
+
+
 class MemoryObjects:
     """A single-scale Labels layer whose array commits change in place.
 
@@ -62,19 +79,32 @@ class MemoryObjects:
         The layer whose pixel grid it shares.
     target
         The user's layer, or an array for a new one.
+    copy
+        Where its objects are kept on disk, too.
     """
 
     is_paintable = True
 
     def __init__(
-        self, viewer: napari.components.ViewerModel, image: Image, target: MemoryTarget
+        self,
+        viewer: napari.components.ViewerModel,
+        image: Image,
+        target: MemoryTarget,
+        copy: LabelFile | None,
     ) -> None:
         self._image = image
         self._is_own = target.layer is None
         self._is_stale = False
         layer = target.layer
         if layer is None:
-            layer = Labels(target.array, name=target_name(image), **placement(image))
+            metadata = {} if copy is None else {COPY_KEY: (str(copy.path), copy.name)}
+            layer = Labels(
+                target.array,
+                name=target_name(image),
+                metadata=metadata,
+                colormap=bright_colors(),
+                **placement(image),
+            )
             viewer.add_layer(layer)
         self.layer: Labels = layer
 
@@ -93,6 +123,11 @@ class MemoryObjects:
             self._is_stale = False
             is_small = self.layer.data.size <= MAX_THUMBNAIL_PIXELS
             self.layer.refresh(extent=False, thumbnail=is_small, highlight=False)
+
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:  # noqa: ARG002  it is flat
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
+        y, x = pixel_of(point_yx)
+        return int(self.layer.data[y, x])
 
     def move_with_image(self) -> None:
         """Follow the image, but leave the user's own layer where it is."""
@@ -140,6 +175,7 @@ class StoredObjects:
             # napari takes no pyramid of one level.
             self._view.levels if is_pyramid else self._view.levels[0],
             multiscale=is_pyramid,
+            colormap=bright_colors(),
             name=target_name(image),
             metadata={FOLDER_KEY: key},
             **options,
@@ -158,6 +194,13 @@ class StoredObjects:
         """Have what changed read again when it is drawn."""
         self._view.edited(edit.box, edit.plane)
         self._is_stale = True
+
+    def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:
+        """Return the label of the committed object at a pixel of the image; 0 for none."""
+        finest = self._view.levels[0]
+        y, x = pixel_of(point_yx)
+        place = plane[len(plane) - (finest.ndim - 2) :] if finest.ndim > 2 else ()
+        return int(np.asarray(finest[(*place, slice(y, y + 1), slice(x, x + 1))]).item())
 
     def refresh(self) -> None:
         """Draw what was edited since the last time."""

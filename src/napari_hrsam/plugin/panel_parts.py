@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
+    QAbstractSpinBox,
     QComboBox,
     QFormLayout,
+    QFrame,
     QHBoxLayout,
     QLabel,
     QPushButton,
+    QScrollArea,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
@@ -20,6 +24,9 @@ from qtpy.QtWidgets import (
 
 if TYPE_CHECKING:
     from qtpy.QtGui import QResizeEvent
+
+
+MIN_WIDTH_PX = 300
 
 
 class Bell(QObject):
@@ -59,6 +66,77 @@ class Section(QWidget):
         self._body.setVisible(is_open)
         arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow
         self._button.setArrowType(arrow)
+
+
+class Column(QScrollArea):
+    """Sections one above the other, scrolled up and down; always wide enough for all of them."""
+
+    def __init__(self, sections: Sequence[QWidget]) -> None:
+        super().__init__()
+        content = QWidget()
+        column = QVBoxLayout(content)
+        column.setContentsMargins(4, 4, 4, 4)
+        for section in sections:
+            column.addWidget(section)
+        column.addStretch(1)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._content = content
+        self.setWidget(content)
+        self._widen()
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  Qt's name
+        """Follow the content when a part of it is shown or hidden, or the font changes."""
+        if watched is self._content and event.type() == QEvent.Type.LayoutRequest:
+            self._widen()
+        return bool(super().eventFilter(watched, event))
+
+    def _widen(self) -> None:
+        bar_px = self.verticalScrollBar().sizeHint().width()
+        needed_px = self._content.minimumSizeHint().width() + bar_px
+        self.setMinimumWidth(max(MIN_WIDTH_PX, needed_px))
+
+
+class QuietInput(QObject):
+    """Keeps boxes from changing unasked, and gives the keyboard back after a choice.
+
+    The wheel acts on a box only while it has the focus, else it scrolls the panel; letters never
+    choose from a list.
+
+    Parameters
+    ----------
+    boxes
+        Lists and numbers.
+    done
+        Called after a choice.
+    """
+
+    def __init__(
+        self, boxes: Sequence[QComboBox | QAbstractSpinBox], done: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        for box in boxes:
+            box.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+            box.installEventFilter(self)
+            if isinstance(box, QComboBox):
+                box.activated.connect(_without_arguments(done))
+            else:
+                box.lineEdit().returnPressed.connect(done)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  Qt's name
+        """Take what would change a box unasked."""
+        if event.type() == QEvent.Type.Wheel:
+            is_unasked = isinstance(watched, QWidget) and not watched.hasFocus()
+        else:
+            typed = event.text().strip() if isinstance(event, QKeyEvent) else ""
+            is_letter = bool(typed) and typed.isprintable()
+            is_press = event.type() == QEvent.Type.KeyPress
+            is_unasked = is_letter and is_press and isinstance(watched, QComboBox)
+        if is_unasked:
+            # Not accepted: it goes on to what holds the box.
+            event.ignore()
+        return is_unasked
 
 
 class WrappedLabel(QLabel):

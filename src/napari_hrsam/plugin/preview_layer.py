@@ -24,6 +24,8 @@ OPACITY = 0.45
 class PreviewLayer:
     """One uint8 Labels layer (0 and 1) over the prediction's box, reused for every object.
 
+    Whatever label the user paints with, it looks alike and counts as the object; only 0 does not.
+
     At coarse levels its pixels are those of the level. What the user paints in it is kept apart
     from what was predicted, so that strokes survive further clicks and an untouched preview is
     known to be the prediction itself.
@@ -49,7 +51,7 @@ class PreviewLayer:
         self.layer = Labels(
             self._drawn.reshape(*self._axes, 1, 1).copy(),
             name=f"{image.name} [current]",
-            colormap=DirectLabelColormap(color_dict={None: (0, 0, 0, 0), 1: OBJECT_COLOR}),
+            colormap=DirectLabelColormap(color_dict={0: (0, 0, 0, 0), None: OBJECT_COLOR}),
             opacity=OPACITY,
             **placement(image),
         )
@@ -66,6 +68,11 @@ class PreviewLayer:
     def step(self) -> int:
         """Level-0 pixels per pixel of the layer."""
         return self._step
+
+    @property
+    def num_pixels(self) -> int:
+        """Level-0 pixels of the object that is shown, strokes included."""
+        return int(np.count_nonzero(self.pixels)) * self._step**2
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -104,6 +111,7 @@ class PreviewLayer:
         """Show no object and forget the strokes."""
         self._edits = None
         self._box = None
+        self.layer.selected_label = 1
         self._draw(np.zeros_like(self._drawn))
         self.layer.refresh(data_displayed=False, extent=False, highlight=False)
 

@@ -40,7 +40,8 @@ class PointsDisplay:
             size=POINT_SIZE_ON_SCREEN,
             face_color="white",
             border_width=0.25,
-            canvas_size_limits=(POINT_SIZE_ON_SCREEN, POINT_SIZE_ON_SCREEN + 1),
+            # Where no point is in view napari draws an unseen one of size 0, which must stay so.
+            canvas_size_limits=(0, POINT_SIZE_ON_SCREEN + 1),
             **placement(image),
         )
         viewer.add_layer(self.layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_warning
@@ -13,15 +14,15 @@ from qtpy.QtWidgets import (
     QApplication,
     QButtonGroup,
     QComboBox,
-    QFrame,
+    QFileDialog,
     QLabel,
     QProgressBar,
-    QScrollArea,
+    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_hrsam.errors import PromptError
+from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.plugin.colour_box import ColourBox
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.image_input import default_image_layer, on_grid_of
@@ -33,6 +34,8 @@ from napari_hrsam.plugin.model_chooser import find_known_models
 from napari_hrsam.plugin.objects_layer import target_name
 from napari_hrsam.plugin.panel_parts import (
     Bell,
+    Column,
+    QuietInput,
     Section,
     WrappedLabel,
     button,
@@ -41,9 +44,10 @@ from napari_hrsam.plugin.panel_parts import (
     row,
 )
 from napari_hrsam.plugin.qt_binding import binding_warning
-from napari_hrsam.plugin.state import ControllerState, Phase, describe_level
+from napari_hrsam.plugin.state import ControllerState, Phase, describe_level, shown_message
 from napari_hrsam.plugin.target_box import TargetBox
 from napari_hrsam.plugin.targets import FOLDER_KEY
+from napari_hrsam.plugin.window_canvas import ContextGuard, WindowKeys, focus_canvas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +61,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_WIDTH_PX = 300
 PROGRESS_STEPS = 1000
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 KEY_HELP = (
@@ -111,12 +114,13 @@ class SegmentWidget(QWidget):
         self.controller.failed.connect(self._notify)
         napari_viewer.events.theme.connect(self._show_state)
         self.controller.devices_found.connect(self._fill_devices)
-        let_go = partial(_let_go, self.controller, self._choices)
-        self.destroyed.connect(let_go)
+        self._keys = WindowKeys(self, self.controller.actions)
+        watches = (self._choices, ContextGuard(napari_viewer, self))
+        self.destroyed.connect(partial(_let_go, self.controller, watches))
         application = QApplication.instance()
         if application is not None:
             # No window is left to be blocked: what was asked for is waited for.
-            application.aboutToQuit.connect(partial(_finish, self.controller, self._choices))
+            application.aboutToQuit.connect(partial(_finish, self.controller, watches))
         self._fill_layers()
         self._show_state()
         warning = binding_warning()
@@ -126,23 +130,13 @@ class SegmentWidget(QWidget):
     # ------------------------------------------------------------------ building
 
     def _build(self) -> None:
-        self.setMinimumWidth(MIN_WIDTH_PX)
-        sections = QWidget()
-        column = QVBoxLayout(sections)
-        column.setContentsMargins(4, 4, 4, 4)
-        for section in (self._build_input(), self._build_drawing(), self._build_help()):
-            column.addWidget(section)
-        column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(sections)
-        bar_px = scroll.verticalScrollBar().sizeHint().width()
-        scroll.setMinimumWidth(sections.minimumSizeHint().width() + bar_px)
+        column = Column([self._build_input(), self._build_drawing(), self._build_help()])
+        boxes: list[QComboBox | QSpinBox] = column.findChildren(QComboBox)
+        boxes += column.findChildren(QSpinBox)
+        self._quiet_input = QuietInput(boxes, partial(focus_canvas, self))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll, 1)
+        layout.addWidget(column, 1)
         layout.addWidget(self._build_footer())
 
     def _build_input(self) -> Section:
@@ -168,6 +162,8 @@ class SegmentWidget(QWidget):
         section.form.addRow("Device", self.device_box)
         section.form.addRow("Objects", self.target_box)
         section.form.addRow(self.start_button)
+        self.locked_label = WrappedLabel("Commit or cancel the object to change these.")
+        section.form.addRow(self.locked_label)
         return section
 
     def _build_drawing(self) -> Section:
@@ -209,12 +205,18 @@ class SegmentWidget(QWidget):
             "Redo [Ctrl+Shift+Z]", "Repeat what was taken back", partial(guard, controller.redo)
         )
         self.count_label = QLabel()
+        self.save_button = button(
+            "Save the objects beside the image",
+            "Write the layer with the objects as a TIFF into the folder of the image's file",
+            partial(guard, self._save),
+        )
         self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         section.form.addRow(self.box_button)
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
+        section.form.addRow(self.save_button)
         section.form.addRow(self.level_box)
         return section
 
@@ -245,7 +247,11 @@ class SegmentWidget(QWidget):
             "Stop loading, or give up the current object and what is waiting for it",
             partial(self.controller.guard, self.controller.cancel),
         )
+        self.cover_label = WrappedLabel()
+        self.switch_button = button("", "End this session and begin one there", self._switch)
         layout.addWidget(self.message_label)
+        layout.addWidget(self.cover_label)
+        layout.addWidget(self.switch_button)
         layout.addWidget(self.facts_label)
         layout.addWidget(self.progress_bar)
         layout.addWidget(self.abort_button)
@@ -299,6 +305,7 @@ class SegmentWidget(QWidget):
             box.setEnabled(is_open)
         is_loading = state.phase is Phase.LOADING
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
+        self._keys.set_enabled(self.controller.takes_keys)
         self.start_button.setText("Start" if is_stopped else "Stop")
         self.add_button.setChecked(not state.is_subtracting)
         self.subtract_button.setChecked(state.is_subtracting)
@@ -309,11 +316,16 @@ class SegmentWidget(QWidget):
         self.cancel_button.setEnabled(is_ready and state.num_prompts > 0)
         self.undo_button.setEnabled(is_ready and (state.can_undo or state.num_prompts > 0))
         self.redo_button.setEnabled(is_ready and state.can_redo)
+        # On disk and beside the image is where objects of large images are anyway.
+        self.save_button.setVisible(is_ready and self.controller.has_objects_in_memory)
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
-        self.message_label.setText(state.message)
+        self.message_label.setText(shown_message(state))
         self.message_label.setToolTip(state.message if state.is_error else "")
         self.message_label.setStyleSheet(self._error_style() if state.is_error else "")
-        self.facts_label.setText(_facts(state))
+        image = self.controller.image_layer
+        self._show_cover(image, state.covered_by)
+        self.locked_label.setVisible(is_ready and not is_open)
+        self.facts_label.setText(_facts(state, "" if image is None else image.name))
         self.facts_label.setToolTip(state.labels_folder)
         self.level_box.show_state(state)
         if state.progress is None:
@@ -324,14 +336,23 @@ class SegmentWidget(QWidget):
             self.progress_bar.setValue(PROGRESS_STEPS * state.progress[0] // state.progress[1])
         self.abort_button.setEnabled(state.is_busy and not is_stopped)
 
+    def _show_cover(self, image: Image | None, cover: str) -> None:
+        is_covered = image is not None and bool(cover)
+        if is_covered:
+            assert image is not None
+            self.cover_label.setText(f"You work on '{image.name}'; here '{cover}' lies over it.")
+            self.switch_button.setText(f"Work on '{cover}'")
+        self.cover_label.setVisible(is_covered)
+        self.switch_button.setVisible(is_covered)
+
     def _error_style(self) -> str:
         red, green, blue = get_theme(self._viewer.theme).background.as_rgb_tuple()[:3]
         is_dark = red + green + blue < 3 * 128
         return f"color: {ERROR_COLORS['on dark' if is_dark else 'on light']}; font-weight: bold;"
 
     def _notify(self, error: BaseException) -> None:
-        # A click beside the image needs no more than the status line.
-        if not isinstance(error, PromptError):
+        # A click beside the image, or a layer that the user removed, needs no more than the line.
+        if not isinstance(error, (PromptError, SessionError)):
             show_error(self.controller.state.message)
 
     # ------------------------------------------------------------------ events
@@ -368,6 +389,26 @@ class SegmentWidget(QWidget):
         self.target_box.choose(named[0] if named else None)
         self._restart()
 
+    def _save(self) -> None:
+        path = self.controller.path_beside_image()
+        if path is None:
+            chosen, _ = QFileDialog.getSaveFileName(self, "Save the objects", "objects.tif")
+            path = Path(chosen) if chosen else None
+        if path is not None:
+            self.controller.save_objects(path)
+
+    def _switch(self) -> None:
+        """Go over to the image that lies on top."""
+        name = self.controller.state.covered_by
+        found = [layer for layer in self._choices.images if layer.name == name]
+        if self.controller.state.phase is not Phase.READY or not found:
+            return
+        self.controller.guard(self.controller.cancel)
+        fill_combo(
+            self.image_box, [(layer.name, layer) for layer in self._choices.images], found[0]
+        )
+        self._choose_image()
+
     def _choose_model(self, model: str, is_agreed: bool) -> None:
         is_stopped = self.controller.state.phase is Phase.STOPPED
         if is_stopped and not is_agreed and self.model_box.chooser.is_named(model):
@@ -396,18 +437,22 @@ class SegmentWidget(QWidget):
         """Take mouse and keys while the panel is visible."""
         super().showEvent(event)
         self.controller.set_paused(False)
+        self._keys.set_enabled(self.controller.takes_keys)
         if not self._asked_for_devices:
             self._asked_for_devices = True
             self.controller.find_devices()
+            self.controller.warm_up()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Give mouse and keys back to napari; napari hides a dock that is closed."""
         super().hideEvent(event)
         self.controller.set_paused(True)
+        self._keys.set_enabled(False)
 
 
-def _facts(state: ControllerState) -> str:
-    facts = [model_label(state.model), state.device] if state.device else []
+def _facts(state: ControllerState, image: str) -> str:
+    facts = [f"'{image}'"] if image else []
+    facts += [model_label(state.model), state.device] if state.device else []
     if state.level is not None:
         facts.append(describe_level(state.level))
     if state.decode_ms is not None and state.encode_ms is not None:
@@ -415,11 +460,16 @@ def _facts(state: ControllerState) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _let_go(controller: SegmentController, choices: LayerChoices, *_: Any) -> None:
+def _let_go(
+    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard, ...], *_: Any
+) -> None:
     controller.close()
-    choices.close()
+    for watch in watches:
+        watch.close()
 
 
-def _finish(controller: SegmentController, choices: LayerChoices) -> None:
-    _let_go(controller, choices)
+def _finish(
+    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard, ...]
+) -> None:
+    _let_go(controller, watches)
     controller.join()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import FINEST_LEVEL, Box, coarsest_level
 from napari_hrsam.plugin.image_view import ImageView
 from napari_hrsam.plugin.session_layers import SessionLayers
@@ -16,6 +18,23 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.image_input import ImageInput
     from napari_hrsam.plugin.objects_layer import ObjectsLayer
     from napari_hrsam.plugin.session_jobs import Answer
+    from napari_hrsam.plugin.strokes import Strokes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GivenUp:
+    """An object that was cancelled, so that it can be brought back.
+
+    Attributes
+    ----------
+    prompts, plane, level, strokes
+        Clicks and box, where, the level of the first of them, and what was painted.
+    """
+
+    prompts: Prompts
+    plane: tuple[int, ...]
+    level: int
+    strokes: Strokes | None
 
 
 class SessionDisplay:
@@ -42,6 +61,8 @@ class SessionDisplay:
         Clicks and box of the current object, answered or not.
     plane
         Where they lie along the axes before y and x.
+    given_up
+        The object that was cancelled last, until the next one begins.
     """
 
     def __init__(
@@ -57,6 +78,7 @@ class SessionDisplay:
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
+        self.given_up: GivenUp | None = None
         self._object_level: int | None = None
 
     @property
@@ -86,12 +108,15 @@ class SessionDisplay:
         """Show prompts before they are answered."""
         if not len(self.prompts):
             self._object_level = None
+        self.given_up = None
         self.prompts, self.plane = prompts, plane
         self.show_prompts()
 
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
+        if answer.edit is not None:
+            self.given_up = None
         preview = self.layers.preview
         preview.put_strokes(answer.strokes)
         if prediction is None:
@@ -114,6 +139,33 @@ class SessionDisplay:
     def show_drag(self, box: BoxPrompt, plane: tuple[int, ...]) -> None:
         """Draw a box that is not a prompt yet."""
         self.layers.box.show(box, self.view.screen_px(), plane)
+
+    def is_elsewhere(self) -> bool:
+        """Whether there is an object, on another plane than the one that is shown."""
+        if not len(self.prompts) or not self.plane:
+            return False
+        try:
+            return self.view.plane() != self.plane
+        except PromptError:
+            return True
+
+    def give_up_object(self, level: int) -> None:
+        """Show no object any more, but remember it.
+
+        Parameters
+        ----------
+        level
+            At which a new object would be looked at.
+        """
+        if len(self.prompts):
+            self.given_up = GivenUp(
+                prompts=self.prompts,
+                plane=self.plane,
+                level=level if self._object_level is None else self._object_level,
+                strokes=self.layers.preview.strokes(),
+            )
+        self.forget_object()
+        self.layers.preview.clear()
 
     def forget_object(self) -> None:
         """Show no prompts any more."""

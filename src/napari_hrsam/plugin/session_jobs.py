@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_hrsam.errors import EmbeddingsError, SessionError
+from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
 from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelLoader, ModelRequest, load_named_model
 from napari_hrsam.plugin.progress import Cancelled, Progress
 from napari_hrsam.plugin.strokes import Strokes, apply_strokes
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.kept_labels import KeptArray, KeptLabels
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 from napari_hrsam.storage.label_pyramid import PyramidLabels
 from napari_hrsam.storage.label_store import Edit
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LabelsPlace = np.ndarray | LabelFile | OwnPlace
+LabelsPlace = KeptArray | LabelFile | OwnPlace
 """What receives committed objects: an array, changed in place, or a label image on disk."""
 
 
@@ -66,6 +67,10 @@ class Opened:
         Whether the session has a step to take back or to repeat.
     labels
         The label image on disk, if there is one.
+    copy
+        Where the objects of an array are kept, too.
+    why_no_copy
+        Why they are not; else empty.
     """
 
     model: str
@@ -74,6 +79,8 @@ class Opened:
     can_undo: bool = False
     can_redo: bool = False
     labels: OpenedLabels | None = None
+    copy: LabelFile | None = None
+    why_no_copy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +152,8 @@ class SessionJobs:
         self._session: Session | None = None
         self._store: PyramidLabels | None = None
         self._opened_labels: OpenedLabels | None = None
+        self._copy: LabelFile | None = None
+        self._why_no_copy = ""
         self._outline_level: int | None = None
         self._num_committed = 0
 
@@ -183,6 +192,8 @@ class SessionJobs:
         if isinstance(place, OwnPlace):
             place = place.of(image)
         labels: Any = place
+        if isinstance(place, KeptArray):
+            labels = self._open_kept(place, image)
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is told at once.
             self._store = labels = place.open((*pixels.plane_shape, *pixels.shape_yx))
@@ -193,6 +204,19 @@ class SessionJobs:
         self._session.outline_level = self._outline_level
         self._num_committed = 0
         return self._opened(request)
+
+    def _open_kept(self, place: KeptArray, image: LayerImage) -> KeptLabels | np.ndarray:
+        """Return labels of which a copy is made, or the array alone if that cannot be."""
+        file = place.file(image)
+        try:
+            self._store = file.open(image.shape_yx)
+            kept = KeptLabels(place.array, self._store, takes_up=place.is_new)
+        except LabelsError as error:
+            logger.warning("objects are kept in memory only: %s", error)
+            self._why_no_copy = str(error)
+            return place.array
+        self._copy = file
+        return kept
 
     def use_model(self, request: ModelRequest, loading: Progress) -> Opened | None:
         """Load a model, and let the session, if there is one, go on with it; None if cancelled.
@@ -242,12 +266,15 @@ class SessionJobs:
             can_undo=self._session is not None and self._session.can_undo,
             can_redo=self._session is not None and self._session.can_redo,
             labels=self._opened_labels,
+            copy=self._copy,
+            why_no_copy=self._why_no_copy,
         )
 
     def close(self) -> None:
         """End the session and let others write its labels; the model stays for the next one."""
         session, store = self._session, self._store
-        self._session = self._store = self._opened_labels = None
+        self._session = self._store = self._opened_labels = self._copy = None
+        self._why_no_copy = ""
         if session is not None:
             session.close()
         if store is not None:

@@ -13,6 +13,7 @@ from napari_hrsam.plugin.engine_thread import EngineThread
 from napari_hrsam.plugin.loading import ModelLoader, ModelRequest
 from napari_hrsam.plugin.progress import Progress
 from napari_hrsam.plugin.session_jobs import Answer, Opened, SessionJobs
+from napari_hrsam.plugin.warm_up import compile_layers
 
 if TYPE_CHECKING:
     from napari_hrsam.geometry import Box
@@ -89,10 +90,15 @@ class SessionLink:
         """Load a model and begin a session; see `SessionJobs.open`."""
         self._opening = opening = threading.Event()
         self._object_cancelled = threading.Event()
+        self.warm_up()
         self.submit(
             partial(self._jobs.open, image, place, request, self._new_loading()),
             partial(self._receive_opened, opening),
         )
+
+    def warm_up(self) -> None:
+        """Have ready what a session's layers need; see `compile_layers`."""
+        self.submit(compile_layers, lambda future: future.result())
 
     def use_model(self, request: ModelRequest) -> None:
         """Load a model, and let the session go on with it; see `SessionJobs.use_model`."""

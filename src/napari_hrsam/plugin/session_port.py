@@ -16,20 +16,29 @@ from napari_hrsam.plugin.image_input import (
 from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelLoader, ModelRequest
 from napari_hrsam.plugin.model_chooser import DEFAULT_MODEL
 from napari_hrsam.plugin.model_port import ModelPort
+from napari_hrsam.plugin.mouse import ToolWatch, tool_with_mouse
 from napari_hrsam.plugin.objects_layer import MemoryObjects, ObjectsLayer, StoredObjects
 from napari_hrsam.plugin.session_display import SessionDisplay
 from napari_hrsam.plugin.session_layers import LossWatch, SessionLayers
 from napari_hrsam.plugin.session_link import SessionLink
 from napari_hrsam.plugin.state import (
+    GIVEN_UP,
     HINT_3D,
     HINT_CLICK,
     HINT_START,
     ControllerState,
     Phase,
+    describe_object,
     describe_outline,
     describe_step,
 )
-from napari_hrsam.plugin.targets import MemoryTarget, Target, default_target, resolve_target
+from napari_hrsam.plugin.targets import (
+    MemoryTarget,
+    Target,
+    default_target,
+    kept_array,
+    resolve_target,
+)
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -40,9 +49,13 @@ if TYPE_CHECKING:
 
     from napari_hrsam.plugin.keys import Action
     from napari_hrsam.plugin.mouse import ClickTool
-    from napari_hrsam.plugin.session_jobs import Answer, Opened
+    from napari_hrsam.plugin.session_jobs import Answer, LabelsPlace, Opened
     from napari_hrsam.plugin.strokes import Strokes
     from napari_hrsam.storage.label_places import LabelFile, OwnPlace
+
+
+MAX_CHANNELS = 8
+"""An image of planes with no more columns than this is probably one of channels."""
 
 
 class SessionPort(ModelPort):
@@ -78,7 +91,8 @@ class SessionPort(ModelPort):
         self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
         viewer.scene.camera.events.zoom.connect(self._on_zoom)
         viewer.scene.camera.events.center.connect(self._look_ahead)
-        viewer.dims.events.point.connect(self._look_ahead)
+        viewer.dims.events.point.connect(self._on_plane)
+        self._mouse = ToolWatch(viewer, self._on_tool)
 
     # ------------------------------------------------------------------ what there is
 
@@ -162,8 +176,17 @@ class SessionPort(ModelPort):
         self._watch.start(image.layers)
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
-        place = resolved.array if isinstance(resolved, MemoryTarget) else resolved
+        self._tools.listen()
+        place: LabelsPlace
+        if isinstance(resolved, MemoryTarget):
+            place = kept_array(resolved, image.layer, self._viewer.layers)
+        else:
+            place = resolved
         self._link.open(image.image, place, request)
+
+    def warm_up(self) -> None:
+        """Have ready, in the background, what the first session would else wait for."""
+        self._link.warm_up()
 
     def stop(self, message: str = HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
@@ -216,7 +239,8 @@ class SessionPort(ModelPort):
         self._watch.close()
         self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
         self._viewer.scene.camera.events.center.disconnect(self._look_ahead)
-        self._viewer.dims.events.point.disconnect(self._look_ahead)
+        self._viewer.dims.events.point.disconnect(self._on_plane)
+        self._mouse.close()
 
     def join(self, timeout_s: float = 60.0) -> bool:
         """Wait after `close` until the commits that were asked for are made.
@@ -233,6 +257,11 @@ class SessionPort(ModelPort):
         """
         return self._link.engine.join(timeout_s)
 
+    @property
+    def takes_keys(self) -> bool:
+        """Whether our keys act now."""
+        return self._tools.is_on
+
     def set_paused(self, is_paused: bool) -> None:
         """Give mouse and keys back to napari for a while, e.g. while the panel is hidden."""
         self._tools.set_paused(is_paused)
@@ -247,11 +276,16 @@ class SessionPort(ModelPort):
         except HRSAMError as error:
             self.open_failed(error)
             return
-        folder = "" if opened.labels is None else str(opened.labels.file.folder)
+        file = opened.copy if opened.labels is None else opened.labels.file
+        folder = "" if file is None else str(file.folder)
         self._display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
         self._watch.add(self._display.layers.all)
+        self._display.layers.preview.layer.events.paint.connect(self._on_paint)
         self._tools.start(self._display.layers.all)
         where = f"Objects are kept in {folder}. " if folder else ""
+        where = f"{where}{self._warn_of_axes()}"
+        if opened.why_no_copy:
+            where = f"Objects are kept in memory only: {opened.why_no_copy}. "
         self._update(
             phase=Phase.READY,
             model=opened.model,
@@ -262,13 +296,26 @@ class SessionPort(ModelPort):
             labels_folder=folder,
             message=f"{where}{self._hint()}",
         )
+        self._on_tool()
         self._show_level()
+
+    def _warn_of_axes(self) -> str:
+        """Say so where channels at the end are taken for columns."""
+        assert self._input is not None
+        width = self._input.shape_yx[1]
+        if width > MAX_CHANNELS or not self._input.image.plane_shape:
+            return ""
+        name = self._input.layer.name
+        return (
+            f"The last axis of '{name}', of {width}, counts as columns. If it holds channels, add "
+            f"the image with channel_axis=-1, or move that axis to the front. "
+        )
 
     def _objects_layer(self, opened: Opened) -> ObjectsLayer:
         assert self._input is not None
         if opened.labels is None:
             assert isinstance(self._target, MemoryTarget)
-            return MemoryObjects(self._viewer, self._input.layer, self._target)
+            return MemoryObjects(self._viewer, self._input.layer, self._target, opened.copy)
 
         def report(error: HRSAMError) -> None:
             # It was found on whatever thread draws.
@@ -301,10 +348,14 @@ class SessionPort(ModelPort):
         if answer.prediction is not None:
             seconds = answer.prediction.seconds
             self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
+        is_given_up = display.given_up is not None
         if not follows_error:
-            self._update(message=describe_step(answer), is_error=False)
+            message = describe_step(answer, display.view.plane_name)
+            if is_given_up and answer.prediction is None:
+                message = GIVEN_UP
+            self._update(message=message, is_error=False)
         self._update(
-            can_undo=answer.can_undo,
+            can_undo=answer.can_undo or is_given_up,
             can_redo=answer.can_redo,
             num_committed=answer.num_committed,
         )
@@ -356,7 +407,39 @@ class SessionPort(ModelPort):
 
     def _update(self, **changes: Any) -> None:
         prompts = Prompts() if self._display is None else self._display.prompts
-        self.update(num_prompts=len(prompts), is_busy=self._link.is_busy, **changes)
+        self.update(
+            num_prompts=len(prompts),
+            is_busy=self._link.is_busy,
+            elsewhere=self._elsewhere(),
+            **changes,
+        )
+
+    def _elsewhere(self) -> str:
+        display = self._display
+        if display is None or not display.is_elsewhere():
+            return ""
+        name = display.view.plane_name(display.plane)
+        return f"The object is on {name}. C goes back to it, Esc cancels it."
+
+    def _on_plane(self) -> None:
+        self._update()
+        self._look_ahead()
+
+    def _on_tool(self) -> None:
+        tool = tool_with_mouse(self._viewer)
+        back = f"{tool}; Esc or C goes back to clicking."
+        self._update(tool=back if tool and self._display is not None else "")
+
+    def _on_paint(self) -> None:
+        # napari tells of some strokes before they are in the pixels.
+        self._link.engine.tell(self._count_pixels)
+
+    def _count_pixels(self) -> None:
+        """Let the number of pixels follow what was painted."""
+        if self._display is not None and len(self._display.prompts):
+            preview = self._display.layers.preview
+            message = describe_object(preview.num_pixels, preview.step)
+            self._update(message=message, is_error=False)
 
     def _show_level(self) -> None:
         if self._display is not None:

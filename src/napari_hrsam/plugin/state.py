@@ -13,12 +13,16 @@ from napari_hrsam.errors import HRSAMError
 from napari_hrsam.geometry import downsample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari_hrsam.plugin.session_jobs import Answer
 
 logger = logging.getLogger(__name__)
 
 HINT_START = "Choose an image and press Start."
 HINT_CLICK = "Left click adds to the object, right click takes away."
+GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
+LOOKING = "Looking at this place ..."
 HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
 
 
@@ -70,6 +74,12 @@ class ControllerState:
         Whether a plain click takes away.
     draws_boxes
         Whether a plain drag draws a box.
+    tool
+        Which tool has the mouse, if clicks do not add to the object; else empty.
+    elsewhere
+        Where the current object is, if another plane is shown; else empty.
+    covered_by
+        Name of the image layer that hid the image at the last click; else empty.
     message
         What to do next, what was done, or what went wrong.
     is_error
@@ -95,6 +105,9 @@ class ControllerState:
     can_redo: bool = False
     is_subtracting: bool = False
     draws_boxes: bool = False
+    tool: str = ""
+    elsewhere: str = ""
+    covered_by: str = ""
     message: str = HINT_START
     is_error: bool = False
 
@@ -161,24 +174,62 @@ def file_size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
 
 
-def describe_step(answer: Answer) -> str:
-    """Say in a few words what a step did and what comes next."""
+def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+    """Say in a few words what a step did and what comes next.
+
+    Parameters
+    ----------
+    answer
+        The session after the step.
+    plane_name
+        Names planes; empty for a flat image.
+    """
     edit, prediction = answer.edit, answer.prediction
     if answer.is_cancelled:
         return "The commit was given up; the object is still there. C commits, Esc cancels."
-    if edit is not None and answer.is_taken_back:
-        return f"Object {edit.label} was taken back."
     if edit is not None:
-        return f"Object {edit.label} was committed. Click on the next one."
+        name = plane_name(edit.plane)
+        where = f"Object {edit.label} on {name}" if name else f"Object {edit.label}"
+        if answer.is_taken_back:
+            return f"{where} was taken back."
+        return f"{where} was committed. Click on the next one."
     if prediction is None:
         return HINT_CLICK
     num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
+    if not num_pixels and not any(answer.prompts.labels) and answer.prompts.box is None:
+        return "There is no object yet to take away from: click on it with the other button."
+    if num_pixels and prediction.is_cut:
+        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
+    return describe_object(num_pixels, prediction.level_downsample)
+
+
+def describe_object(num_pixels: int, step: int) -> str:
+    """Say how large the current object is.
+
+    Parameters
+    ----------
+    num_pixels
+        Level-0 pixels.
+    step
+        Level-0 pixels per pixel of its mask.
+    """
     if not num_pixels:
         return "Nothing was found here: click again, or press Esc and zoom in."
-    if prediction.is_cut:
-        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
-    about = "About " if prediction.level_downsample > 1 else ""
+    about = "About " if step > 1 else ""
     return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
+
+
+def shown_message(state: ControllerState) -> str:
+    """Put together what a panel says in its line."""
+    if state.is_error:
+        return state.message
+    if state.elsewhere:
+        return state.elsewhere
+    if not state.tool:
+        return state.message
+    # While a tool has the mouse, a click adds nothing.
+    message = state.message.replace(HINT_CLICK, "").strip()
+    return f"{message} {state.tool}".strip()
 
 
 def describe_outline(done: int, total: int) -> str:

@@ -11,7 +11,13 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QInputDialog
 from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.image_input import read_image_layers
 from napari_hrsam.plugin.panel_parts import fill_combo, narrow
-from napari_hrsam.plugin.targets import NewLayer, Target, default_target, fits_in_memory
+from napari_hrsam.plugin.targets import (
+    NewLayer,
+    Target,
+    can_be_target,
+    default_target,
+    fits_in_memory,
+)
 from napari_hrsam.storage.label_names import label_names
 from napari_hrsam.storage.label_places import (
     DEFAULT_NAME,
@@ -23,6 +29,8 @@ from napari_hrsam.storage.label_places import (
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
+
+    from napari_hrsam.storage.layers import LayerImage
 
 NEW_LAYER = "new layer"
 OWN_PLACE = "on disk, in the user folder"
@@ -54,6 +62,7 @@ class TargetBox(QComboBox):
         self._default: Target | None = None
         self._beside: Path | None = None
         self._can_be_layer = True
+        self._held: LayerImage | None = None
         self._added: list[LabelFile] = []
         self._names: tuple[str, ...] = ()
         self._layers: list[tuple[str, Any]] = []
@@ -63,7 +72,7 @@ class TargetBox(QComboBox):
     @property
     def chosen(self) -> Target | None:
         """The chosen place; None to have it chosen by the kind of image."""
-        chosen: Target | None = self._choice
+        chosen: Target | None = self._choice or self._fitting()
         return chosen
 
     def set_image(self, image: Image | None) -> None:
@@ -72,12 +81,14 @@ class TargetBox(QComboBox):
             self._choice, self._added = None, []
         self._image = image
         self._default, self._beside, self._can_be_layer = None, None, True
+        self._held = None
         if image is not None:
             try:
                 held = read_image_layers(image).image
             except HRSAMError:
                 # Start says what is wrong with it.
                 held = None
+            self._held = held
             if held is not None:
                 self._default = default_target(image, held)
                 self._beside = ome_zarr_of(image)
@@ -97,6 +108,14 @@ class TargetBox(QComboBox):
         self._choice = target
         self._fill()
 
+    def _fitting(self) -> Labels | None:
+        """Return the topmost Labels layer that can take the objects, if the image is flat."""
+        image, held = self._image, self._held
+        if image is None or held is None or not self._can_be_layer:
+            return None
+        fitting = [layer for _, layer in self._layers if can_be_target(layer, image, held)]
+        return fitting[-1] if fitting else None
+
     def _files(self) -> list[LabelFile]:
         beside = []
         if self._beside is not None:
@@ -115,7 +134,7 @@ class TargetBox(QComboBox):
         if self._beside is not None:
             items.append((OTHER_NAME, OTHER_NAME))
         items.append((OTHER_FOLDER, OTHER_FOLDER))
-        fill_combo(self, items, self._choice or self._default)
+        fill_combo(self, items, self.chosen or self._default)
 
     def _pick(self) -> None:
         data = self.currentData()

@@ -10,10 +10,19 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.label_places import DEFAULT_NAME, LabelFile, OwnPlace, ome_zarr_of
+from napari_hrsam.storage.kept_labels import KeptArray
+from napari_hrsam.storage.label_places import (
+    DEFAULT_NAME,
+    LabelFile,
+    OwnPlace,
+    ome_zarr_of,
+    readable,
+)
 
 if TYPE_CHECKING:
-    from napari.layers import Image
+    from collections.abc import Iterable
+
+    from napari.layers import Image, Layer
     from numpy.typing import NDArray
 
     from napari_hrsam.storage.layers import LayerImage
@@ -33,6 +42,9 @@ FOLDER_KEY = "napari-hrsam labels"
 class NewLayer:
     """A new Labels layer in memory."""
 
+
+COPY_KEY = "napari-hrsam copy"
+"""Metadata of a layer of our own: path and name of the label image with a copy of its objects."""
 
 Target: TypeAlias = Labels | LabelFile | OwnPlace | NewLayer
 
@@ -97,6 +109,27 @@ def resolve_target(
     return target
 
 
+def kept_array(target: MemoryTarget, image: Image, layers: Iterable[Layer]) -> KeptArray:
+    """Say where on disk a copy of the objects of a layer is kept.
+
+    Parameters
+    ----------
+    target
+        The layer, or the array of a new one.
+    image
+        The image layer.
+    layers
+        All layers of the viewer: a new layer takes up no copy that one of them has already.
+    """
+    place, layer = OwnPlace(image.name), target.layer
+    if layer is None:
+        copies = [other.metadata.get(COPY_KEY) for other in layers]
+        taken = tuple(LabelFile(Path(copy[0]), copy[1]) for copy in copies if copy)
+        return KeptArray(array=target.array, place=place, taken=taken)
+    name = layer.metadata[COPY_KEY][1] if COPY_KEY in layer.metadata else readable(layer.name)
+    return KeptArray(array=target.array, place=place, name=name, is_new=False)
+
+
 def fits_in_memory(image: LayerImage) -> bool:
     """Whether objects of an image can be in a Labels layer in memory."""
     return not image.plane_shape and max(image.shape_yx) <= MAX_SIDE_PX
@@ -111,6 +144,15 @@ def _require_small(image: LayerImage) -> None:
         )
 
 
+def can_be_target(target: Labels, layer: Image, image: LayerImage) -> bool:
+    """Whether a Labels layer lies on an image and can be written to; values are not looked at."""
+    try:
+        _require_writable(target, layer, image)
+    except LabelsError:
+        return False
+    return True
+
+
 def check_target_layer(target: Labels, layer: Image, image: LayerImage) -> None:
     """Check that a Labels layer can receive the objects of an image.
 
@@ -119,6 +161,14 @@ def check_target_layer(target: Labels, layer: Image, image: LayerImage) -> None:
     LabelsError
         If it is multiscale, not a writable array, on another pixel grid, or holds negative values.
     """
+    _require_writable(target, layer, image)
+    if np.min(target.data) < 0:
+        raise LabelsError(
+            f"expected values from 0, but the Labels layer '{target.name}' holds negative ones"
+        )
+
+
+def _require_writable(target: Labels, layer: Image, image: LayerImage) -> None:
     where = f"Labels layer '{target.name}'"
     _require_small(image)
     if target.multiscale:
@@ -145,8 +195,6 @@ def check_target_layer(target: Labels, layer: Image, image: LayerImage) -> None:
             f"expected a target that lies on the image '{layer.name}', but the {where} has "
             "another scale or position; choose 'new layer'"
         )
-    if np.min(target.data) < 0:
-        raise LabelsError(f"expected values from 0, but the {where} holds negative ones")
 
 
 def target_array(target: Labels) -> NDArray[np.integer]:

@@ -98,7 +98,7 @@ class OwnPlace:
         chosen = os.environ.get(LABELS_VARIABLE)
         folder = Path(chosen) if chosen else platformdirs.user_data_path("napari-hrsam") / "labels"
         digest = identify(image.plain()).digest[:8]
-        return LabelFile(folder / f"{_readable(self.name)}-{digest}.zarr")
+        return LabelFile(folder / f"{readable(self.name)}-{digest}.zarr")
 
 
 def ome_zarr_of(layer: Any) -> Path | None:
@@ -136,13 +136,14 @@ def labels_in(folder: Path, image_name: str) -> LabelFile:
     names = label_names(folder)
     is_zarr = any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
     if folder.is_dir() and any(folder.iterdir()) and not is_zarr:
-        folder = folder / f"{_readable(image_name)}-objects.zarr"
+        folder = folder / f"{readable(image_name)}-objects.zarr"
         names = label_names(folder)
     name = names[0] if names and DEFAULT_NAME not in names else DEFAULT_NAME
     return LabelFile(folder, name)
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
+    """Make a name for a folder of what people call something."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "image"
 
 

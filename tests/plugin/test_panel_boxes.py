@@ -1,0 +1,77 @@
+"""Boxes of the panel in a real window: wheel, keys, focus and width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication, QComboBox, QSpinBox, QWidget
+
+INSIDE = (30, 30)
+
+
+def turn_wheel(widget: QWidget) -> None:
+    at = QPointF(5, 5)
+    event = QWheelEvent(
+        at,
+        QPointF(widget.mapToGlobal(QPoint(5, 5))),
+        QPoint(0, -120),
+        QPoint(0, -120),
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+        Qt.ScrollPhase.NoScrollPhase,
+        False,
+    )
+    QApplication.sendEvent(widget, event)
+
+
+def test_boxes_change_when_asked_only(open_window: Any, pixels: Any) -> None:
+    window = open_window(show=True)
+    window.viewer.add_image(pixels[..., 0], name="other")
+    window.viewer.layers.selection.active = window.viewer.layers["scene"]
+    window.start()
+    window.viewer.window._qt_window.activateWindow()
+    image_box = window.panel.image_box
+    boxes = [*window.panel.findChildren(QComboBox), *window.panel.findChildren(QSpinBox)]
+    assert len(boxes) >= 8
+    window.canvas.setFocus()
+
+    def values() -> list[Any]:
+        return [box.currentIndex() if isinstance(box, QComboBox) else box.value() for box in boxes]
+
+    before = values()
+    for box in boxes:
+        turn_wheel(box)
+    assert values() == before, "the wheel over a box scrolls the panel"
+    image_box.setFocus()
+    QTest.qWait(50)
+    QTest.keyClick(image_box, Qt.Key.Key_O)
+    assert values() == before, "a letter chooses nothing"
+    window.click(INSIDE)
+    image_box.setEnabled(True)
+    image_box.setFocus()
+    QTest.qWait(50)
+    QTest.keyClick(image_box, Qt.Key.Key_C)
+    window.idle()
+    assert window.controller.state.num_committed == 1, "our keys work there"
+    image_box.setFocus()
+    image_box.activated.emit(image_box.currentIndex())
+    window.idle()
+    assert window.canvas.hasFocus()
+
+
+def test_nothing_of_the_panel_is_cut_off(open_window: Any, pixels: Any) -> None:
+    window = open_window(show=True)
+    for name in ("a channel with a long name", "b"):
+        window.viewer.add_image(pixels[..., 0].astype(np.float32), name=name)
+    window.viewer.layers.selection.active = window.viewer.layers["b"]
+    QTest.qWait(200)
+    panel = window.panel
+    assert panel.colour_box.isVisible()
+    for widget in panel.findChildren(QWidget):
+        if widget.isVisible() and widget.window() is panel.window():
+            right = widget.mapTo(panel, QPoint(widget.width(), 0)).x()
+            assert right <= panel.width(), widget
