@@ -72,7 +72,8 @@ def test_rounds_of_changing_layers_leave_napari_alive(open_window: Any) -> None:
                 viewer.layers.remove(image)
             case 1:
                 viewer.layers.move(0, len(viewer.layers))
-                viewer.layers.remove(rng.choice([layer.name for layer in controller.layers.own]))
+                own = [layer for layer in controller.layers.own if layer in viewer.layers]
+                viewer.layers.remove(own[rng.integers(len(own))])
             case 2:
                 image.name = "renamed"
                 image.name = "scene"

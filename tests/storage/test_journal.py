@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +117,19 @@ def test_an_edit_that_never_was_done_leaves_what_was_undone(journal: Journal) ->
 
 
 @pytest.mark.parametrize("label", [1, 2**63 - 1, 2**63, 2**64 - 1])
-def test_ids_up_to_the_last_of_uint64_come_back(journal: Journal, label: int) -> None:
-    journal.settle(record(journal, label), is_done=True)
-    assert [edit.label for edit in journal.history().done] == [label]
-    assert journal.next_label() == label + 1
-    record(journal, 5)
-    assert journal.next_label() == max(label, 5) + 1
+def test_ids_up_to_the_last_of_uint64_come_back(tmp_path: Path, label: int) -> None:
+    with closing(Journal.create(tmp_path / "a.sqlite", np.dtype("uint64"), 1, 0)) as journal:
+        journal.settle(record(journal, label), is_done=True)
+        assert [edit.label for edit in journal.history().done] == [label]
+        assert journal.next_label() == label + 1
+        record(journal, 5)
+        assert journal.next_label() == max(label, 5) + 1
+
+
+def test_an_id_beyond_the_dtype_is_damage(journal: Journal) -> None:
+    journal.settle(record(journal, 2**32), is_done=True)
+    with pytest.raises(LabelsError, match=r"the id 4294967296 in labels of uint32"):
+        journal.history()
 
 
 def test_the_chunks_that_we_wrote_are_known_by_their_stamps(journal: Journal) -> None:
@@ -206,7 +214,7 @@ def test_damage_inside_is_reported_too(journal: Journal) -> None:
             opened.blocks(edit).read(index)
     # Whole in itself, but of another block.
     opened._database.execute("UPDATE blocks SET changed = ?", [_zstd(np.zeros(9, np.uint8))])
-    with pytest.raises(LabelsError, match="9 bytes for the pixels of Box"):
+    with pytest.raises(LabelsError, match="bytes were expected when it is decoded"):
         opened.blocks(edit).read(0)
     with pytest.raises(LabelsError, match="JSONDecodeError"):
         opened.history()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage import label_compact
+from napari_hrsam.storage.journal_facts import JOURNAL_FILE
 from napari_hrsam.storage.label_check import verify_labels
 from napari_hrsam.storage.label_compact import compact_labels
 from napari_hrsam.storage.label_pyramid import create_labels
@@ -141,15 +144,14 @@ def test_labels_changed_meanwhile_are_told(tmp_path: Path, place: tuple[int, int
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_half_done_labels_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = create_labels(tmp_path / "a", "cells", (64, 64))
-    with monkeypatch.context() as patch:
-        patch.setattr(type(labels._writer), "put", _interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1)
-        with pytest.raises(LabelsError, match="nothing half done, got 1 interrupted changes"):
-            compact_labels(tmp_path / "a", "cells", tmp_path / "b")
-    labels.close()
+def test_half_done_labels_are_not_copied(tmp_path: Path) -> None:
+    with create_labels(tmp_path / "a", "cells", (64, 64)) as labels:
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1)
+    journal = tmp_path / "a" / "labels" / "cells" / JOURNAL_FILE
+    with closing(sqlite3.connect(journal)) as database, database:
+        database.execute("UPDATE edits SET is_pending = 1")
+    with pytest.raises(LabelsError, match="nothing half done, got 1 interrupted changes"):
+        compact_labels(tmp_path / "a", "cells", tmp_path / "b")
 
 
 def _interrupted(*_: object, **__: object) -> None:

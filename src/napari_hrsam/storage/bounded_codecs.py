@@ -106,8 +106,8 @@ def zstd_at_most(data: Any, limit: int, *, is_exact: bool = True, out: Any = Non
             raise ValueError(f"{limit} bytes were expected when it is decoded, got {told}")
     elif is_exact:
         data = _announced(data, limit)
-    else:
-        _require_modest(_zstd_bound(data), limit)
+    # Of all frames: those behind the first are decoded too.
+    _require_modest(_zstd_bound(data), limit)
     return zstd_decompress(data, out)
 
 

@@ -17,6 +17,7 @@ from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.label_check_levels import LevelCheck, Problem
 from napari_hrsam.storage.label_making import require_listed
+from napari_hrsam.storage.label_names import label_folder
 from napari_hrsam.storage.label_ome_zarr import open_label_levels
 from napari_hrsam.storage.label_pyramid import open_labels
 from napari_hrsam.storage.ome_label_rules import broken_rules
@@ -100,6 +101,7 @@ def verify_labels(
         written to.
     """
     root = local_root(path)
+    label_folder(root, name)  # refuses names that lead elsewhere
     problems = [Problem(kind="metadata", text=text) for text in broken_rules(root, name)]
     try:
         labels = open_stored_labels(path, name)
