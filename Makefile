@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-# Read by tests/engine/test_kills.py and test_embed_crash.py, and by the stress test in tests/plugin.
+# Read by tests/engine/test_kills.py and test_embed_crash.py, and by tests/plugin/test_panel_stress.py.
 KILLS ?= 200
 STRESS ?= 200
 
@@ -39,7 +39,7 @@ test-newest:
 
 test-slow: venv
 	scripts/display
-	NAPARI_HRSAM_KILLS=$(KILLS) NAPARI_HRSAM_STRESS=$(STRESS) $(BIN)/python -m pytest -rA \
+	NAPARI_HRSAM_KILLS=$(KILLS) NAPARI_HRSAM_STRESS_ROUNDS=$(STRESS) $(BIN)/python -m pytest -rA \
 		-k 'kill or stress' tests/engine tests/plugin
 
 clean:

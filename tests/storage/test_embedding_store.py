@@ -421,7 +421,7 @@ def test_two_processes_share_a_folder_and_its_limit(tmp_path: Path) -> None:
 def test_folders_of_other_versions_are_not_read_and_go_first(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path, max_bytes=10_000)
     store.write(KEY, TILE, maps_of(1))
-    old = tmp_path / "embeddings-v0" / "abc" / "1" / "0_64px" / "c.1.2.0"
+    old = tmp_path / "embeddings-v0" / "abc" / "model" / "1_64px" / "c.1.2.0"
     old.parent.mkdir(parents=True)
     old.write_bytes(bytes(9900))
     os.utime(old, ns=(1, 1))

@@ -100,12 +100,14 @@ def zstd_at_most(data: Any, limit: int, *, is_exact: bool = True, out: Any = Non
         Of ``limit`` bytes; filled and returned.
     """
     told = zstd_size(data)
-    if told is None and is_exact:
+    if told is not None:
+        _require_modest(told, limit)
+        if is_exact and told != limit:
+            raise ValueError(f"{limit} bytes were expected when it is decoded, got {told}")
+    elif is_exact:
         data = _announced(data, limit)
-    # Of all frames: some versions of numcodecs decode those that follow the first one too.
+    # Of all frames: those behind the first are decoded too.
     _require_modest(_zstd_bound(data), limit)
-    if told is not None and is_exact and told != limit:
-        raise ValueError(f"{limit} bytes were expected when it is decoded, got {told}")
     return zstd_decompress(data, out)
 
 
