@@ -1,6 +1,8 @@
 # make demo    a fresh environment, the software in it, and the demonstration
 # make test    the whole check, set-up included: what CI runs
 # make check   the same without set-up, in the environment of PYTHON (default: .venv, else python3)
+# make test-newest   what needs no torch, on Python 3.12 and 3.13 with the newest of every library
+# make test-slow     processes killed and clicks at random, ten times as long as in make check
 # make venv    the development environment .venv
 
 PYTHON ?= python3
@@ -8,7 +10,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check venv clean
+# Read by tests/engine/test_kills.py and test_embed_crash.py, and by tests/plugin/test_panel_stress.py.
+KILLS ?= 200
+STRESS ?= 200
+
+.PHONY: demo test check test-newest test-slow venv clean
 
 demo:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -28,5 +34,13 @@ test: venv
 check:
 	PYTHON=$$([ -x $(BIN)/ruff ] && echo $(BIN)/python || echo $(PYTHON)) scripts/check
 
+test-newest:
+	scripts/test_newest
+
+test-slow: venv
+	scripts/display
+	NAPARI_HRSAM_KILLS=$(KILLS) NAPARI_HRSAM_STRESS_ROUNDS=$(STRESS) $(BIN)/python -m pytest -rA \
+		-k 'kill or stress' tests/engine tests/plugin
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -35,6 +35,7 @@ def test_import_loads_neither_torch_nor_napari_nor_qt() -> None:
     assert not loaded & {"torch", "napari", "qtpy", "PySide6", "PyQt6", "numba", "scipy", "skimage"}
 
 
+@pytest.mark.torch
 @pytest.mark.weights
 def test_neither_models_nor_clicks_load_the_compiler_of_torch() -> None:
     # With it comes Triton, whose LLVM crashes napari beside the LLVM of Mesa's OpenGL.

@@ -32,6 +32,7 @@ def run_small(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.torch
 def test_every_section_runs_where_little_more_than_torch_is_installed(tmp_path) -> None:
     done = run_small(tmp_path / "gpu.json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,6 +45,7 @@ def test_every_section_runs_where_little_more_than_torch_is_installed(tmp_path) 
         assert f"== {name}" in done.stdout
 
 
+@pytest.mark.torch
 def test_what_there_is_no_time_for_is_told_and_fails(tmp_path) -> None:
     done = run_small(tmp_path / "gpu.json", "--seconds", "0")
     assert done.returncode == 1

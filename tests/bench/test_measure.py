@@ -23,9 +23,9 @@ def test_a_summary_holds_medians_and_least_values() -> None:
 
 
 def test_waiting_takes_wall_time_only() -> None:
-    wall, cpu = timed(lambda: time.sleep(0.05))
-    assert wall >= 0.05
-    assert cpu < 0.04
+    wall, cpu = timed(lambda: time.sleep(0.3))
+    assert wall >= 0.3
+    assert cpu < 0.15
 
 
 def test_functions_are_timed_in_turns_after_a_first_call() -> None:

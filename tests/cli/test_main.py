@@ -136,7 +136,11 @@ def test_interruption_is_told_without_a_traceback(
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["info", "--json"], 0), (["evaluate", "--data", "nowhere"], 1), (["segment"], 2)],
+    [
+        pytest.param(["info", "--json"], 0, marks=pytest.mark.torch),
+        pytest.param(["evaluate", "--data", "nowhere"], 1, marks=pytest.mark.torch),
+        (["segment"], 2),
+    ],
 )
 def test_the_installed_program_exits_with_the_status(
     arguments: list[str], status: int, tmp_path: Path

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,7 @@ def embed():
     store = EmbeddingStore(sys.argv[2], max_bytes=int(sys.argv[3]))
     with Session(Loud(), image, embeddings=store) as session:
         session.embed(0, progress=lambda done, total: os.write(out, b"done %d\\n" % done))
+    os.write(out, b"ended\\n")
     os._exit(0)
 
 print("ready", flush=True)
@@ -73,18 +76,21 @@ class Nursery:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def turn(self, seconds: float) -> tuple[list[str], bool]:
-        """Let an embed run for a time from its first tile; return what it said, and if it ended."""
+    def turn(self, num_lines: int, seconds: float) -> tuple[list[str], bool]:
+        """Kill an embed some time after it said so many lines; return these, and if it ended."""
         said = self.folder / "said.txt"
         said.unlink(missing_ok=True)
         assert self.process.stdin is not None
         self.process.stdin.write(f"{said}\n")
         self.process.stdin.flush()
         child = int(self._line())
-        while not said.exists() or said.stat().st_size == 0:
-            time.sleep(0.005)
+        text = ""
+        while text.count("\n") < num_lines and not text.endswith("ended\n"):
+            time.sleep(0.002)
+            text = said.read_text() if said.exists() else ""
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
         status = int(self._line())
         assert status in {0, signal.SIGKILL}
         return said.read_text().split("\n")[:-1], status == 0
@@ -99,10 +105,10 @@ def test_a_process_killed_at_any_moment_leaves_whole_tiles_and_goes_on_from_ther
 ) -> None:
     nursery = Nursery(tmp_path, 10**9)
     chance = np.random.default_rng(0)
-    num_encoded, num_there, num_killed = 0, 0, 0
+    num_encoded, num_there, num_killed, num_killed_before = 0, 0, 0, 0
     read: set[Tile] = set()
     for _ in range(KILLS):
-        said, has_ended = nursery.turn(chance.uniform(0.0, 0.25))
+        said, has_ended = nursery.turn(int(chance.integers(1, 50)), chance.uniform(0.0, 0.03))
         done = [int(line.split()[1]) for line in said if line.startswith("done")]
         # What was there before was found, and not encoded again.
         assert done[0] == num_there
@@ -110,9 +116,12 @@ def test_a_process_killed_at_any_moment_leaves_whole_tiles_and_goes_on_from_ther
         num_killed += not has_ended
         there = require_whole_tiles(tmp_path / "kept", model, read)
         assert there >= done[-1]
-        assert num_encoded <= there + num_killed
+        assert num_encoded <= there + num_killed - num_killed_before
         assert there > num_there or not done[1:]
         num_there = there
+        if has_ended:
+            shutil.rmtree(tmp_path / "kept")
+            num_encoded, num_there, num_killed_before, read = 0, 0, num_killed, set()
     nursery.end()
     assert require_whole_tiles(tmp_path / "kept", model, set()) == num_there
     assert num_killed > KILLS / 2
@@ -127,19 +136,19 @@ def test_a_process_killed_while_it_makes_room_stays_within_the_limit(
     num = len(TileGrid(SHAPE, 64))
     nursery = Nursery(tmp_path, num * 1632)
     EmbeddingStore(tmp_path / "kept").require_writable()
-    old = tmp_path / "kept" / "embeddings-v0"
-    old.mkdir()
+    old = tmp_path / "kept" / "embeddings-v0" / "0" / "old" / "0_64px"
+    old.mkdir(parents=True)
     for number in range(num):
         (old / f"c.{number}").write_bytes(bytes(1632))
         os.utime(old / f"c.{number}", (1 + number,) * 2)
     chance = np.random.default_rng(1)
     for _ in range(max(3, KILLS // 4)):
-        nursery.turn(chance.uniform(0.0, 0.25))
+        nursery.turn(int(chance.integers(1, 50)), chance.uniform(0.0, 0.03))
         require_whole_tiles(tmp_path / "kept", model, set())
         there = sum(p.stat().st_size for p in (tmp_path / "kept").rglob("c.*"))
         assert there <= (num + 1) * 1632
     nursery.end()
-    assert len(list(old.iterdir())) < num
+    assert len(list(old.glob("*"))) < num
     assert not caplog.records
 
 

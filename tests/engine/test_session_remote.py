@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_server import Server, serving
+from faulty_server import SHORT_S, Server, serving
 from numpy.typing import NDArray
 from ome_files import write_ome
 
@@ -25,7 +25,6 @@ def server(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Ite
     image = scene[0].transpose(2, 0, 1)
     write_ome(tmp_path / "a.zarr", [image, image[:, ::2, ::2]], "cyx")
     monkeypatch.setattr("napari_hrsam.storage.remote.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", 0.8)
     monkeypatch.setattr("napari_hrsam.storage.remote.ATTEMPTS", 3)
     with serving(tmp_path) as running:
         yield running
@@ -35,7 +34,12 @@ def server(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Ite
     ("fault", "told"), [(500, "HTTP status 500"), ("stall", "no answer within")]
 )
 def test_a_click_fails_with_a_message_and_the_session_goes_on_when_the_server_is_back(
-    server: Server, model: Any, tmp_path: Path, fault: Any, told: str
+    server: Server,
+    model: Any,
+    tmp_path: Path,
+    fault: Any,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = open_image(server.url, channels=[0, 1, 2], contrast_limits=(0, 255))
     chunks = [f"/a.zarr/{path.relative_to(tmp_path / 'a.zarr')}" for path in _chunks(tmp_path)]
@@ -46,8 +50,10 @@ def test_a_click_fails_with_a_message_and_the_session_goes_on_when_the_server_is
         first = session.click((50, 60))
         session.commit()
         server.faults = {chunk: [fault] * 1000 for chunk in chunks}
-        with pytest.raises(ImageReadError, match=rf"{server.url}/.*{told}.* in 3 attempt"):
-            session.click((180, 20))
+        with monkeypatch.context() as impatient:
+            impatient.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
+            with pytest.raises(ImageReadError, match=rf"{server.url}/.*{told}.* in 3 attempt"):
+                session.click((180, 20))
         # What is at hand can still be worked on, and the failed click is not part of anything.
         again = session.click((50, 60))
         np.testing.assert_array_equal(again.mask, first.mask)

@@ -97,7 +97,6 @@ def test_spare_time_is_used_after_a_rest_and_until_there_is_nothing_to_do(
     engine.use_spare_time(work)
     assert finished.wait(10)
     assert done[0] - begin >= REST_S * 0.9
-    assert done[2] - done[0] < REST_S, "no rest between pieces"
     time.sleep(2 * REST_S)
     assert len(done) == 3
     assert engine.num_pending == 0

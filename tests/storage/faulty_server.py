@@ -12,6 +12,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+# Well above what a busy machine takes to answer, and above SHORT_S.
+STALL_S = 5.0
+SHORT_S = 1.5
+"""A timeout for tests in which the server stalls."""
+
 BOMB = gzip.compress(bytes(2**25), 1)
 
 
@@ -51,7 +56,7 @@ class Handler(SimpleHTTPRequestHandler):
         elif fault == "hang up":
             self.close_connection = True
         elif fault == "stall":
-            time.sleep(1.0)
+            time.sleep(STALL_S)
             self.close_connection = True
         elif fault == "endless":
             self.send_response(200)

@@ -7,7 +7,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
@@ -44,10 +43,15 @@ class Layer:
         self.contrast_limits, self.data_to_world, self.name = (0, 255), None, "layer"
 
 
-@pytest.mark.parametrize(
-    "array", [torch.from_numpy(GREY.copy()), OtherDtype(GREY)], ids=["torch", "other"]
-)
-def test_arrays_of_another_dtype_are_read(array: Any) -> None:
+def of_torch() -> Any:
+    import torch
+
+    return torch.from_numpy(GREY.copy())
+
+
+@pytest.mark.parametrize("make", [of_torch, lambda: OtherDtype(GREY)], ids=["torch", "other"])
+def test_arrays_of_another_dtype_are_read(make: Any) -> None:
+    array = make()
     expected = open_image(GREY).read(Tile(0, 0, 0, 128))
     np.testing.assert_array_equal(open_image(array).read(Tile(0, 0, 0, 128)), expected)
     assert take_layers(Layer(array)).open().shape_yx == (64, 80)
@@ -60,6 +64,8 @@ def test_opening_with_limits_reads_one_pixel_for_the_dtype() -> None:
 
 
 def test_an_array_that_numpy_cannot_take_is_refused_with_what_to_convert() -> None:
+    import torch
+
     with pytest.raises(ImageError, match=r"torch\.Tensor of dtype torch\.bfloat16.*\.numpy\(\)"):
         open_image(torch.zeros((8, 9), dtype=torch.bfloat16))
 

@@ -81,10 +81,12 @@ def without_size(num_blocks: int) -> bytes:
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
-def test_frames_that_do_not_tell_their_size_are_held_to_it(is_exact: bool) -> None:
+def test_frames_one_or_several_are_held_to_the_size_told_or_not(is_exact: bool) -> None:
     frame = without_size(8)
     assert bytes(zstd_at_most(frame, 2**20, is_exact=is_exact)) == bytes(2**20)
-    for bomb in (without_size(8000), frame + frame):
+    told = numcodecs.Zstd().encode(bytes(2**20))
+    more = numcodecs.Zstd().encode(bytes(2**24))
+    for bomb in (without_size(8000), frame + frame, frame + more, told + more, told + frame):
         tracemalloc.start()
         with pytest.raises((ValueError, RuntimeError)):
             zstd_at_most(bomb, 2**20, is_exact=is_exact)

@@ -273,10 +273,11 @@ def test_a_label_too_high_for_a_tiff_is_told_before_anything_is_written(tmp_path
 def test_a_huge_sparse_tiff_takes_no_space_and_time(tmp_path: Path) -> None:
     with create_labels(tmp_path / "a.zarr", "cells", (60_000, 60_000)) as labels:
         labels.write(Box(40_000, 50_000, 40_010, 50_010), np.ones((10, 10), bool), 1)
-    start = time.monotonic()
+    start = time.process_time()
     done = export_tiff(tmp_path / "a.zarr", "cells", tmp_path / "a.tif")
     assert done.num_bytes < 20 * 2**20
-    assert time.monotonic() - start < 20
+    # Of the processor's time; 3.6 thousand million pixels one by one take minutes.
+    assert time.process_time() - start < 60
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.is_bigtiff
         assert file.pages[0].shape == (60_000, 60_000)

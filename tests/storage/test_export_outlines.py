@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +348,7 @@ table = measure_objects(stored, ())
 (outline,) = (outline for _, outline in trace_outlines(stored, (), table))
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
 print(int(table.area_px[0]), len(outline.polygons), outline.num_holes, grown)
+print(int(time.process_time()))
 """
 
 
@@ -373,12 +373,12 @@ def test_an_object_of_20000_pixels_is_traced_in_little_memory(tmp_path: Path) ->
         np.s_[first:last, last - 100 : last],
     ):
         array[strip] = 5
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _LARGE, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    area, parts, holes, grown_mib = map(int, done.stdout.split())
+    area, parts, holes, grown_mib, cpu_s = map(int, done.stdout.split())
     assert (area, parts, holes) == (20_000**2 - 19_800**2, 1, 1)
     # Dense it would take 1.5 GiB.
     assert grown_mib < 100
-    assert time.monotonic() - start < 30
+    # Of the processor's time, whatever else runs.
+    assert cpu_s < 60

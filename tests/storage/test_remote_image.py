@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_server import Server, serving
+from faulty_server import SHORT_S, Server, serving
 from ome_files import halves, write_ome
 
 from napari_hrsam.errors import ImageError, ImageReadError, MissingExtraError
@@ -26,7 +26,6 @@ CHUNK = "/a.zarr/0/c/1/2"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     write_ome(tmp_path / "a.zarr", halves(GREY, 2))
     monkeypatch.setattr("napari_hrsam.storage.remote.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", 0.4)
     with serving(tmp_path) as running:
         yield running
 
@@ -56,9 +55,11 @@ def test_a_chunk_that_is_not_there_is_filled(server: Server) -> None:
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "hang up", "short", "stall"])
 def test_a_passing_fault_is_waited_for(
-    fault: Any, server: Server, caplog: pytest.LogCaptureFixture
+    fault: Any, server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = open_image(server.url, contrast_limits=LIMITS)
+    if fault == "stall":
+        monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
     server.faults[CHUNK] = [fault, fault]
     with caplog.at_level(logging.WARNING, logger="napari_hrsam"):
         pixels = image.read(Tile(0, 64, 128, 64))
@@ -72,9 +73,11 @@ def test_a_passing_fault_is_waited_for(
     [(503, "HTTP status 503"), ("stall", "no answer within"), ("hang up", "Disconnected|reset")],
 )
 def test_a_lasting_fault_names_the_url_and_is_never_shown_as_pixels(
-    fault: Any, told: str, server: Server
+    fault: Any, told: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = open_image(server.url, contrast_limits=LIMITS)
+    if fault == "stall":
+        monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
     server.faults[CHUNK] = [fault] * 100
     with pytest.raises(ImageReadError, match=rf"{server.url}/0/c/1/2, got .*({told}).* in 5 att"):
         image.read(Tile(0, 64, 128, 64))
@@ -109,8 +112,9 @@ def test_forbidden_is_missing_where_the_user_says_so(
 def test_no_more_tries_are_made_after_the_whole_time(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.remote.TOTAL_S", 0.5)
     image = open_image(server.url, contrast_limits=LIMITS)
+    monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr("napari_hrsam.storage.remote.TOTAL_S", 1.9 * SHORT_S)
     server.faults[CHUNK] = ["stall"] * 100
     with pytest.raises(ImageReadError, match=r"in 2 attempt\(s\)"):
         image.read(Tile(0, 64, 128, 64))

@@ -150,6 +150,7 @@ def test_what_does_not_fit_is_refused() -> None:
         encode_image(np.zeros((1, 16384), np.uint8), quality=50)
 
 
+@pytest.mark.torch
 def test_packs_and_crops_need_no_storage_libraries() -> None:
     """The GPU machine has torch, numpy and Pillow."""
     missing = ["zarr", "numcodecs", "pooch", "tifffile", "requests", "platformdirs", "filelock"]
