@@ -68,7 +68,7 @@ class ColourBox(QWidget):
             box.setCurrentIndex(0)
         self._name_none()
 
-    def _pick(self, box: QComboBox) -> None:
+    def _pick(self, box: QComboBox, _place: int) -> None:
         chosen = self.chosen
         if len(chosen) == 1 and box.currentData() not in (None, self._image):
             # The first choice, of another layer: the image itself stays in the picture.

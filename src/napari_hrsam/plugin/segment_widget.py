@@ -290,6 +290,8 @@ class SegmentWidget(QWidget):
         image = self.image_box.currentData()
         layers = [] if image is None else on_grid_of(image, self._choices.images)
         self.colour_box.set_layers(layers, image)
+        if len(layers) < 2:
+            self.colour_box.forget()
         for widget in (self.colour_label, self.colour_box):
             widget.setVisible(len(layers) > 1)
 

@@ -105,7 +105,8 @@ def ramp(red: float, green: float, blue: float) -> NDArray[np.float32]:
     """Return (`NUM_COLOURS`, 4) colours from black to one."""
     steps = np.linspace(0, 1, NUM_COLOURS, dtype=np.float32)
     black, full = np.array([0, 0, 0, 1]), np.array([red, green, blue, 1])
-    return (black + steps[:, None] * (full - black)).astype(np.float32)
+    colours: NDArray[np.float32] = (black + steps[:, None] * (full - black)).astype(np.float32)
+    return colours
 
 
 GREY = ramp(1, 1, 1)
