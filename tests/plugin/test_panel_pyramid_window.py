@@ -191,12 +191,17 @@ def test_colours_can_be_chosen_where_layers_share_a_grid(open_window: Any) -> No
     window.viewer.add_image(np.zeros((9, 9)), name="other size")
     window.viewer.layers.selection.active = window.viewer.layers["one"]
     assert not colours.isHidden()
-    assert texts(colours.boxes["red"]) == ["–", "one", "two"]
+    assert texts(colours.boxes["red"]) == ["as on screen", "one", "two"]
     window.begin()
     box = colours.boxes["green"]
     box.setCurrentIndex(2)
     box.activated.emit(2)
-    window.qtbot.waitUntil(lambda: window.controller.channels == {"green": two}, timeout=20_000)
+    window.qtbot.waitUntil(lambda: "green" in window.controller.channels, timeout=20_000)
+    # The image itself is not lost from the picture.
+    assert window.controller.channels == {"red": window.viewer.layers["one"], "green": two}
+    assert colours.boxes["red"].currentText() == "one"
+    assert colours.boxes["blue"].itemText(0) == "nothing"
+    assert "what you see" in colours.boxes["blue"].toolTip()
     window.idle()
     window.viewer.layers.remove("two")
     window.idle()

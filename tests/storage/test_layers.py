@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Tile
-from napari_hrsam.storage.layers import is_image_layer, share_grid, take_layers
+from napari_hrsam.storage.fingerprint import identify
+from napari_hrsam.storage.layers import is_image_layer, share_grid, take_layers, take_shown
 from napari_hrsam.storage.opening import open_image
 
 RNG = np.random.default_rng(0)
@@ -86,10 +87,13 @@ def test_rgb_and_its_level_1_of_a_stack() -> None:
     np.testing.assert_array_equal(seen(image, plane=(3,)), data[3, :64, :64])
 
 
-def test_an_rgb_layer_of_bytes_is_shown_as_it_is_whatever_limits_napari_gave_it() -> None:
+def test_an_rgb_layer_is_shown_between_its_limits_and_with_its_gamma() -> None:
     data = RNG.integers(20, 90, (96, 128, 3), np.uint8)
-    layer = Image(data, rgb=True, contrast_limits=(30, 60))
+    layer = Image(data, rgb=True)
     np.testing.assert_array_equal(seen(open_image(layer)), data[:64, :64])
+    layer.contrast_limits, layer.gamma = (30, 60), 0.5
+    expected = np.clip((data[:64, :64] - 30.0) / 30, 0, 1) ** 0.5 * 255
+    np.testing.assert_allclose(seen(open_image(layer)), expected, atol=1)
 
 
 def test_the_last_axis_of_a_layer_without_colours_holds_none() -> None:
@@ -207,3 +211,118 @@ def test_the_plain_image_does_not_depend_on_what_is_shown() -> None:
     np.testing.assert_array_equal(plain((0, 1)), plain((0, 100)))
     np.testing.assert_array_equal(plain((0, 1)), plain((0, 5), Image(ramp(np.float32))))
     assert plain((0, 1)).any()
+
+
+def additive(data: NDArray[Any], colormap: str, **options: Any) -> Image:
+    return Image(data, contrast_limits=(0, 255), colormap=colormap, blending="additive", **options)
+
+
+def shown(layer: Image, layers: list[Any]) -> NDArray[np.float64]:
+    """What the model sees, 0..1."""
+    return seen(take_shown(layer, layers).open()) / 255.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_gamma_counts(dtype: Any) -> None:
+    layer = Image(ramp().astype(dtype), contrast_limits=(10, 200), gamma=0.5)
+    expected = np.clip((ramp()[:64, :64] - 10.0) / 190, 0, 1) ** 0.5 * 255
+    np.testing.assert_allclose(seen(open_image(layer))[..., 2], expected, atol=1)
+    data = np.stack([ramp(), ramp() * 0]).astype(dtype)
+    both = open_image(
+        Image(data, contrast_limits=(10, 200), gamma=0.5), channel_axis=0, channels=[1, 0]
+    )
+    np.testing.assert_allclose(seen(both)[..., 1], expected, atol=1)
+    assert not seen(both)[..., 0].any()
+
+
+@pytest.mark.parametrize("name", ["magenta", "viridis", "gray_r", "red"])
+def test_a_colormap_counts(name: str) -> None:
+    layer = Image(ramp(), contrast_limits=(0, 255), colormap=name)
+    expected = layer.colormap.map(ramp()[:64, :64] / 255.0)[..., :3]
+    for image in (open_image(layer), take_shown(layer, [layer]).open()):
+        np.testing.assert_allclose(seen(image) / 255, expected, atol=1.5 / 255)
+
+
+def test_additive_channels_are_seen_together() -> None:
+    one, two = ramp(), ramp()[::-1, ::-1].copy()
+    magenta, green = additive(one, "magenta"), additive(two, "green")
+    expected = np.stack([one, two, one], axis=-1)[:64, :64] / 255.0
+    for layer in (magenta, green):
+        np.testing.assert_allclose(shown(layer, [magenta, green]), expected, atol=1 / 255)
+    np.testing.assert_allclose(seen(open_image([magenta, green])) / 255, expected, atol=1 / 255)
+    green.visible = False
+    np.testing.assert_allclose(shown(magenta, [magenta, green]), expected * (1, 0, 1), atol=1 / 255)
+    np.testing.assert_allclose(
+        seen(open_image([magenta, green])) / 255, expected * (1, 0, 1), atol=1 / 255
+    )
+    green.visible, magenta.visible = True, False
+    np.testing.assert_allclose(shown(magenta, [magenta, green]), expected * (0, 1, 0), atol=1 / 255)
+
+
+def test_blending_and_opacity_are_napari_s() -> None:
+    low = additive(np.full((64, 64), 100, np.uint8), "red", opacity=0.5)
+    top = additive(np.full((64, 64), 51, np.uint8), "gray")
+    red, grey = 100 / 255 * 0.5, 0.2
+    for blending, opacity, expected in (
+        ("additive", 1.0, (red + grey, grey, grey)),
+        ("translucent", 0.25, (0.75 * red + 0.25 * grey, 0.25 * grey, 0.25 * grey)),
+        ("minimum", 1.0, (min(red, grey), 0, 0)),
+        ("multiplicative", 1.0, (red * grey, 0, 0)),
+        ("translucent_no_depth", 1.0, (red, 0, 0)),  # another image over this one
+        ("opaque", 1.0, (red, 0, 0)),
+    ):
+        top.blending, top.opacity = blending, opacity
+        np.testing.assert_allclose(shown(low, [low, top])[5, 5], expected, atol=1 / 255)
+    np.testing.assert_allclose(shown(top, [low, top])[5, 5], (grey,) * 3, atol=1 / 255)
+
+
+def test_only_layers_on_its_grid_are_seen_with_a_layer() -> None:
+    layer = additive(ramp(), "gray")
+    alone = shown(layer, [layer])
+    others = [
+        additive(ramp(), "gray", translate=(1, 0)),
+        additive(ramp()[:64], "gray"),
+        Image(np.full((96, 128, 3), 9, np.uint8), rgb=True, blending="additive"),
+        Labels(np.ones((96, 128), int)),
+        additive(ramp(), "gray", visible=False),
+        additive(ramp(), "gray", opacity=0),
+    ]
+    np.testing.assert_array_equal(shown(layer, [*others[:3], layer, *others[3:]]), alone)
+
+
+def test_what_is_kept_is_found_by_what_the_model_is_shown() -> None:
+    one, two = additive(ramp(), "gray"), additive(ramp(), "green")
+
+    def key(*layers: Image) -> str:
+        return identify(take_shown(one, layers).open()).digest
+
+    keys = [key(one), key(one, two)]
+    assert keys[0] == identify(open_image(ramp(), contrast_limits=(0, 255))).digest
+    one.colormap = "red"
+    keys += [key(one), key(one, two)]
+    both = open_image(np.stack([ramp(), ramp()]), channel_axis=0, contrast_limits=(0, 255))
+    assert keys[-1] == identify(both).digest, "red and green, as a file is opened"
+    one.gamma = 0.5
+    keys += [key(one), key(one, two)]
+    one.colormap = "magenta"
+    keys += [key(one), key(one, two), key(two, one)]
+    two.opacity = 0.5
+    keys.append(key(one, two))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_picture_is_the_same_until_it_is_shown_otherwise() -> None:
+    one, two = additive(ramp(), "gray"), additive(ramp(), "green")
+    before = take_shown(one, [one, two])
+    assert before.is_same_picture(take_shown(one, [one, two]))
+    assert before.plain().read(Tile(0, 0, 0, 64)).any()
+    for change in ({"gamma": 0.5}, {"visible": False}, {"colormap": "red"}, {"data": ramp() + 1}):
+        for name, value in change.items():
+            kept = getattr(two, name)
+            setattr(two, name, value)
+            now = take_shown(one, [one, two])
+            assert not before.is_same_picture(now), change
+            assert identify(now.plain()) == identify(before.plain())
+            setattr(two, name, kept)
+    two.contrast_limits = (0, 99)
+    assert not before.is_same_picture(take_shown(one, [one, two]))

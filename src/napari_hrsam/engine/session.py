@@ -180,9 +180,44 @@ class Session(EncodesAhead):
         -------
         Session
         """
+        other = self._successor(model, self.image)
+        self.close()
+        return other
+
+    def with_image(self, image: Any) -> Session:
+        """Go on with the same image shown otherwise, on the same labels; this session is closed.
+
+        Commits keep their undo and redo. The current object keeps its prompts and is looked at
+        again, once for each of them, so that each can be taken back; what was taken back before
+        cannot be repeated. The tiles in memory are dropped; those on disk are kept by what the
+        model was shown.
+
+        Parameters
+        ----------
+        image : PyramidImage, or anything that `open_image` takes
+            The same pixels with other limits, colours or channels.
+
+        Returns
+        -------
+        Session
+
+        Raises
+        ------
+        ImageError, LabelsError, ImageReadError, SessionError
+            If the image is unusable or of another shape, or the model fails. This session stays as
+            it was.
+        """
+        other = self._successor(self._predictor.segmenter, image, self._steps)
+        self.close()
+        return other
+
+    def _successor(
+        self, model: Segmenter | str, image: Any, steps: tuple[_Step, ...] = ()
+    ) -> Session:
+        """Begin a session that differs in model or image only, and take some steps in it."""
         other = Session(
             model,
-            self.image,
+            image,
             self.labels,
             obey_clicks=self._drawer.obey_clicks,
             max_embeddings=self._tiles.max_tiles,
@@ -191,8 +226,13 @@ class Session(EncodesAhead):
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
+        try:
+            for step in steps:
+                other._draw(step.prompts, step.first_level, step.prediction.tile.plane)
+        except BaseException:
+            other.close()
+            raise
         other._offers_commits = self._offers_commits
-        self.close()
         return other
 
     @property

@@ -93,7 +93,7 @@ class SegmentController(SessionPort):
         SessionError
             If no session is ready.
         """
-        display = self._ready()
+        display = self._ready_as_shown()
         plane = self._plane_for_prompt(display)
         prompts = display.prompts.with_click(point_yx, positive).inside(display.image.shape_yx)
         level = display.next_level(self._pinned_level)
@@ -144,7 +144,7 @@ class SegmentController(SessionPort):
         SessionError
             If no session is ready.
         """
-        display = self._ready()
+        display = self._ready_as_shown()
         plane = self._plane_for_prompt(display)
         prompts = display.prompts.with_box(box_yxyx).inside(display.image.shape_yx)
         assert prompts.box is not None
@@ -321,6 +321,13 @@ class SegmentController(SessionPort):
             self._link.rest()
 
     # ------------------------------------------------------------------ inside
+
+    def _ready_as_shown(self) -> SessionDisplay:
+        """Be ready for a prompt, which is for the image as it is on screen at this moment."""
+        display = self._ready()
+        if self._shown.is_pending:
+            self._follow_display()
+        return display
 
     def _plane_for_prompt(self, display: SessionDisplay) -> tuple[int, ...]:
         plane = display.view.plane()

@@ -10,7 +10,13 @@ import numpy as np
 from napari.layers import Image
 
 from napari_hrsam.errors import ImageError
-from napari_hrsam.storage.layers import LayerImage, share_grid, take_layers
+from napari_hrsam.storage.layers import (
+    LayerImage,
+    seen_together,
+    share_grid,
+    take_layers,
+    take_shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,25 +29,28 @@ ChannelLayers = Mapping[str, Image]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageInput:
-    """The image layers of a session, and what they held when it began.
+    """The image layers of a session, and what they held and how they were shown at a moment.
 
     Attributes
     ----------
     layer
         The layer whose pixel grid everything is drawn on.
     channels
-        The layers shown to the model as colours; empty: `layer` alone, grey or as its RGB.
+        The layers shown to the model as colours; empty: what is on screen.
+    seen
+        The layers that make the picture.
     image
         Levels, axes and limits; no pixel was read yet.
     """
 
     layer: Image
     channels: ChannelLayers
+    seen: tuple[Image, ...]
     image: LayerImage
 
     @property
     def layers(self) -> list[Image]:
-        """Every layer that is read, the main one first."""
+        """The layers that there must be, the main one first."""
         rest = [layer for layer in self.channels.values() if layer != self.layer]
         return [self.layer, *dict.fromkeys(rest)]
 
@@ -51,7 +60,9 @@ class ImageInput:
         return self.image.shape_yx
 
 
-def read_image_layers(layer: Layer | None, channels: ChannelLayers | None = None) -> ImageInput:
+def read_image_layers(
+    layer: Layer | None, channels: ChannelLayers | None = None, among: Iterable[Layer] = ()
+) -> ImageInput:
     """Check image layers and take down what they hold, without reading pixels.
 
     Parameters
@@ -59,7 +70,10 @@ def read_image_layers(layer: Layer | None, channels: ChannelLayers | None = None
     layer
         What is annotated, of any size, single-scale or multiscale, with any leading axes.
     channels
-        Layers on its grid for the colours "red", "green", "blue"; by default `layer` alone.
+        Layers on its grid for the colours "red", "green", "blue", with their limits and gamma; by
+        default `layer` as it is on screen.
+    among
+        The viewer's layers, the lowest first: those seen together with `layer` are read with it.
 
     Raises
     ------
@@ -69,17 +83,26 @@ def read_image_layers(layer: Layer | None, channels: ChannelLayers | None = None
     image_layer = _checked(layer)
     channels = dict(channels or {})
     if not channels:
-        return ImageInput(layer=image_layer, channels={}, image=take_layers(image_layer))
+        among = list(among)
+        return ImageInput(
+            layer=image_layer,
+            channels={},
+            seen=tuple(seen_together(image_layer, among)) or (image_layer,),
+            image=take_shown(image_layer, among),
+        )
     for channel in channels.values():
         if not share_grid(image_layer, _checked(channel)):
             raise ImageError(
                 f"expected channels on the pixel grid of '{image_layer.name}', got "
                 f"'{channel.name}' of another shape, place or kind; choose channels of one image"
             )
-    distinct = list(dict.fromkeys(channels.values()))
+    # The main one first, also where it is not shown: it tells one image from another.
+    distinct = list(dict.fromkeys([image_layer, *channels.values()]))
     places = {colour: distinct.index(channel) for colour, channel in channels.items()}
     image = take_layers(distinct, channels=places)
-    return ImageInput(layer=image_layer, channels=channels, image=image)
+    return ImageInput(
+        layer=image_layer, channels=channels, seen=tuple(channels.values()), image=image
+    )
 
 
 def on_grid_of(layer: Image, layers: Iterable[Layer]) -> list[Image]:

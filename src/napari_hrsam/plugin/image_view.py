@@ -18,6 +18,7 @@ from napari_hrsam.plugin.coordinates import (
     view_level,
     world_position,
 )
+from napari_hrsam.storage.layers import hides_below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     import napari.components
 
     from napari_hrsam.plugin.image_input import ImageInput
-
-HIDING = ("opaque", "translucent", "translucent_no_depth")
-"""Blendings of a layer that hide what is below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +53,17 @@ class ImageView:
         Where the image is shown.
     image
         The image.
+
+    Attributes
+    ----------
+    image
+        As it is shown now.
     """
 
     def __init__(self, viewer: napari.components.ViewerModel, image: ImageInput) -> None:
         self._viewer = viewer
+        self.image = image
         self._layer = image.layer
-        self._own = image.layers
         self._shape_yx = image.shape_yx
         self._plane_shape = image.image.plane_shape
 
@@ -108,13 +111,9 @@ class ImageView:
         """Return the image layer that hides this one at a world position, if there is one."""
         layers = list(self._viewer.layers)
         for other in reversed(layers[layers.index(self._layer) + 1 :]):
-            if not isinstance(other, Image) or other in self._own or not other.visible:
+            if not isinstance(other, Image) or other in self.image.seen or not other.visible:
                 continue
-            if (
-                other.opacity
-                and str(other.blending) in HIDING
-                and _holds(self._viewer, other, world)
-            ):
+            if hides_below(other) and _holds(self._viewer, other, world):
                 return other
         return None
 

@@ -289,7 +289,9 @@ class SegmentWidget(QWidget):
     def _fill_colours(self) -> None:
         image = self.image_box.currentData()
         layers = [] if image is None else on_grid_of(image, self._choices.images)
-        self.colour_box.set_layers(layers)
+        self.colour_box.set_layers(layers, image)
+        if len(layers) < 2:
+            self.colour_box.forget()
         for widget in (self.colour_label, self.colour_box):
             widget.setVisible(len(layers) > 1)
 

@@ -86,6 +86,10 @@ class SessionDisplay:
         """The finest and the coarsest level at which objects can be looked at."""
         return FINEST_LEVEL, coarsest_level(self.image.shape_yx, self.tile_px)
 
+    def show_image(self, image: ImageInput) -> None:
+        """Take the image as it is shown now."""
+        self.image = self.view.image = image
+
     def next_level(self, pinned: int | None) -> int:
         """Return the level at which a new object is looked at.
 

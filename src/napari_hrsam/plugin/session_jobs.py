@@ -105,6 +105,8 @@ class Answer:
         Whether the step was a commit that was given up: the object is still the current one.
     strokes
         Of a commit that was given up.
+    is_shown_anew
+        Whether the image is shown otherwise from this step on.
     """
 
     prediction: Prediction | None
@@ -116,6 +118,7 @@ class Answer:
     is_taken_back: bool = False
     is_cancelled: bool = False
     strokes: Strokes | None = None
+    is_shown_anew: bool = False
 
 
 def find_devices() -> tuple[str, ...]:
@@ -283,6 +286,20 @@ class SessionJobs:
     def snapshot(self) -> Answer:
         """Describe the session as it is."""
         return self._answer(None)
+
+    def show(self, image: LayerImage, outdated: threading.Event) -> Answer:
+        """Go on with the image as it is shown now, and look at the current object again.
+
+        Parameters
+        ----------
+        image
+            The session's image, shown otherwise.
+        outdated
+            Set once it is shown otherwise again: then there is nothing to do.
+        """
+        if not outdated.is_set():
+            self._session = self._current.with_image(image.open())
+        return self._answer(None, is_shown_anew=True)
 
     def click(
         self,

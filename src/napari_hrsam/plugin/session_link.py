@@ -80,6 +80,7 @@ class SessionLink:
         self._loading = Progress()
         self._commit: Progress | None = None
         self._object_cancelled = threading.Event()
+        self._outdated = threading.Event()
 
     @property
     def is_busy(self) -> bool:
@@ -145,6 +146,12 @@ class SessionLink:
     def box(self, box_yxyx: BoxPrompt, level: int, plane: tuple[int, ...]) -> None:
         """Set the box of the current object."""
         self._post(partial(self._jobs.box, box_yxyx, level, plane, self._object_cancelled))
+
+    def show(self, image: LayerImage) -> None:
+        """Go on with the image as it is shown now; see `SessionJobs.show`."""
+        self._outdated.set()
+        self._outdated = threading.Event()
+        self._post(partial(self._jobs.show, image, self._outdated))
 
     def set_outline(self, level: int | None) -> None:
         """Set the level at which outlines of large objects are refined."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_hrsam.errors import HRSAMError, PromptError, SessionError
 from napari_hrsam.plugin.canvas_tools import CanvasTools
+from napari_hrsam.plugin.display_watch import DisplayWatch
 from napari_hrsam.plugin.image_input import (
     ChannelLayers,
     ImageInput,
@@ -26,6 +27,7 @@ from napari_hrsam.plugin.state import (
     HINT_3D,
     HINT_CLICK,
     HINT_START,
+    LOOKING_AGAIN,
     ControllerState,
     Phase,
     describe_object,
@@ -88,6 +90,7 @@ class SessionPort(ModelPort):
         self._ending: SessionLayers | None = None
         self._pinned_level: int | None = None
         self._watch = LossWatch(viewer, self._on_loss)
+        self._shown = DisplayWatch(viewer, self._on_display, self._on_quiet)
         self._tools = CanvasTools(viewer, tool, actions, self._on_ndisplay)
         viewer.scene.camera.events.zoom.connect(self._on_zoom)
         viewer.scene.camera.events.center.connect(self._look_ahead)
@@ -108,7 +111,7 @@ class SessionPort(ModelPort):
 
     @property
     def channels(self) -> ChannelLayers:
-        """The layers that the model sees as colours; empty for the image layer alone."""
+        """The layers that the model sees as colours; empty for what is on screen."""
         return {} if self._input is None else self._input.channels
 
     @property
@@ -142,13 +145,15 @@ class SessionPort(ModelPort):
         ----------
         image_layer
             What to annotate, of any size, flat or a stack; by default the active image layer, else
-            the first visible one. What it holds, and its contrast limits, are taken as they are
-            now.
+            the first visible one. The model sees it as it is on screen: with its contrast limits,
+            gamma and colormap, together with the visible layers on its pixel grid that it is
+            blended with. It goes on doing so when they change.
         model
             A name of `napari_hrsam.list_models`, or a checkpoint's path.
         channels
             Layers on the same pixel grid that the model sees as colours, such as
-            ``{"red": layer, "green": other}``; by default `image_layer` alone.
+            ``{"red": layer, "green": other}``, whether they are visible or not, between their
+            contrast limits and with their gamma; by default what is on screen.
         target
             Where objects go: a Labels layer in memory; `NewLayer`, for a new one; or a label image
             on disk, a `LabelFile` (gone on with, or made) or an `OwnPlace`. By default a new layer
@@ -168,12 +173,13 @@ class SessionPort(ModelPort):
         if image_layer is None:
             active = self._viewer.layers.selection.active
             image_layer = default_image_layer(self._viewer.layers, active)
-        image = read_image_layers(image_layer, channels)
+        image = read_image_layers(image_layer, channels, self._viewer.layers)
         if target is None:
             target = default_target(image.layer, image.image)
         resolved = resolve_target(target, image.layer, image.image)
         self._input, self._target = image, resolved
         self._watch.start(image.layers)
+        self._shown.start()
         request = ModelRequest(model=model, device=device)
         self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
         self._tools.listen()
@@ -207,6 +213,7 @@ class SessionPort(ModelPort):
         image, layers = self._input, self.layers
         self._input, self._target, self._display = None, None, None
         self._watch.stop()
+        self._shown.stop()
         if image is not None:
             if layers is not None:
                 layers.disconnect()
@@ -237,6 +244,7 @@ class SessionPort(ModelPort):
         if self.layers is not None:
             self.layers.disconnect()
         self._watch.close()
+        self._shown.stop()
         self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
         self._viewer.scene.camera.events.center.disconnect(self._look_ahead)
         self._viewer.dims.events.point.disconnect(self._on_plane)
@@ -283,7 +291,7 @@ class SessionPort(ModelPort):
         self._display.layers.preview.layer.events.paint.connect(self._on_paint)
         self._tools.start(self._display.layers.all)
         where = f"Objects are kept in {folder}. " if folder else ""
-        where = f"{where}{self._warn_of_axes()}"
+        where = f"{where}{self._warn_of_axes()}{self._warn_of_channels()}"
         if opened.why_no_copy:
             where = f"Objects are kept in memory only: {opened.why_no_copy}. "
         self._update(
@@ -298,6 +306,16 @@ class SessionPort(ModelPort):
         )
         self._on_tool()
         self._show_level()
+        # It may have been changed while the model was loaded.
+        self._follow_display()
+
+    def _warn_of_channels(self) -> str:
+        """Say so where the image's own layer is none of the chosen colours."""
+        assert self._input is not None
+        layer = self._input.layer
+        if layer in self._input.seen or not self._input.channels:
+            return ""
+        return f"The model does not see '{layer.name}' itself, but the layers chosen as colours. "
 
     def _warn_of_axes(self) -> str:
         """Say so where channels at the end are taken for columns."""
@@ -382,6 +400,44 @@ class SessionPort(ModelPort):
             )
         return self._display
 
+    def _on_display(self) -> None:
+        """Encode nothing ahead that is shown otherwise now."""
+        self._link.rest()
+
+    def _on_quiet(self) -> None:
+        # It is told on a thread of its own.
+        self._link.engine.tell(self._settle_display)
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Have all requests answered, on the image as it is shown now; see `EnginePort.wait`."""
+        if self._shown.is_pending:
+            self._follow_display()
+        super().wait(timeout_s)
+
+    def _settle_display(self) -> None:
+        if self._shown.is_quiet:
+            self._follow_display()
+
+    def _follow_display(self) -> None:
+        """Let the model see the image as it is shown now, if that has changed."""
+        self._shown.settle()
+        display, image = self._display, self._input
+        if display is None or image is None:
+            return
+        try:
+            now = read_image_layers(image.layer, image.channels, self._viewer.layers)
+        except HRSAMError as error:
+            self._update(message=f"The model sees the image as before: {error}.", is_error=True)
+            return
+        self._input = now
+        display.show_image(now)
+        if now.image.is_same_picture(image.image):
+            self._look_ahead()
+            return
+        if len(display.prompts):
+            self._update(message=LOOKING_AGAIN, is_error=False)
+        self._link.show(now.image)
+
     def _hold(self) -> None:
         if self._display is not None and len(self._display.prompts):
             raise SessionError(
@@ -450,6 +506,8 @@ class SessionPort(ModelPort):
         """Have the tiles of the view encoded in spare time."""
         display, level = self._display, self.state.level
         if display is None or level is None or not self.state.reads_ahead or self._tools.is_3d:
+            return
+        if self._shown.is_pending:
             return
         try:
             plane = display.view.plane()

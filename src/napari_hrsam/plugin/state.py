@@ -23,6 +23,8 @@ HINT_START = "Choose an image and press Start."
 HINT_CLICK = "Left click adds to the object, right click takes away."
 GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
 LOOKING = "Looking at this place ..."
+SHOWN_ANEW = "The model sees the image as it is on screen now."
+LOOKING_AGAIN = "The image is shown otherwise now: looking at the object again ..."
 HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
 
 
@@ -194,13 +196,14 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
             return f"{where} was taken back."
         return f"{where} was committed. Click on the next one."
     if prediction is None:
-        return HINT_CLICK
+        return f"{SHOWN_ANEW} {HINT_CLICK}" if answer.is_shown_anew else HINT_CLICK
     num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
     if not num_pixels and not any(answer.prompts.labels) and answer.prompts.box is None:
         return "There is no object yet to take away from: click on it with the other button."
     if num_pixels and prediction.is_cut:
         return "The object goes on beyond this mask: click again, or press Esc and zoom out."
-    return describe_object(num_pixels, prediction.level_downsample)
+    found = describe_object(num_pixels, prediction.level_downsample)
+    return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
 
 
 def describe_object(num_pixels: int, step: int) -> str:

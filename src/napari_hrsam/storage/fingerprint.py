@@ -1,9 +1,9 @@
 """Tell whether an image is the one that was opened before, without reading all of it.
 
-The answer depends on what the model is shown: size, levels, and for each colour its limits and a
-sample of its pixels. It does not depend on where the image lies, on its times, on the order of its
-axes, or on what reads it, so it is the same for a copy on another machine, and for a file opened
-by its path and the same file shown in napari.
+The answer depends on what the model is shown: size, levels, and for each colour its limits, its
+look and a sample of its pixels. It does not depend on where the image lies, on its times, on the
+order of its axes, or on what reads it, so it is the same for a copy on another machine, and for a
+file opened by its path and the same file shown in napari.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> Imag
     # What is not shown counts for nothing; a channel shown as several colours is looked at once.
     used = list(dict.fromkeys(channel for channel in image.shown if channel is not None))
     shown = zip(image.shown, image.contrast_limits, strict=True)
-    facts = {
+    facts: dict[str, Any] = {
         "pixels": PIXELS_VERSION,
         "fill": fill,
         "shown": [None if c is None else (used.index(c), _plain(limits)) for c, limits in shown],
@@ -101,6 +101,9 @@ def identify(image: PyramidImage, fill: tuple[int, int, int] = MEAN_RGB) -> Imag
             for level in levels
         ],
     }
+    if image.looks:
+        # Left out where channels are shown as they are, so that what was kept before is found.
+        facts["looks"] = [look.facts for look in image.looks]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for part in _sample(levels, used):
         digest.update(_little(part))

@@ -41,7 +41,9 @@ def open_image(
         leading axis counts planes. Or a list of such arrays, the levels of one image from the
         finest to the coarsest, by any factors. Bool, integer or float of any byte order. Or an
         Image layer of napari, or a list of them on one pixel grid, one per channel; with the
-        contrast limits that they have now. An image that is open already is returned as it is.
+        contrast limits, gamma and colormaps that they have now, laid together as napari does; of
+        several, hidden ones do not count, and grey ones are channels without colours. An image
+        that is open already is returned as it is.
 
         Pixels that are NaN, infinite or masked, and those that a file declares missing or
         transparent, do not count in the limits and are in no mask.

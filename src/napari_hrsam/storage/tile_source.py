@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import ImageError, PromptError
 from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.storage.arrange import arrange
-from napari_hrsam.storage.colours import Channels, Limits, Shown, spread_limits
+from napari_hrsam.storage.colours import Channels, Limits, Look, Shown, spread_limits
 from napari_hrsam.storage.limits import find_limits
 from napari_hrsam.storage.pyramid import Level, level_for, with_coarse_levels
 from napari_hrsam.storage.resample import area_mean, block_mean, enlarge
@@ -56,9 +56,11 @@ class PyramidImage:
     stored : sequence of StoredLevel
         Finest first, level 0 at full size.
     shown : (red, green, blue)
-        The channel shown as each colour.
+        The channel shown as each colour; with looks, the channel of each of them.
     contrast_limits : (low, high), optional
         As in `open_image`.
+    looks : sequence of Look, optional
+        How channels are coloured and laid together, the lowest first; by default `shown` says it.
     separate : bool
         Whether channels are separate, so that each has limits of its own.
     ome : OmeImage, optional
@@ -81,6 +83,7 @@ class PyramidImage:
         shown: Shown,
         contrast_limits: Limits | None = None,
         *,
+        looks: Sequence[Look] = (),
         separate: bool = False,
         ome: OmeImage | None = None,
     ) -> None:
@@ -88,6 +91,7 @@ class PyramidImage:
         self._stored = tuple(stored)
         self._levels = with_coarse_levels(self._stored)
         self._shown = shown
+        self._looks = tuple(looks)
         self._channels = tuple(sorted({channel for channel in shown if channel is not None}))
         if contrast_limits is None:
             self._limits = find_limits(self._stored, shown, separate=separate)
@@ -122,8 +126,13 @@ class PyramidImage:
 
     @property
     def shown(self) -> Shown:
-        """The channel shown as red, green and blue; None where no channel is."""
+        """The channel shown as red, green and blue (None where none is), or that of each look."""
         return self._shown
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """How the shown channels are coloured and laid together; empty: as `shown` says."""
+        return self._looks
 
     @property
     def contrast_limits(self) -> tuple[tuple[float, float], ...]:
@@ -301,10 +310,15 @@ class PyramidImage:
         Where pixels may be missing, a fourth value is 1 for those that are present.
         """
         values = np.zeros((*box.shape_yx, 4 if self.may_lack_pixels else 3), np.float32)
-        channels = self._channels
-        pixels = level.read(box, plane, channels)
+        pixels = level.read(box, plane, self._channels)
         if self.may_lack_pixels:
             values[..., 3] = _any_finite(pixels)
+        if self._looks:
+            picture = None
+            for place, look in enumerate(self._looks):
+                picture = look.lay(self._scaled(pixels, place, level), picture)
+            values[..., :3] = picture
+            return values
         grey = len(set(self._shown)) == 1
         for colour, channel in enumerate(self._shown):
             if channel is None:
@@ -312,14 +326,20 @@ class PyramidImage:
             if grey and colour > 0:
                 values[..., colour] = values[..., 0]
                 continue
-            low, high = self._limits[colour]
-            crop = pixels[..., channels.index(channel)].astype(level.working_dtype)
-            with np.errstate(over="ignore", invalid="ignore"):
-                crop -= low
-                crop /= high - low
-            np.nan_to_num(crop, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-            values[..., colour] = np.clip(crop, 0.0, 1.0)
+            values[..., colour] = self._scaled(pixels, colour, level)
         return values
+
+    def _scaled(self, pixels: NDArray[Any], place: int, level: Level) -> NDArray[np.float32]:
+        """Bring one of the shown channels between its limits: (rows, columns), 0..1."""
+        channel = self._shown[place]
+        assert channel is not None
+        low, high = self._limits[place]
+        crop = pixels[..., self._channels.index(channel)].astype(level.working_dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            crop -= low
+            crop /= high - low
+        np.nan_to_num(crop, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        return np.clip(crop, 0.0, 1.0).astype(np.float32, copy=False)
 
 
 class ArrayImage(PyramidImage):
