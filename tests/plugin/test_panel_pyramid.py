@@ -497,8 +497,12 @@ def test_a_damaged_chunk_is_told_once_and_the_rest_is_shown(
 
 
 def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
-    ome_slide: tuple[Image, Path], controller: SegmentController, model: Any
+    ome_slide: tuple[Image, Path],
+    controller: SegmentController,
+    model: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
     image, path = ome_slide
     controller.start(image)
     controller.wait()
@@ -668,6 +672,8 @@ def test_an_escape_too_many_gives_up_no_commit_that_nobody_waits_for(
 def test_what_is_on_screen_is_prepared_while_idle(
     running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The tile of the first look; which one a second look takes depends on the object.
+    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
     encoded: list[str] = []
     encode = model.encode
     is_ready = threading.Event()
