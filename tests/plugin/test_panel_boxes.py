@@ -75,3 +75,12 @@ def test_nothing_of_the_panel_is_cut_off(open_window: Any, pixels: Any) -> None:
         if widget.isVisible() and widget.window() is panel.window():
             right = widget.mapTo(panel, QPoint(widget.width(), 0)).x()
             assert right <= panel.width(), widget
+
+
+def test_lines_of_the_panel_are_as_high_as_their_text(open_window: Any) -> None:
+    window = open_window(show=True)
+    QTest.qWait(200)
+    for label in (window.panel.message_label, window.panel.facts_label):
+        label.setText("a line of many words " * 8)
+        window.idle()
+        assert label.height() >= label.heightForWidth(label.width()) > 40

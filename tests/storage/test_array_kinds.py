@@ -7,6 +7,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from napari.layers import Image
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
@@ -36,11 +37,14 @@ class OtherDtype:
 
 
 class Layer:
-    """What `take_layers` looks at."""
+    """A layer of napari with other data than napari itself would take here."""
 
     def __init__(self, data: Any) -> None:
-        self.data, self.multiscale, self.rgb = data, False, False
-        self.contrast_limits, self.data_to_world, self.name = (0, 255), None, "layer"
+        self.data = data
+        self._shown = Image(GREY, contrast_limits=(0, 255))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)
 
 
 def of_torch() -> Any:

@@ -51,7 +51,6 @@ class DownloadQuestion(QFrame):
         self._model = model
         self.label.setText(text)
         self.show()
-        self.label.ask_for_height()
 
     def _agree(self) -> None:
         self.hide()

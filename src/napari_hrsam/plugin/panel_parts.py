@@ -154,6 +154,11 @@ class WrappedLabel(QLabel):
         # Before it is laid out it has no width, and Qt answers -1.
         self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
 
+    def setText(self, text: str) -> None:  # noqa: N802  Qt's name
+        """Show a text, and ask for the height that it needs."""
+        super().setText(text)
+        self.ask_for_height()
+
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  Qt's name
         """Ask for the height that the new width needs."""
         super().resizeEvent(event)
