@@ -69,8 +69,12 @@ def commits(scene: demo.Scene) -> int:
 
 
 def test_replay_as_json_has_the_seconds_of_encoder_and_decoder(
-    untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
     arguments = ["demo", "--headless", "--model", str(untrained_weights), "--out", str(tmp_path)]
     assert main([*arguments, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)

@@ -24,6 +24,12 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 ON, OFF = (50.0, 60.0), (90.0, 20.0)
 
 
+@pytest.fixture(autouse=True)
+def _one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests count what one look does."""
+    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddingStore:
     return EmbeddingStore(tmp_path / "kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -13,15 +14,26 @@ from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.obedience import CONFIDENCE, obey, to_low_res
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
 from napari_hrsam.engine.tile_cache import SeenTile, TileCache
-from napari_hrsam.geometry import BEST_SHARES, Box, Tile, TileGrid, best_level, coarsest_level
+from napari_hrsam.geometry import (
+    BEST_SHARES,
+    Box,
+    Tile,
+    TileGrid,
+    best_level,
+    coarsest_level,
+    downsample,
+)
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.tile_source import PyramidImage
 
 KEPT_SHARES = 1 / 16, 0.8
 """An object with several prompts stays in its tile while its share lies between these."""
 
-ROOMY_SHARE = 0.8
+ROOMY_SHARE = 0.5
 """An object moves on to a finer tile if it takes at most this share of the tile's side."""
+
+MARGIN_PX = 8
+"""Pixels of its level between an object and the border of the tile that is chosen for it."""
 
 MAX_LOOKS = 5
 """Tiles that one prompt may look at in search of the right level; the next one may go on."""
@@ -245,7 +257,11 @@ class Drawer:
         The one nearest to the prompts if it will do: it is the same whatever was seen of the
         object at other levels.
         """
-        grid, corners = self.grid(look.tile, level), self._inside(_corners(_extent(look, obeyed)))
+        grid = self.grid(look.tile, level)
+        # What touches the border of a tile counts as going on there.
+        margin = math.ceil(MARGIN_PX * downsample(level))
+        extent = _extent(look, obeyed)
+        corners = self._inside(_corners(extent.expand(margin) if extent.area else extent))
         tile = grid.holding(obeyed.extent_yx())
         if tile is not None and all(tile.box0.contains((y, x)) for y, x in corners):
             return tile
