@@ -53,6 +53,14 @@ class Window:
         camera.zoom = 1.001 * min(self.viewer.canvas.size) / tile
         QTest.qWait(50)
 
+    def zoom_to(self, data_yx: tuple[float, float], level: int) -> None:
+        """Move the view so that the screen is as fine as a level."""
+        self.look_at(data_yx, level)
+        image = self.controller.image_layer
+        assert image is not None
+        self.viewer.scene.camera.zoom = 0.999 / (2.0**level * float(np.abs(image.scale[-1])))
+        QTest.qWait(50)
+
     def color_at(self, data_yx: tuple[float, float]) -> tuple[int, ...]:
         """What the screen shows at a place of the image: (red, green, blue)."""
         shot = self.viewer.screenshot(canvas_only=True, flash=False)

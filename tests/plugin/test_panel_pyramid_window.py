@@ -35,7 +35,7 @@ def is_covered(window: Window, place: tuple[float, float]) -> bool:
 
 def test_click_commit_and_undo_are_seen_at_three_zooms(window: Window) -> None:
     window.begin()
-    window.look_at(MIDDLE, 5)
+    window.zoom_to(MIDDLE, 5)
     assert window.controller.state.level == 5
     assert "level 5 · 32x" in window.panel.facts_label.text()
     assert not is_covered(window, MIDDLE)
@@ -69,13 +69,13 @@ def test_click_commit_and_undo_are_seen_at_three_zooms(window: Window) -> None:
 def test_the_level_can_be_kept_in_the_panel(window: Window) -> None:
     window.begin()
     box = window.panel.level_box
-    window.look_at(MIDDLE, 3)
+    window.zoom_to(MIDDLE, 3)
     assert box.spin_box.value() == 3
     assert box.spin_box.suffix() == " · 8x"
     assert not box.spin_box.isEnabled()
     box.pin_box.click()
     box.spin_box.setValue(5)
-    window.look_at(MIDDLE, 8)
+    window.zoom_to(MIDDLE, 8)
     assert window.controller.state.level == 5
     window.click(MIDDLE)
     assert window.controller.state.level == 5
