@@ -427,6 +427,7 @@ def xformers_ready() -> bool:
     freqs = torch.ones(8, device="cuda")
     try:
         fast = _xformers_windows(qkv, pad, freqs, 8, 4)
+    # NotImplementedError: none of its kernels takes this GPU or these shapes.
     except (RuntimeError, NotImplementedError, ValueError) as error:
         logger.warning("xformers is installed but does not run here (%s); using SDPA", error)
         return False

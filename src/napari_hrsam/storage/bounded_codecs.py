@@ -237,6 +237,7 @@ class BoundedNumcodec(Codec):  # type: ignore[misc]
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk; see `decode_at_most`."""
+        # The interface has it; zarr always takes what is returned.
         if out is not None:
             raise NotImplementedError("no decoding into an array")
         return decode_at_most(self.codec, buf, self.limit, is_exact=self.is_exact)

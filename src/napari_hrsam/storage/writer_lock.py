@@ -51,6 +51,7 @@ class WriterLock:
                 f"expected to be the only writer of the labels at {folder.parent}, but they are "
                 f"open in {self._holder()}; close them there first"
             ) from error
+        # NotImplementedError: filelock's answer where the file system knows no locks.
         except (OSError, NotImplementedError) as error:
             raise LabelsError(
                 f"expected a folder in which a file can be locked, got an error at {folder}: "
