@@ -121,7 +121,7 @@ def unreadable(path: Path, error: Exception) -> ImageError:
         return ImageError(f"{start}; install its codecs with: pip install imagecodecs")
     if isinstance(error, PermissionError):
         return ImageError(f"{start}; have its permissions changed, or copy it")
-    # What tifffile and imagecodecs raise for kinds of files that they, or this build, cannot decode.
+    # What tifffile and imagecodecs raise for kinds of files that they cannot decode.
     if isinstance(error, NotImplementedError | ImportError) or "not supported" in str(error):
         return ImageError(
             f"{start}; it is of a kind that cannot be decoded here: save it with another "
