@@ -51,8 +51,8 @@ def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """hrsam-tiny as it is initialised: a weight file that needs no training."""
     import torch
 
-    from napari_hrsam.modeling.checkpoints import save_weights
     from napari_hrsam.modeling.models import MODELS
+    from napari_hrsam.modeling.saving import save_weights
     from napari_hrsam.modeling.segmenter import Segmenter
 
     torch.manual_seed(0)

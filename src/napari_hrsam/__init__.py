@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import Session
     from napari_hrsam.errors import HRSAMError
-    from napari_hrsam.modeling.checkpoints import list_models, load_model
+    from napari_hrsam.modeling.checkpoints import load_model
+    from napari_hrsam.modeling.registry import list_models
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.export_coco import export_coco
@@ -73,7 +74,7 @@ _HOMES = {
     "export_csv": "napari_hrsam.storage.export_csv",
     "export_geojson": "napari_hrsam.storage.export_geojson",
     "export_tiff": "napari_hrsam.storage.export_tiff",
-    "list_models": "napari_hrsam.modeling.checkpoints",
+    "list_models": "napari_hrsam.modeling.registry",
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.opening",
     "open_labels": "napari_hrsam.storage.label_pyramid",

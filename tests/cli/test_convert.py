@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from napari_hrsam.cli import main
 from napari_hrsam.modeling import conversion
-from napari_hrsam.modeling.checkpoints import load_model, read_state, save_refiner
-from napari_hrsam.modeling.download import load_registry
+from napari_hrsam.modeling.checkpoints import load_model, read_state
 from napari_hrsam.modeling.models import MODELS
+from napari_hrsam.modeling.registry import load_registry
+from napari_hrsam.modeling.saving import save_refiner
 from napari_hrsam.modeling.segmenter import Segmenter
 
 

@@ -15,23 +15,18 @@ from checkpoint_files import manifest, mark, synthetic
 from safetensors.torch import load_file, save_file
 
 from napari_hrsam.errors import CheckpointError, ConfigError, WeightsNotFoundError
-from napari_hrsam.modeling.checkpoints import (
-    WEIGHTS_VARIABLE,
-    choose_device,
-    choose_precision,
-    find_weights,
-    list_models,
-    load_model,
-    load_training_state,
-    load_weights,
-    save_refiner,
-    save_training_state,
-    save_weights,
-)
+from napari_hrsam.modeling.checkpoints import load_model, load_weights
+from napari_hrsam.modeling.devices import choose_device, choose_precision
 from napari_hrsam.modeling.download import CACHE_VARIABLE
 from napari_hrsam.modeling.models import MODELS
+from napari_hrsam.modeling.registry import WEIGHTS_VARIABLE, list_models
+from napari_hrsam.modeling.saving import save_refiner, save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.weight_files import open_weight_file
+from napari_hrsam.modeling.weight_files import (
+    load_training_state,
+    open_weight_file,
+    save_training_state,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,27 +77,6 @@ def test_the_fingerprint_tells_weights_and_precision_apart(segmenter, weights):
     low = load_model(weights, device="cpu", precision="bfloat16")
     assert low.fingerprint != first.fingerprint
     assert segmenter.fingerprint != first.fingerprint  # full precision, before rounding
-
-
-def test_the_environment_variable_names_a_folder_searched_first(weights, monkeypatch):
-    named = weights.rename(weights.with_name("hrsam-tiny.safetensors"))
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(named.parent))
-    assert find_weights(MODELS["hrsam-tiny"]) == named
-
-
-def test_list_models_tells_size_licence_and_weights(weights, monkeypatch):
-    named = weights.rename(weights.with_name("hrsam-tiny.safetensors"))
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(named.parent))
-    infos = {info.name: info for info in list_models()}
-    tiny = infos["hrsam-tiny"]
-    assert tiny.weights == str(named)
-    assert tiny.trained_on == "nothing"
-    assert tiny.num_parameters == sum(
-        p.numel() for p in Segmenter(MODELS["hrsam-tiny"]).parameters()
-    )
-    assert infos["hrsam-b"].weights == ""
-    # Encoder 96,369,152; prompt encoder 6,220; decoder 4,058,340 (model facts, section 1).
-    assert infos["hrsam-b"].num_parameters == 96_369_152 + 6_220 + 4_058_340
 
 
 def test_a_name_without_weights_says_where_to_get_them_and_where_to_put_them():
@@ -479,28 +453,9 @@ def test_statistics_of_batch_norms_stay_exact_in_half_precision(tmp_path):
     assert load_model(tmp_path / "m.safetensors", device="cpu").state_dict()[key][0] == 1e6
 
 
-def test_converted_weights_in_a_searched_folder_are_found_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    for name in ("hrsam-b", "sam-b"):
-        (tmp_path / f"{name}.safetensors").touch()
-    assert find_weights(MODELS["hrsam-b"]) == tmp_path / "hrsam-b.safetensors"
-    assert find_weights(MODELS["sam-b+ba"]) == tmp_path / "sam-b.safetensors"
-    (tmp_path / "mobile_sam.pt").touch()
-    assert find_weights(MODELS["mobile-sam+ba"]) == tmp_path / "mobile_sam.pt"
-    assert find_weights(MODELS["sam-h"]) is None
-
-
-def test_where_weights_come_from_is_listed(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    (tmp_path / "mobile_sam.pt").write_bytes(b"PK\x03\x04")
-    infos = {info.name: info for info in list_models()}
-    assert infos["hrsam-tiny"].source == "shipped"
-    assert infos["hrsam-b"].source == infos["sam-h+focus"].source == "authors"
-    assert infos["sam-b"].source == infos["sam-b+ba"].source == "download"
-    assert infos["mobile-sam"].source == "downloaded"
-    assert infos["sam-b"].download_bytes == 375_042_383
-    assert infos["hrsam-tiny"].download_bytes == infos["hrsam-b"].download_bytes == 0
-    assert (infos["hrsam-b"].channel_order, infos["sam-b"].channel_order) == ("bgr", "rgb")
-    assert infos["sam-b+ba"].tile_px == 2048
-    assert all(info.licence for info in infos.values())
-    assert all(info.trained_on for info in infos.values() if info.source != "shipped")
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_registry_knows_the_number_of_parameters(name):
+    [info] = [info for info in list_models() if info.name == name]
+    with torch.device("meta"):
+        model = Segmenter(MODELS[name])
+    assert info.num_parameters == sum(p.numel() for p in model.parameters())

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from napari_hrsam.modeling.checkpoints import list_models
-from napari_hrsam.modeling.download import load_registry
-from napari_hrsam.modeling.models import MODELS
+from napari_hrsam.modeling.registry import ModelInfo
 from napari_hrsam.plugin.loading import ModelRequest, model_label
 from napari_hrsam.plugin.model_chooser import (
     CHOOSE_FILE,
-    KnownModel,
     ModelChooser,
     Picked,
-    find_known_models,
 )
 from napari_hrsam.plugin.progress import Cancelled, Progress
 
-TINY = KnownModel(name="hrsam-tiny", description="small", licence="BSD", is_here=True)
-MOBILE = KnownModel(
+TINY = ModelInfo(name="hrsam-tiny", description="small", licence="BSD", weights="here")
+MOBILE = ModelInfo(
     name="mobile-sam",
     description="a < b",
     licence="Apache-2.0",
@@ -33,10 +25,10 @@ MOBILE = KnownModel(
     download_bytes=40_728_226,
     site="example.org",
 )
-HUGE = KnownModel(
+HUGE = ModelInfo(
     name="sam-h", description="", licence="", download_bytes=2_564_550_879, site="example.org"
 )
-THEIRS = KnownModel(name="hrsam-b", description="of the paper", licence="")
+THEIRS = ModelInfo(name="hrsam-b", description="of the paper", licence="")
 
 
 @pytest.fixture
@@ -112,70 +104,10 @@ def test_files_of_one_name_are_told_apart(chooser: ModelChooser) -> None:
 
 
 def test_a_fetched_model_moves_up(chooser: ModelChooser) -> None:
-    fetched = KnownModel(name="mobile-sam", description="", licence="", is_here=True)
+    fetched = ModelInfo(name="mobile-sam", description="", licence="", weights="here")
     chooser.refresh([TINY, fetched])
     assert texts(chooser) == ["hrsam-tiny", "mobile-sam", "--", "Choose a file..."]
     assert chooser.pick("mobile-sam") is Picked.USE
-
-
-def weights_file(path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, path, metadata={"trained_on": f"data of {path.stem}"})
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        [],
-        ["hrsam++-tiny.safetensors", "hrsam-tiny-focus.safetensors"],
-        ["hrsam-b.safetensors", "sam-h.safetensors"],
-        ["sam-h+focus.safetensors", "hrsam-tiny+focus.safetensors"],
-    ],
-)
-def test_the_disk_is_read_as_list_models_does(
-    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NAPARI_HRSAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NAPARI_HRSAM_WEIGHTS", str(tmp_path))
-    for name in files:
-        weights_file(tmp_path / name)
-    known = find_known_models()
-    assert [model.name for model in known] == list(MODELS)
-    for model, info in zip(known, list_models(), strict=True):
-        assert model.is_here == bool(info.weights), model.name
-        facts = model.description, model.licence, model.trained_on, model.download_bytes
-        assert facts == (info.description, info.licence, info.trained_on, info.download_bytes)
-
-
-def test_downloads_know_their_site_and_a_fetched_file_is_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NAPARI_HRSAM_CACHE", str(tmp_path))
-    known = {model.name: model for model in find_known_models()}
-    assert not known["mobile-sam"].is_here
-    assert known["mobile-sam"].site.endswith("githubusercontent.com")
-    (tmp_path / load_registry()["mobile-sam"].file).write_bytes(b"")
-    known = {model.name: model for model in find_known_models()}
-    assert known["mobile-sam"].is_here
-    assert known["mobile-sam+ba"].is_here, "its weights are the same"
-    assert not known["sam-b"].is_here
-
-
-def test_a_damaged_file_does_not_disturb_the_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NAPARI_HRSAM_WEIGHTS", str(tmp_path))
-    (tmp_path / "hrsam-tiny.safetensors").write_bytes(b"damaged")
-    [tiny] = [model for model in find_known_models() if model.name == "hrsam-tiny"]
-    assert tiny.is_here
-    assert tiny.trained_on == ""
-
-
-def test_models_are_found_without_torch() -> None:
-    code = (
-        "import sys\nfrom napari_hrsam.plugin.model_chooser import find_known_models\n"
-        "assert find_known_models()\nassert 'torch' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # ------------------------------------------------------------------ a loading under way

@@ -20,14 +20,16 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog, QLineEdit, QProgressBar
 
+from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.errors import CheckpointError, DownloadError, SessionError
-from napari_hrsam.modeling import download
-from napari_hrsam.modeling.checkpoints import save_weights
+from napari_hrsam.modeling import registry
 from napari_hrsam.modeling.models import HRSAM_TINY, MODELS
+from napari_hrsam.modeling.registry import ModelInfo
+from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.loading import load_named_model
-from napari_hrsam.plugin.model_chooser import CHOOSE_FILE, KnownModel
+from napari_hrsam.plugin.model_chooser import CHOOSE_FILE
 from napari_hrsam.plugin.panel_parts import WrappedLabel
 from napari_hrsam.plugin.segment_widget import SegmentWidget
 from napari_hrsam.plugin.state import Phase
@@ -37,9 +39,9 @@ TIMEOUT_MS = 30_000
 MB = 10**6
 LEFT = Qt.MouseButton.LeftButton
 KNOWN = (
-    KnownModel(name="hrsam-tiny", description="", licence="", is_here=True),
-    KnownModel(name="other", description="", licence="", is_here=True),
-    KnownModel(
+    ModelInfo(name="hrsam-tiny", description="", licence="", weights="here"),
+    ModelInfo(name="other", description="", licence="", weights="here"),
+    ModelInfo(
         name="far", description="", licence="MIT", download_bytes=40 * MB, site="example.org"
     ),
 )
@@ -473,7 +475,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder, shipped = tmp_path / "site", tmp_path / "shipped"
     folder.mkdir()
     shipped.mkdir()
-    config = replace(HRSAM_TINY, name="far-tiny", weights="", download="far-tiny")
+    config = replace(HRSAM_TINY, name="far-tiny")
     path = folder / "far.safetensors"
     save_weights(Segmenter(config), path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
@@ -485,14 +487,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "num_bytes": path.stat().st_size,
         "licence": "BSD-3-Clause",
         "channel_order": "rgb",
+        "num_parameters": 0,
         "trained_on": "nothing",
-        "get": "",
     }
     (shipped / "registry.json").write_text(json.dumps({"weights": [entry]}))
     monkeypatch.setattr(
-        download, "shipped_folders", lambda before=download.shipped_folders: [shipped, *before()]
+        registry, "shipped_folders", lambda before=registry.shipped_folders: [shipped, *before()]
     )
-    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setitem(MODELS, config.name, config)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from napari_hrsam.errors import CheckpointError, ConfigError, DataError
-from napari_hrsam.modeling.checkpoints import load_model, save_weights
+from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import MODELS
+from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropConfig, CropSize
 from napari_hrsam.training.click_rounds import ClickConfig

@@ -20,7 +20,7 @@ from napari_hrsam.cli.options import add_command, add_json, put_json, say, table
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
-    from napari_hrsam.modeling.catalogue import ModelInfo
+    from napari_hrsam.modeling.registry import ModelInfo
 
 _PACKAGES = (
     "torch",
@@ -63,7 +63,7 @@ def add_commands(commands: Commands) -> None:
 def _models(args: argparse.Namespace) -> None:
     if args.download:
         _download(args.download)
-    from napari_hrsam.modeling.checkpoints import list_models
+    from napari_hrsam.modeling.registry import list_models
 
     models = list_models()
     if args.json:
@@ -101,14 +101,13 @@ def _cut(text: str, width: int) -> str:
 
 def _download(name: str) -> None:
     """Fetch what a model needs."""
-    from napari_hrsam.modeling.catalogue import base_config
-    from napari_hrsam.modeling.download import fetch, load_registry
+    from napari_hrsam.modeling.download import fetch
     from napari_hrsam.modeling.models import find_config
+    from napari_hrsam.modeling.registry import locate
 
-    config = find_config(name)
-    registry = load_registry()
-    entry = registry.get(config.download or name) or registry.get(base_config(config).name)
-    if entry is None:
+    located = locate(find_config(name))
+    entry = located.entry or located.base_entry
+    if entry is None or not (entry.url or entry.get):
         say(f"{name} is not fetched: its weights come with napari-hrsam")
         return
     if entry.url:
@@ -181,12 +180,12 @@ def collect_info() -> dict[str, Any]:
 
 def collect_folders() -> dict[str, str]:
     """Tell the folders where weights are looked for, in that order, and whether they exist."""
-    from napari_hrsam.modeling import download
+    from napari_hrsam.modeling import registry
 
-    chosen = os.environ.get(download.WEIGHTS_VARIABLE)
-    shipped = [folder for folder in download.shipped_folders() if folder.is_dir()]
+    chosen = os.environ.get(registry.WEIGHTS_VARIABLE)
+    shipped = [folder for folder in registry.shipped_folders() if folder.is_dir()]
     return {
-        f"{download.WEIGHTS_VARIABLE}": chosen or "not set",
+        registry.WEIGHTS_VARIABLE: chosen or "not set",
         "shipped": ", ".join(map(str, shipped)) or "none",
         f"downloads ({CACHE_VARIABLE})": str(cache_folder()),
         f"embeddings ({EMBEDDINGS_VARIABLE})": str(embeddings_folder()),
@@ -210,7 +209,7 @@ def _torch_facts() -> dict[str, Any]:
 def _backends(versions: dict[str, str | None]) -> list[dict[str, Any]]:
     """Every kernel there is, whether it can be used here, and why."""
     from napari_hrsam.modeling.attention import triton_attention_ready, xformers_ready
-    from napari_hrsam.modeling.checkpoints import choose_device
+    from napari_hrsam.modeling.devices import choose_device
     from napari_hrsam.modeling.scan_mamba import mamba_ready
     from napari_hrsam.modeling.selective_scan import numba_ready, triton_ready
 
@@ -257,7 +256,7 @@ def _version(package: str) -> str | None:
 def _used(versions: dict[str, str | None]) -> dict[str, dict[str, str]]:
     import torch
 
-    from napari_hrsam.modeling.checkpoints import choose_device, choose_precision
+    from napari_hrsam.modeling.devices import choose_device, choose_precision
 
     device = choose_device("auto")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

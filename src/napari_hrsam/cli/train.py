@@ -202,7 +202,7 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
     ConfigError
         If the saved configuration is missing or is not one, or a setting is out of range.
     """
-    from napari_hrsam.modeling.checkpoints import choose_device
+    from napari_hrsam.modeling.devices import choose_device
     from napari_hrsam.training.batches import CropConfig, CropSize
     from napari_hrsam.training.click_rounds import ClickConfig
     from napari_hrsam.training.distill import DistillConfig

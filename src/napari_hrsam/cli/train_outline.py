@@ -127,7 +127,7 @@ def make_config(args: argparse.Namespace) -> OutlineTrainConfig:
     ConfigError
         If a setting is out of range.
     """
-    from napari_hrsam.modeling.checkpoints import choose_device
+    from napari_hrsam.modeling.devices import choose_device
     from napari_hrsam.training.outline import OutlineTrainConfig
     from napari_hrsam.training.outline_crops import OutlineCropConfig
 

@@ -13,50 +13,27 @@ from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError, ConfigError, WeightsNotFoundError
 from napari_hrsam.modeling.attention import ATTENTION_BACKENDS, AttentionBackend
-from napari_hrsam.modeling.catalogue import (
-    ModelInfo,
-    base_config,
-    find_refiner,
-    find_weights,
-    found_or_fetched,
-    found_weights,
-    how_to_get,
-    list_models,
-)
 from napari_hrsam.modeling.devices import Precision, choose_device, choose_precision
-from napari_hrsam.modeling.download import WEIGHTS_VARIABLE, Progress
+from napari_hrsam.modeling.download import Progress
 from napari_hrsam.modeling.layouts import Layout, expected_state, part_of, recognise, renamed
-from napari_hrsam.modeling.models import MODELS, ChannelOrder, ModelConfig, find_config
-from napari_hrsam.modeling.saving import base_fingerprint, save_refiner, save_weights
+from napari_hrsam.modeling.models import (
+    MODELS,
+    SAM_H_FOCUS,
+    ChannelOrder,
+    ModelConfig,
+    find_config,
+    split_name,
+    with_focus,
+)
+from napari_hrsam.modeling.registry import locate, require_weights
+from napari_hrsam.modeling.saving import base_fingerprint
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS, ScanBackend
 from napari_hrsam.modeling.weight_files import (
     check_finite,
     check_state,
-    load_training_state,
     open_weight_file,
-    save_training_state,
 )
-
-__all__ = [
-    "WEIGHTS_VARIABLE",
-    "ModelInfo",
-    "Precision",
-    "base_fingerprint",
-    "check_state",
-    "choose_device",
-    "choose_precision",
-    "find_refiner",
-    "find_weights",
-    "list_models",
-    "load_model",
-    "load_training_state",
-    "load_weights",
-    "read_state",
-    "save_refiner",
-    "save_training_state",
-    "save_weights",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +100,7 @@ def load_model(
     if scan not in SCAN_BACKENDS:
         raise ConfigError(f"scan must be one of {', '.join(SCAN_BACKENDS)}, got {scan!r}")
     chosen = choose_device(device)
-    find = partial(found_or_fetched, progress=progress) if download else found_weights
+    find = partial(require_weights, download=download, progress=progress)
     config, sources = _resolve(model, Path(focus) if focus else None, find)
     config = replace(
         config,
@@ -179,12 +156,12 @@ def _resolve(
         base = _open(path)
         config = _segmenter_config(base)
         if focus:
-            return _with_focus(config), [base, _open(focus)]
+            return with_focus(config), [base, _open(focus)]
         if "image_encoder" in base.layout.parts:
             return config, [base]
-        return config, [_open(find(base_config(config))), base]  # FocSAM without its encoder
+        return config, [_open(find(_base_config(config))), base]  # FocSAM without its encoder
     if focus:
-        config = _with_focus(config)
+        config = with_focus(config)
     if config.focus is None:
         base = _open(find(config))
         return _with_settings(config, base), [base]
@@ -195,20 +172,20 @@ def _resolve_focus(
     config: ModelConfig, focus: Path | None, find: Callable[[ModelConfig], Path]
 ) -> tuple[ModelConfig, list[_Source]]:
     """Find a named ``+focus`` model: one whole file, or a model and a refiner."""
-    found = find_weights(config)
-    if focus is None and found is not None and found.stem == config.name:
-        base = _open(found)
+    located = locate(config)
+    if focus is None and located.model and not located.lacks_refiner and not located.refiner:
+        base = _open(located.model)
         return _with_settings(config, base), [base]
-    refiner_path = focus or find_refiner(config)
+    refiner_path = focus or located.refiner
     if refiner_path is None:
         raise WeightsNotFoundError(
             f"there is no focus refiner for {config.name!r} on this machine; "
-            f"{how_to_get(config)}, or give load_model its file as focus=PATH"
+            f"{located.how_to_get}, or give load_model its file as focus=PATH"
         )
     refiner = _open(refiner_path)
     if "image_encoder" in refiner.layout.parts:
         return _with_settings(config, refiner), [refiner]
-    base = _open(find(base_config(config)))
+    base = _open(find(_base_config(config)))
     return _with_settings(config, base), [base, refiner]
 
 
@@ -221,13 +198,9 @@ def _by_name(model: str | Path) -> tuple[ModelConfig | None, str]:
         return None, str(error)
 
 
-def _with_focus(config: ModelConfig) -> ModelConfig:
-    if config.focus is not None:
-        return config
-    focused = find_config(f"{config.name}+focus")
-    if config.name == "sam-h":
-        return focused
-    return replace(focused, channel_order=config.channel_order, tile_px=config.tile_px)
+def _base_config(config: ModelConfig) -> ModelConfig:
+    """Drop ``+ba`` and ``+focus``; SAM's weights do for the first and for FocSAM's encoder."""
+    return find_config(split_name(config.name)[0])
 
 
 def _segmenter_config(source: _Source) -> ModelConfig:
@@ -242,7 +215,7 @@ def _segmenter_config(source: _Source) -> ModelConfig:
     if parts == {"focus_refiner"}:
         raise CheckpointError(
             f"{source.path} holds a focus refiner alone, not a whole model; give it as "
-            f"focus=PATH beside a model: load_model({base_config(config).name!r}, focus=...)"
+            f"focus=PATH beside a model: load_model({_base_config(config).name!r}, focus=...)"
         )
     if "mask_decoder" not in parts:
         raise CheckpointError(
@@ -261,8 +234,8 @@ def _with_settings(config: ModelConfig, source: _Source) -> ModelConfig:
         return told
     # hrsam-b+focus is trained as hrsam-b was; FocSAM on SAM is not as SAM was.
     if (
-        told.name == base_config(config).name
-        and base_config(config).channel_order == config.channel_order
+        told.name == _base_config(config).name
+        and _base_config(config).channel_order == config.channel_order
     ):
         return replace(config, channel_order=told.channel_order)
     return config
@@ -290,7 +263,7 @@ def _wanted(source: _Source, config: ModelConfig, *, on_top: bool) -> dict[str, 
             "of save_refiner or of FocSAM"
         )
     # FocSAM fine-tuned SAM's decoder; its refiner was trained with that one.
-    if config.name == "sam-h+focus" and source.layout.name == "focsam":
+    if config.name == SAM_H_FOCUS.name and source.layout.name == "focsam":
         return dict(source.state)
     return part_of(source.state, ["focus_refiner"])
 

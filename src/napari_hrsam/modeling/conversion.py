@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from napari_hrsam.errors import CheckpointError, ConfigError
-from napari_hrsam.modeling.download import RegistryEntry, load_registry
+from napari_hrsam.modeling.download import RegistryEntry
 from napari_hrsam.modeling.layouts import (
     Layout,
-    config_named,
     expected_state,
     part_of,
     recognise,
     renamed,
 )
-from napari_hrsam.modeling.models import ChannelOrder, ModelConfig
+from napari_hrsam.modeling.models import ChannelOrder, ModelConfig, find_config
+from napari_hrsam.modeling.registry import load_registry
 from napari_hrsam.modeling.saving import config_metadata, stored_state
 from napari_hrsam.modeling.weight_files import (
     WeightFile,
@@ -171,7 +171,7 @@ def _choose_config(layout: Layout, model: str, source: Path) -> ModelConfig:
         )
     if not model or model == layout.config.name:
         return layout.config
-    asked = config_named(model)
+    asked = find_config(model)
     same = expected_state(asked).keys() == expected_state(layout.config).keys()
     if not same or asked.focus != layout.config.focus:
         raise CheckpointError(

@@ -1,11 +1,8 @@
-"""The registry of weights, the folders they lie in, and fetching them; knows no torch."""
+"""Fetch registered weights: with resume, checked by their SHA-256. Needs no torch."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,9 +19,6 @@ from napari_hrsam.errors import CheckpointError, DownloadError
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_VARIABLE = "NAPARI_HRSAM_WEIGHTS"
-"""Environment variable with a folder that is searched before the shipped weights."""
-
 Progress = Callable[[int, int], None]
 """Called with the bytes there and the bytes in all; may raise to stop, the rest is kept."""
 
@@ -36,7 +30,7 @@ _WORTH_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistryEntry:
-    """Weights of others: where they are, and what is known of them.
+    """A file of weights: where it comes from, and what is known of it.
 
     Attributes
     ----------
@@ -44,6 +38,10 @@ class RegistryEntry:
         Of the model.
     file : str
         File name.
+    holds : {"model", "focus refiner"}
+        The whole model, or its refiner alone: the rest is that of the model without ``+focus``.
+    num_parameters : int
+        Of the whole model.
     url : str
         Empty where nothing can be fetched by a program; then ``get`` says how to get it.
     sha256 : str
@@ -56,37 +54,20 @@ class RegistryEntry:
         Of the images it was trained on.
     trained_on : str
     get : str
-        What to get, and from where.
+        What to get, and from where; empty for weights that come with this project.
     """
 
     name: str
     file: str
-    url: str
-    sha256: str
-    num_bytes: int
     licence: str
     channel_order: Literal["rgb", "bgr"]
-    trained_on: str
-    get: str
-
-
-def load_registry() -> dict[str, RegistryEntry]:
-    """Read ``weights/registry.json``, by name."""
-    folder = next(f for f in shipped_folders() if (f / "registry.json").is_file())
-    listed = json.loads((folder / "registry.json").read_text(encoding="utf-8"))
-    return {item["name"]: RegistryEntry(**item) for item in listed["weights"]}
-
-
-def shipped_folders() -> list[Path]:
-    """Where shipped weights may lie: inside the package of a wheel, beside src/ in a checkout."""
-    package = Path(str(importlib.resources.files("napari_hrsam")))
-    return [package / "weights", package.parent.parent / "weights"]
-
-
-def weight_folders() -> list[Path]:
-    """Folders in the order of the search: `WEIGHTS_VARIABLE`, shipped, downloaded."""
-    chosen = os.environ.get(WEIGHTS_VARIABLE)
-    return [*([Path(chosen)] if chosen else []), *shipped_folders(), cache_folder()]
+    num_parameters: int
+    holds: Literal["model", "focus refiner"] = "model"
+    url: str = ""
+    sha256: str = ""
+    num_bytes: int = 0
+    trained_on: str = ""
+    get: str = ""
 
 
 def fetch(

@@ -36,10 +36,13 @@ from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.configs import BASAMConfig, HRSAMConfig, TinyViTConfig, ViTConfig
 from napari_hrsam.modeling.models import (
     COMPARISONS,
+    FLASH_SWIN_B,
     MODELS,
     ChannelOrder,
     ModelConfig,
     find_config,
+    split_name,
+    with_focus,
 )
 from napari_hrsam.modeling.segmenter import Segmenter
 
@@ -70,13 +73,6 @@ _PROMPT_NAMES = {
 
 _UNUSED = re.compile(r"image_encoder\.(head|norm_head|norm|cls_token|mask_token|decoder_\w+)(\.|$)")
 """Classifier heads and MAE's own decoder: stored in some files, used by no segmenter."""
-
-_FLASH_SWIN_B = replace(
-    MODELS["hrsam-b"],
-    name="flash-swin-b",
-    description="windowed ViT-B without state space, from the HRSAM authors' later code",
-    image_encoder=HRSAMConfig(state_dim=0, anchor_sizes=(256,), shift_small=False),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,17 +185,6 @@ def mmengine_name(key: str) -> str:
     return key
 
 
-def config_named(name: str) -> ModelConfig:
-    """Like `find_config`, and for encoders that come in no named model.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model.
-    """
-    return _FLASH_SWIN_B if name == _FLASH_SWIN_B.name else find_config(name)
-
-
 class _LeftEmpty(TorchFunctionMode):
     """Functions that fill a tensor in place do nothing."""
 
@@ -238,11 +223,11 @@ def describe_nearest(found: Iterable[str]) -> str:
     """Say which model's names are nearest, and what differs first."""
     names = set(found)
     counts = {}
-    for config in (*MODELS.values(), _FLASH_SWIN_B):
+    for config in (*MODELS.values(), FLASH_SWIN_B):
         expected = expected_state(config).keys()
         counts[config.name] = len(names & expected) / len(names | expected)
     nearest = max(counts, key=lambda name: counts[name])
-    expected = expected_state(config_named(nearest)).keys()
+    expected = expected_state(find_config(nearest)).keys()
     both = len(names & expected)
     if not both:
         return f"none of its {len(names)} tensors has a name of a known model: {sorted(names)[:3]}"
@@ -255,7 +240,7 @@ def describe_nearest(found: Iterable[str]) -> str:
 def _config_of_metadata(metadata: Mapping[str, str], found: Shapes, source: str) -> ModelConfig:
     """Rebuild the configuration of a file that this project wrote."""
     try:
-        config = config_named(metadata["model"])
+        config = find_config(metadata["model"])
         config = _with_coefficient(config, found)
         if metadata.get("layout") == "mmengine-sam":
             config = _as_focsam_has_it(config)
@@ -282,11 +267,8 @@ def _recognise_names(
         is_whole = config is None or config.name == "sam-h"
         config = MODELS["sam-h+focus"] if is_whole else config
     if config is not None and config.focus is None:
-        config = replace(
-            find_config(f"{config.name}+focus"),
-            image_encoder=config.image_encoder,
-            channel_order=config.channel_order,
-        )
+        encoder, order = config.image_encoder, config.channel_order
+        config = replace(with_focus(config), image_encoder=encoder, channel_order=order)
     return "focsam", config
 
 
@@ -296,13 +278,13 @@ def _recognise_encoder(found: Shapes, *, is_mmengine: bool) -> tuple[str, ModelC
 
     if has(r"patch_embed\.seq\."):
         config = _with_coefficient(MODELS["mobile-sam"], found)
-        return ("ba-sam" if config.name.endswith("+ba") else "mobile-sam"), config
+        return ("ba-sam" if "ba" in split_name(config.name)[1] else "mobile-sam"), config
     if has(r"ms_mamba_blocks\."):
         return "hrsam++", _of_size(found, "hrsam++-b", "hrsam++-tiny")
     if has(r"mamba_blocks\."):
         return "hrsam", _of_size(found, "hrsam-b", "hrsam-tiny")
     if has(r"blocks\.\d+\.attn\.padding$"):
-        return "flash-swin", _FLASH_SWIN_B
+        return "flash-swin", FLASH_SWIN_B
     if has(r"blocks\.\d+\.attn\.rel_pos_h$"):
         config = _of_size(found, "sam-b", "sam-l", "sam-h", "sam-tiny")
         if has(r"blocks\.\d+\.attn\.coefficient$"):
@@ -332,7 +314,7 @@ def _with_coefficient(config: ModelConfig, found: Shapes) -> ModelConfig:
         return config
     return replace(
         config,
-        name=config.name if config.name.endswith("+ba") else f"{config.name}+ba",
+        name=config.name if "ba" in split_name(config.name)[1] else f"{config.name}+ba",
         image_encoder=replace(encoder, ba=BASAMConfig(form="released", coefficient=True)),
     )
 

@@ -45,14 +45,6 @@ class ModelConfig:
         Channel order that the checkpoint was trained with.
     tile_px : int
         Side of the square the encoder sees at once, in level pixels.
-    licence : str
-        SPDX identifier of the weights.
-    weights : str
-        File name of shipped weights, empty if there are none.
-    focus_weights : str
-        File name of the shipped refiner, empty if there is none.
-    download : str
-        Entry of ``weights/registry.json`` that holds the weights; empty if there is none.
     """
 
     name: str
@@ -65,10 +57,6 @@ class ModelConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: ChannelOrder = "rgb"
     tile_px: int = 1024
-    licence: str = ""
-    weights: str = ""
-    focus_weights: str = ""
-    download: str = ""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -127,8 +115,6 @@ HRSAM_TINY = ModelConfig(
     pixel_mean=STEM_PIXEL_MEAN,
     pixel_std=STEM_PIXEL_STD,
     tile_px=512,
-    licence="BSD-3-Clause",
-    weights="hrsam-tiny.safetensors",
 )
 
 HRSAM_PLUSPLUS_TINY = replace(
@@ -136,7 +122,6 @@ HRSAM_PLUSPLUS_TINY = replace(
     name="hrsam++-tiny",
     description="hrsam-tiny with an anchor map: the whole tile at 128 px beside it",
     image_encoder=replace(_TINY_ENCODER, anchor_sizes=(128,)),
-    weights="hrsam++-tiny.safetensors",
 )
 
 HRSAM_TINY_FOCUS = replace(
@@ -144,7 +129,6 @@ HRSAM_TINY_FOCUS = replace(
     name="hrsam-tiny+focus",
     description="hrsam-tiny with a focus refiner at the second click",
     focus=FocusConfig(embed_dim=128, depth=4, num_heads=4, mlp_ratio=2.0, window_size=8),
-    focus_weights="hrsam-tiny-focus.safetensors",
 )
 
 
@@ -158,7 +142,6 @@ def _tiny_design(name: str, *, depth: int, stem_stride: int) -> ModelConfig:
         name=name,
         description=f"hrsam-tiny with {depth} blocks and the stem to stride {stem_stride}",
         image_encoder=encoder,
-        weights="",
     )
 
 
@@ -183,7 +166,6 @@ SAM_TINY = ModelConfig(
     pixel_mean=STEM_PIXEL_MEAN,
     pixel_std=STEM_PIXEL_STD,
     tile_px=256,
-    licence="BSD-3-Clause",
 )
 
 HRSAM_B = ModelConfig(
@@ -201,13 +183,18 @@ HRSAM_PLUSPLUS_B = replace(
     image_encoder=HRSAMConfig(anchor_sizes=(512,)),
 )
 
+FLASH_SWIN_B = replace(
+    HRSAM_B,
+    name="flash-swin-b",
+    description="windowed ViT-B without state space, from the HRSAM authors' later code",
+    image_encoder=HRSAMConfig(state_dim=0, anchor_sizes=(256,), shift_small=False),
+)
+
 MOBILE_SAM = ModelConfig(
     name="mobile-sam",
     description="MobileSAM: SAM's decoder behind a small TinyViT",
     image_encoder=TinyViTConfig(),
     decoder=PromptDecoderConfig(),
-    licence="Apache-2.0",
-    download="mobile-sam",
 )
 
 SAM_B = ModelConfig(
@@ -215,8 +202,6 @@ SAM_B = ModelConfig(
     description="Segment Anything ViT-B",
     image_encoder=ViTConfig(),
     decoder=PromptDecoderConfig(),
-    licence="Apache-2.0",
-    download="sam-b",
 )
 
 SAM_L = replace(
@@ -224,7 +209,6 @@ SAM_L = replace(
     name="sam-l",
     description="Segment Anything ViT-L",
     image_encoder=ViTConfig(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
-    download="sam-l",
 )
 
 _VIT_H = ViTConfig(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31))
@@ -234,7 +218,6 @@ SAM_H = replace(
     name="sam-h",
     description="Segment Anything ViT-H",
     image_encoder=_VIT_H,
-    download="sam-h",
 )
 
 SAM_H_FOCUS = ModelConfig(
@@ -273,6 +256,59 @@ def with_ba(config: ModelConfig, tile_px: int = 2048) -> ModelConfig:
     )
 
 
+def with_focus(config: ModelConfig) -> ModelConfig:
+    """Give a model a focus refiner: its own if it has one, else the published size.
+
+    SAM ViT-H's is FocSAM, whose copy of the encoder differs in small things (see `SAM_H_FOCUS`).
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Comes back as it is if it has a refiner.
+
+    Raises
+    ------
+    ConfigError
+        If the embedding does not have the channels that the refiner takes.
+    """
+    if config.focus is not None:
+        return config
+    name = f"{config.name}+focus"
+    if name == SAM_H_FOCUS.name:
+        return SAM_H_FOCUS
+    own = MODELS.get(name)
+    description = f"{config.description}, with a focus refiner at the second click"
+    return replace(
+        config,
+        name=name,
+        description=own.description if own else description,
+        focus=own.focus if own else FocusConfig(),
+    )
+
+
+_OPTIONS = {"ba": with_ba, "focus": with_focus}
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """Split a model's name into that of its base and the options behind it.
+
+    Parameters
+    ----------
+    name : str
+        ``BASE``, or ``BASE+OPTION`` with one or more of the options "ba" and "focus".
+
+    Returns
+    -------
+    base : str
+    options : tuple of str
+    """
+    base, _, option = name.rpartition("+")
+    if not base or option not in _OPTIONS:
+        return name, ()
+    base, options = split_name(base)
+    return base, (*options, option)
+
+
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
@@ -292,9 +328,16 @@ MODELS: dict[str, ModelConfig] = {
 
 COMPARISONS: dict[str, ModelConfig] = {
     config.name: config
-    for config in (SAM_TINY, TINY_NO_TRUNK, TINY_WIDE_STEM, TINY_WIDE_STEM_NO_TRUNK)
+    for config in (
+        SAM_TINY,
+        TINY_NO_TRUNK,
+        TINY_WIDE_STEM,
+        TINY_WIDE_STEM_NO_TRUNK,
+        FLASH_SWIN_B,
+    )
 }
-"""Networks that are trained for a comparison in ``benchmarks/`` and not offered to users."""
+"""Networks that are trained for a comparison in ``benchmarks/``, or known as the encoder of some
+checkpoints only; not offered to users."""
 
 
 def find_config(name: str) -> ModelConfig:
@@ -312,14 +355,12 @@ def find_config(name: str) -> ModelConfig:
         If there is no such model.
     """
     known = {**MODELS, **COMPARISONS}
+    base, options = split_name(name)
+    if base not in known or len(set(options)) < len(options):
+        raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
     if name in known:
         return known[name]
-    base, plus, option = name.rpartition("+")
-    if plus and option == "ba":
-        return with_ba(find_config(base))
-    if plus and option == "focus":
-        config = find_config(base)
-        if config.focus is None:
-            description = f"{config.description}, with a focus refiner at the second click"
-            return replace(config, name=name, description=description, focus=FocusConfig())
-    raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
+    config = known[base]
+    for option in options:
+        config = _OPTIONS[option](config)
+    return config

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from napari_hrsam.errors import CheckpointError, ConfigError, ShapeError, WeightsNotFoundError
 from napari_hrsam.modeling.devices import choose_device
-from napari_hrsam.modeling.download import WEIGHTS_VARIABLE, weight_folders
 from napari_hrsam.modeling.layers import LayerNorm2d
+from napari_hrsam.modeling.registry import WEIGHTS_VARIABLE, weight_folders
 from napari_hrsam.modeling.weight_files import check_state, open_weight_file, save_tensors
 
 PRIOR_LIMIT = 6.0

@@ -97,7 +97,9 @@ class Segmenter(nn.Module):
         kept; `load_model` gives models whose weights do not change afterwards.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+            config = asdict(self.config)
+            del config["description"]
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
             for name, value in self.state_dict().items():
                 digest.update(name.encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

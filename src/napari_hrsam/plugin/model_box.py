@@ -8,13 +8,8 @@ from pathlib import Path
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFrame, QVBoxLayout
 
-from napari_hrsam.plugin.model_chooser import (
-    FILE_KINDS,
-    KnownModel,
-    ModelChooser,
-    Picked,
-    find_known_models,
-)
+from napari_hrsam.modeling.registry import ModelInfo, list_models
+from napari_hrsam.plugin.model_chooser import FILE_KINDS, ModelChooser, Picked
 from napari_hrsam.plugin.panel_parts import WrappedLabel, button, narrow, row
 
 TOOLTIP = "The network that draws the masks"
@@ -75,7 +70,7 @@ class ModelBox(QComboBox):
 
     picked = Signal(str, bool)
 
-    def __init__(self, *, find_models: Callable[[], list[KnownModel]] = find_known_models) -> None:
+    def __init__(self, *, find_models: Callable[[], list[ModelInfo]] = list_models) -> None:
         super().__init__()
         narrow(self)
         self._find_models = find_models

@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_hrsam.errors import PromptError, SessionError
+from napari_hrsam.modeling.registry import list_models
 from napari_hrsam.plugin.colour_box import ColourBox
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.image_input import default_image_layer, on_grid_of
@@ -30,7 +31,6 @@ from napari_hrsam.plugin.layer_choices import LayerChoices
 from napari_hrsam.plugin.level_box import LevelBox
 from napari_hrsam.plugin.loading import AUTO_DEVICE, load_named_model, model_label
 from napari_hrsam.plugin.model_box import ModelBox
-from napari_hrsam.plugin.model_chooser import find_known_models
 from napari_hrsam.plugin.objects_layer import target_name
 from napari_hrsam.plugin.panel_parts import (
     Bell,
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from qtpy.QtGui import QHideEvent, QShowEvent
 
+    from napari_hrsam.modeling.registry import ModelInfo
     from napari_hrsam.plugin.loading import ModelLoader
-    from napari_hrsam.plugin.model_chooser import KnownModel
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class SegmentWidget(QWidget):
         napari_viewer: napari.viewer.Viewer,
         *,
         load_model: ModelLoader = load_named_model,
-        find_models: Callable[[], list[KnownModel]] = find_known_models,
+        find_models: Callable[[], list[ModelInfo]] = list_models,
     ) -> None:
         super().__init__()
         self._viewer = napari_viewer

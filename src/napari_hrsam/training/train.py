@@ -19,18 +19,12 @@ import torch
 from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError
-from napari_hrsam.modeling.checkpoints import (
-    check_state,
-    load_model,
-    load_training_state,
-    read_state,
-    save_refiner,
-    save_training_state,
-    save_weights,
-)
+from napari_hrsam.modeling.checkpoints import load_model, read_state
 from napari_hrsam.modeling.devices import choose_precision
 from napari_hrsam.modeling.models import ModelConfig, find_config
+from napari_hrsam.modeling.saving import save_refiner, save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.modeling.weight_files import check_state, load_training_state, save_training_state
 from napari_hrsam.training.batches import Batch, CropSampler
 from napari_hrsam.training.click_task import TaskLoss
 from napari_hrsam.training.datasets import open_samples
