@@ -39,17 +39,13 @@ from napari_hrsam.modeling.attention import (
     window_attention,
     xformers_ready,
 )
+from napari_hrsam.modeling.configs import ScanBackend
 from napari_hrsam.modeling.hrsam import WindowAttention
 from napari_hrsam.modeling.layers import rotary_frequencies
 from napari_hrsam.modeling.models import find_config
 from napari_hrsam.modeling.scan_mamba import mamba_ready
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
-from napari_hrsam.modeling.selective_scan import (
-    ScanBackend,
-    cycle_scan,
-    cycle_scan_torch,
-    triton_ready,
-)
+from napari_hrsam.modeling.selective_scan import cycle_scan, cycle_scan_torch, triton_ready
 
 Row = dict[str, Any]
 # Batch, tokens, channels, states, and whether torch is asked for gradients too: three passes keep

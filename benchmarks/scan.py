@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from measure import RESULTS, interleaved, print_table, save
 from torch import Tensor
 
-from napari_hrsam.modeling.selective_scan import ScanBackend, cycle_scan
+from napari_hrsam.modeling.configs import ScanBackend
+from napari_hrsam.modeling.selective_scan import cycle_scan
 
 SIZES = {
     "tiny-512": (1, 1024, 192, 8),

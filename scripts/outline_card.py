@@ -2,7 +2,7 @@
 
     python scripts/outline_card.py --run runs/outline --index data/index.json \
         --scores benchmarks/results/outline.json --hardware "one core" \
-        --train-command "napari-hrsam train-outline ..." --started-from "nothing" \
+        --train-command "napari-hrsam train --stage outline ..." --started-from "nothing" \
         --out weights/outline.md
 
 No figure is typed by hand: counts come from the log, settings from the run's config.json, sources
@@ -66,7 +66,8 @@ def card(
     )
     tile_s = scores["rows"][-1]["cpu_s_per_512px_tile"]
     excluded = ", ".join(config["exclude_sources"]) or "none"
-    settings = {k: v for k, v in config.items() if k not in ("data", "validation", "out", "init")}
+    unused = ("data", "validation", "out", "init", "crops", "clicks", "focus", "distill")
+    settings = {k: v for k, v in config.items() if k not in unused}
     return f"""# outline
 
 Weights of the outline refiner (`napari_hrsam.modeling.outline_refiner`), trained by this project
@@ -78,9 +79,9 @@ of 512 x 512 pixels takes {tile_s:.3f} s of CPU time ({scores["cpu"]}).
 
 ## Data
 
-Outlines of objects of {config["crops"]["min_area_px"]} or more pixels, at half to double size, in
+Outlines of objects of {config["outline"]["min_area_px"]} or more pixels, at half to double size, in
 openly licensed training shards; sources left out for their licence: {excluded}.
-{config["crops"]["drawn_share"]:.0%} of the crops are drawn by a program (textured regions with
+{config["outline"]["drawn_share"]:.0%} of the crops are drawn by a program (textured regions with
 exact masks).
 
 {sources_table(config, index)}

@@ -52,25 +52,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from napari_hrsam.modeling.configs import SCAN_BACKENDS
 from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS
-from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.designs import DESIGNS, choose_design
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
 from napari_hrsam.training.device_images import LabelledObjects, objects_of
-from napari_hrsam.training.gpu_run import (
-    COLUMNS,
-    CROPS,
-    Run,
-    RunConfig,
-    Trial,
-    train_for,
-)
+from napari_hrsam.training.gpu_run import COLUMNS, CROPS, Run, RunConfig, Trial, train_for
 from napari_hrsam.training.graphed import CudaCapture, GraphedTask, gradient_errors, own_stream
 from napari_hrsam.training.pack import PackedSample, read_pack
 from napari_hrsam.training.run_output import RunOutput
+from napari_hrsam.training.settings import ClickConfig
 from napari_hrsam.training.tile_scores import objects_to_score, quality
 
 NAME = "hrsam-tiny"

@@ -21,7 +21,6 @@ COMMANDS = (
     "sample",
     "evaluate",
     "train",
-    "train-outline",
     "convert",
     "bench",
     "models",
@@ -84,8 +83,6 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--out", "x"],
         ["train", "--data", "x"],
         ["train", "--data", "x", "--out", "y", "--steps", "many"],
-        ["train-outline", "--data", "x"],
-        ["train-outline", "--out", "x"],
         ["convert"],
         ["convert", "a.pth", "--channel-order", "grb"],
         ["convert", "a.pth", "--dtype", "int8"],
@@ -129,7 +126,7 @@ def test_interruption_is_told_without_a_traceback(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("napari_hrsam.modeling.checkpoints.list_models", interrupt)
+    monkeypatch.setattr("napari_hrsam.modeling.registry.list_models", interrupt)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "napari-hrsam: interrupted\n"
 

@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from napari_hrsam.cli import main
-from napari_hrsam.cli.train import (
-    _CLICK_SETTINGS,
-    _CROP_SETTINGS,
-    _DISTILL_SETTINGS,
-    _FOCUS_SETTINGS,
-    _SETTINGS,
-    _SIZE_SETTINGS,
-)
+from napari_hrsam.modeling.outline_refiner import load_outline_refiner
+from napari_hrsam.training.settings import TrainConfig
 
 SMALL = ["--crop-px", "64", "--batch-size", "2", "--max-clicks", "2", "--device", "cpu"]
 
@@ -27,44 +21,39 @@ def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     return json.loads(capsys.readouterr().out)
 
 
-def test_every_setting_can_be_given() -> None:
-    from napari_hrsam.training.batches import CropConfig, CropSize
-    from napari_hrsam.training.click_rounds import ClickConfig
-    from napari_hrsam.training.distill import DistillConfig
-    from napari_hrsam.training.focus_rounds import FocusTaskConfig
-    from napari_hrsam.training.train_config import TrainConfig
-
-    def names(config: type) -> set[str]:
-        return {field.name for field in dataclasses.fields(config)}
-
-    own = {"model", "data", "exclude_sources", "out", "init", "init_partly", "device", "validation"}
-    parts = {"crops", "clicks", "focus", "distill"}
-    assert names(TrainConfig) == own | parts | set(_SETTINGS)
-    # Tables of sizes and factors are given in a file.
-    tables = {"sizes", "wide_span", "domain_factors"}
-    assert names(CropConfig) == {"span"} | tables | set(_CROP_SETTINGS)
-    assert names(CropSize) == {"share", "late_share"} | set(_SIZE_SETTINGS)
-    assert names(ClickConfig) == set(_CLICK_SETTINGS)
-    assert names(FocusTaskConfig) == set(_FOCUS_SETTINGS)
-    assert names(DistillConfig) == set(_DISTILL_SETTINGS)
+def test_every_setting_but_tables_can_be_given_and_says_what_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    tables = {"sizes", "domain_factors"}
+    for field in dataclasses.fields(TrainConfig):
+        kind = field.default_factory
+        parts = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else [field]
+        prefix = "outline-" if field.name == "outline" else ""
+        for part in parts:
+            flag = "--" + prefix + part.name.replace("_", "-").replace("sources", "source")
+            assert (flag in text) == (part.name not in tables), flag
+    assert "Peak of AdamW's learning rate." in text
+    assert "--stage clicks|decoder|focus|distill|outline" in text
 
 
-def test_the_committed_recipe_is_read_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[2] / "benchmarks" / "recipes" / "hrsam-tiny.json"
+@pytest.mark.parametrize("name", ["hrsam-tiny", "outline"])
+def test_a_committed_recipe_is_read_whole(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "recipes" / f"{name}.json"
     recipe = json.loads(path.read_text())
     config = printed_config(["--config", str(path), "--data", "a", "--out", "o"], capsys)
-    for name, value in recipe.items():
+    for setting, value in recipe.items():
         if isinstance(value, dict):
-            assert {k: config[name][k] for k in value} == value, name
+            assert {k: config[setting][k] for k in value} == value, setting
         else:
-            assert config[name] == value, name
+            assert config[setting] == value, setting
 
 
 def test_settings_not_given_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from napari_hrsam.training.train_config import TrainConfig
-
     config = printed_config(["--data", "a", "b", "--data", "c", "--out", "o"], capsys)
     assert config["data"] == ["a", "b", "c"]
     assert config["steps"] == TrainConfig().steps
@@ -118,6 +107,9 @@ def test_broken_configuration_is_named(
         (["--data", "nowhere"], "nowhere"),
         (["--stage", "sleep"], "stage must be one of"),
         (["--stage", "focus"], "hrsam-tiny+focus"),
+        (["--precision", "float8"], "precision must be one of"),
+        (["--stage", "outline", "--outline-crop-px", "65"], "multiple of 4"),
+        (["--stage", "outline", "--model", "hrsam-tiny"], "belong together"),
         (["--teacher", "x", "--stage", "clicks"], "belong together"),
     ],
 )
@@ -183,3 +175,17 @@ def test_training_writes_weights_resumes_and_segments(
         == 0
     )
     assert (tmp_path / "disc_mask.png").is_file()
+
+
+def test_the_outline_refiner_is_trained_and_resumed(
+    pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["train", "--stage", "outline", "--data", str(pairs_folder)]
+    start += ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    start += ["--outline-crop-px", "32", "--outline-batch-size", "2"]
+    assert main([*start, "--steps", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["last_step"]["crops"] == 2
+    load_outline_refiner(path=Path(figures["weights"]))
+    assert main([*start, "--steps", "2", "--resume"]) == 0
+    assert "outline.safetensors" in capsys.readouterr().out

@@ -12,9 +12,8 @@ from parity_folders import ErrorTable, ParityFolder, plain_size, refuse_unknown
 from torch import Tensor, nn
 
 from napari_hrsam.modeling.attention import AttentionBackend, leading_padding, window_indices
-from napari_hrsam.modeling.configs import HRSAMConfig
+from napari_hrsam.modeling.configs import HRSAMConfig, ScanBackend
 from napari_hrsam.modeling.hrsam import HRSAMEncoder, Sizes
-from napari_hrsam.modeling.selective_scan import ScanBackend
 
 OUTPUT_TOLERANCE = {
     "hrsam_vit": 1e-5,

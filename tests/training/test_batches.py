@@ -11,8 +11,9 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.training.batches import CropConfig, CropSampler, CropSize, to_tensors
+from napari_hrsam.training.batches import CropSampler, to_tensors
 from napari_hrsam.training.datasets import open_samples
+from napari_hrsam.training.settings import CropConfig, CropSize
 
 SIZE = CropSize(crop_px=64, batch_size=4, objects_per_crop=2)
 ONE = replace(SIZE, objects_per_crop=1)

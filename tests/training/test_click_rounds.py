@@ -14,7 +14,6 @@ from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.mask_decoder import Decoded
 from napari_hrsam.modeling.segmenter import ImageFeatures
 from napari_hrsam.training.click_rounds import (
-    ClickConfig,
     ClickRounds,
     PriorDraws,
     boxes_around,
@@ -27,6 +26,7 @@ from napari_hrsam.training.click_rounds import (
     per_object,
     pooled,
 )
+from napari_hrsam.training.settings import ClickConfig
 
 SIDE = 64
 ONE = ClickConfig(first_share=1, box_share=0)

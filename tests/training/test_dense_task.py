@@ -15,9 +15,9 @@ from torch import Tensor
 from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.dense_task import StemTeacher, dense_loss
+from napari_hrsam.training.settings import ClickConfig
 
 SIDE = 64
 

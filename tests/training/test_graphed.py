@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_flatten
 from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask
 from napari_hrsam.training.dense_task import StemTeacher
 from napari_hrsam.training.graphed import CudaCapture, GraphedTask, own_stream
+from napari_hrsam.training.settings import ClickConfig
 
 SIDE = 64
 

@@ -12,10 +12,11 @@ from scipy.ndimage import uniform_filter
 from napari_hrsam.errors import ConfigError, DataError
 from napari_hrsam.storage.tile_source import MEAN_RGB
 from napari_hrsam.training.datasets import open_samples
-from napari_hrsam.training.outline_crops import OutlineCropConfig, OutlineSampler
+from napari_hrsam.training.outline_crops import OutlineSampler
 from napari_hrsam.training.outline_drawings import draw_regions
+from napari_hrsam.training.settings import OutlineTaskConfig
 
-PLAIN = OutlineCropConfig(crop_px=64, batch_size=6, drawn_share=0, polarity=0, grey=0)
+PLAIN = OutlineTaskConfig(crop_px=64, batch_size=6, drawn_share=0, polarity=0, grey=0)
 
 
 def test_batches_hold_priors_beside_what_they_should_be(pairs: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_neighbour_that_touches_is_not_in_the_mask(tmp_path: Path) -> None:
 
 
 def test_the_same_generator_gives_the_same_batch(pairs: Path) -> None:
-    sampler = OutlineSampler(open_samples([pairs]), OutlineCropConfig(crop_px=64, batch_size=4))
+    sampler = OutlineSampler(open_samples([pairs]), OutlineTaskConfig(crop_px=64, batch_size=4))
     one, two = (sampler.batch(np.random.default_rng(5)) for _ in range(2))
     for name in ("images", "priors", "masks", "known"):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
@@ -77,7 +78,7 @@ def test_what_lies_beyond_the_image_is_mean_grey_and_unknown(tmp_path: Path) -> 
 
 
 def test_small_objects_are_left_out(pairs: Path) -> None:
-    large = OutlineCropConfig(crop_px=64, min_area_px=100_000)
+    large = OutlineTaskConfig(crop_px=64, min_area_px=100_000)
     with pytest.raises(DataError, match="none of the 1 samples holds an object of 25000"):
         OutlineSampler(open_samples([pairs]), large)
 
@@ -102,4 +103,4 @@ def test_drawn_regions_are_told_from_their_surroundings(seed: int) -> None:
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        OutlineCropConfig(**settings)  # type: ignore[arg-type]
+        OutlineTaskConfig(**settings)  # type: ignore[arg-type]

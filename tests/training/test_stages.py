@@ -15,13 +15,17 @@ from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.models import COMPARISONS, find_config
 from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropConfig, CropSize
-from napari_hrsam.training.click_rounds import ClickConfig
-from napari_hrsam.training.distill import DistillConfig
-from napari_hrsam.training.focus_rounds import FocusRounds, FocusTaskConfig
+from napari_hrsam.training.focus_rounds import FocusRounds
 from napari_hrsam.training.losses import dice_loss, normalized_focal_loss
+from napari_hrsam.training.settings import (
+    ClickConfig,
+    CropConfig,
+    CropSize,
+    DistillConfig,
+    FocusTaskConfig,
+    TrainConfig,
+)
 from napari_hrsam.training.train import Trainer, train
-from napari_hrsam.training.train_config import TrainConfig
 
 CROPS = CropConfig(sizes=(CropSize(crop_px=64, batch_size=2, objects_per_crop=2),))
 CLICKS = ClickConfig(max_clicks=3)

@@ -19,11 +19,9 @@ from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.batches import CropConfig, CropSize
-from napari_hrsam.training.click_rounds import ClickConfig
+from napari_hrsam.training.settings import ClickConfig, CropConfig, CropSize, TrainConfig
 from napari_hrsam.training.train import Trainer, train
-from napari_hrsam.training.train_config import TrainConfig
-from napari_hrsam.training.validation import Validation
+from napari_hrsam.training.validation import ClickScores, Validation
 
 CROPS = CropConfig(sizes=(CropSize(crop_px=64, batch_size=2, objects_per_crop=2),))
 CLICKS = ClickConfig(max_clicks=3)
@@ -217,7 +215,7 @@ def test_a_run_is_scored_and_its_best_weights_kept(config, data):
     with safe_open(out / "hrsam-tiny-best.safetensors", framework="pt") as tensors:
         assert f"; {best['step']} steps" in tensors.metadata()["trained_on"]
     # What an earlier part of the run has kept is not overwritten by something worse.
-    again = Validation(scored, out)
+    again = Validation(ClickScores(scored), out, scored.model)
     assert again.best == float(best["quality"])
     again.best = 2.0
     again.score(Segmenter(MODELS["hrsam-tiny"]).eval(), 5, lambda path: path.unlink())
@@ -230,4 +228,4 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
 ) -> None:
     monkeypatch.setattr("napari_hrsam.modeling.devices.cpu_has_bfloat16", lambda: has_it)
     trainer = Trainer(replace(config, precision="auto"))
-    assert trainer.model.precision == trainer.averaged.precision == used
+    assert trainer.stage.precision == trainer.averaged.precision == used

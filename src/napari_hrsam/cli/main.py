@@ -19,7 +19,6 @@ from napari_hrsam.cli import (
     sample,
     segment,
     train,
-    train_outline,
 )
 from napari_hrsam.errors import HRSAMError
 
@@ -45,7 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
         sample,
         evaluate,
         train,
-        train_outline,
         convert,
         bench,
         about,

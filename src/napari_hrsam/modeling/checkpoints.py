@@ -13,7 +13,8 @@ from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError, ConfigError, WeightsNotFoundError
 from napari_hrsam.modeling.attention import ATTENTION_BACKENDS, AttentionBackend
-from napari_hrsam.modeling.devices import Precision, choose_device, choose_precision
+from napari_hrsam.modeling.configs import SCAN_BACKENDS, Precision, ScanBackend
+from napari_hrsam.modeling.devices import choose_device, choose_precision
 from napari_hrsam.modeling.download import Progress
 from napari_hrsam.modeling.layouts import Layout, expected_state, part_of, recognise, renamed
 from napari_hrsam.modeling.models import (
@@ -28,12 +29,7 @@ from napari_hrsam.modeling.models import (
 from napari_hrsam.modeling.registry import locate, require_weights
 from napari_hrsam.modeling.saving import base_fingerprint
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.selective_scan import SCAN_BACKENDS, ScanBackend
-from napari_hrsam.modeling.weight_files import (
-    check_finite,
-    check_state,
-    open_weight_file,
-)
+from napari_hrsam.modeling.weight_files import check_finite, check_state, open_weight_file
 
 logger = logging.getLogger(__name__)
 

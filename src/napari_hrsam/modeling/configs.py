@@ -11,6 +11,15 @@ from napari_hrsam.errors import ConfigError
 Stem = Literal["linear", "efficientnet-lite0"]
 STEMS: tuple[Stem, ...] = ("linear", "efficientnet-lite0")
 
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
+
+ScanBackend = Literal["auto", "mamba", "triton", "torch", "numba", "reference"]
+SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "triton", "torch", "numba", "reference")
+
+OUTLINE_STRIDE = 4
+"""The outline refiner takes images whose sides are multiples of it."""
+
 STEM_CHANNELS: dict[int, int] = {4: 24, 8: 40, 16: 112, 32: 320}
 """Channels of the convolutional stem's maps by their stride in pixels."""
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from napari_hrsam.errors import ConfigError
-
-Precision = Literal["auto", "float32", "bfloat16"]
+from napari_hrsam.modeling.configs import Precision
 
 
 def choose_device(device: str) -> torch.device:

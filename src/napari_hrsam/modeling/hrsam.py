@@ -11,12 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_hrsam.modeling.attention import (
-    AttentionBackend,
-    leading_padding,
-    window_attention,
-)
-from napari_hrsam.modeling.configs import HRSAMConfig, Size, height_width
+from napari_hrsam.modeling.attention import AttentionBackend, leading_padding, window_attention
+from napari_hrsam.modeling.configs import HRSAMConfig, ScanBackend, Size, height_width
 from napari_hrsam.modeling.efficientnet import PretrainedStem
 from napari_hrsam.modeling.layers import (
     Mlp,
@@ -25,7 +21,7 @@ from napari_hrsam.modeling.layers import (
     check_image,
     rotary_frequencies,
 )
-from napari_hrsam.modeling.selective_scan import ScanBackend, cycle_scan
+from napari_hrsam.modeling.selective_scan import cycle_scan
 
 Sizes = tuple[tuple[int, int], ...]
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_hrsam.errors import CheckpointError, ConfigError, ShapeError, WeightsNotFoundError
+from napari_hrsam.modeling.configs import OUTLINE_STRIDE
 from napari_hrsam.modeling.devices import choose_device
 from napari_hrsam.modeling.layers import LayerNorm2d
 from napari_hrsam.modeling.registry import WEIGHTS_VARIABLE, weight_folders
@@ -74,7 +75,7 @@ class OutlineRefiner(nn.Module):
     config : OutlineConfig
     """
 
-    STRIDE: ClassVar[int] = 4
+    STRIDE: ClassVar[int] = OUTLINE_STRIDE
     """Crops must begin at multiples of this, and have sides that are multiples of it."""
 
     MARGIN_PX: ClassVar[int] = 44
@@ -223,8 +224,8 @@ def _find() -> Path:
             return folder / OUTLINE_WEIGHTS
     raise WeightsNotFoundError(
         f"there is no {OUTLINE_WEIGHTS} on this machine; it comes with napari-hrsam or from "
-        f"`napari-hrsam train-outline`: install again, or put the file into the folder named by "
-        f"{WEIGHTS_VARIABLE} (looked in {', '.join(map(str, folders))})"
+        "`napari-hrsam train --stage outline`: install again, or put the file into the folder "
+        f"named by {WEIGHTS_VARIABLE} (looked in {', '.join(map(str, folders))})"
     )
 
 
@@ -233,7 +234,7 @@ def _told_config(metadata: Mapping[str, str], path: Path) -> OutlineConfig:
     if told != _MODEL:
         raise CheckpointError(
             f"{path} is not an outline refiner: expected a safetensors file of the model "
-            f"{_MODEL!r}, got {told!r}; give the file that `napari-hrsam train-outline` wrote"
+            f"{_MODEL!r}, got {told!r}; give a file that `napari-hrsam train` wrote"
         )
     names = ("half_channels", "quarter_channels")
     try:

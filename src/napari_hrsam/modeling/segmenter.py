@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling.attention import AttentionBackend
+from napari_hrsam.modeling.configs import ScanBackend
 from napari_hrsam.modeling.dense_head import DenseHead
 from napari_hrsam.modeling.drawn_prompts import draw_prompts
 from napari_hrsam.modeling.focus_refiner import FocusRefiner
@@ -19,7 +20,6 @@ from napari_hrsam.modeling.image_encoders import build_encoder
 from napari_hrsam.modeling.mask_decoder import Decoded, MaskDecoder
 from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
-from napari_hrsam.modeling.selective_scan import ScanBackend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

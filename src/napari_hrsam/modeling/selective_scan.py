@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,10 @@ from torch import Tensor
 
 from napari_hrsam._optional import require
 from napari_hrsam.errors import ConfigError, MissingExtraError, ShapeError
+from napari_hrsam.modeling.configs import SCAN_BACKENDS, ScanBackend
 
 logger = logging.getLogger(__name__)
 
-ScanBackend = Literal["auto", "mamba", "triton", "torch", "numba", "reference"]
-SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "triton", "torch", "numba", "reference")
 # Below this many state updates (B L C N) torch needs a few hundredths of a second, less than it
 # takes to load the compiled kernel.
 _NUMBA_MIN_UPDATES = 4_000_000

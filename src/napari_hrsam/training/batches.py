@@ -20,98 +20,12 @@ from torch import Tensor
 from napari_hrsam.errors import ConfigError, DataError
 from napari_hrsam.storage.tile_source import MEAN_RGB, ArrayImage
 from napari_hrsam.training.datasets import Sample
+from napari_hrsam.training.settings import CropConfig, CropSize
 
 _MIN_AREA_PX = 16
 _MAX_ENLARGEMENT = 4.0
 _MAX_TRIES = 500
 _DOMAIN_EXPONENT = 0.1875
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CropSize:
-    """One size of crops, and how often it is drawn.
-
-    Attributes
-    ----------
-    crop_px : int
-        Side of a crop, a multiple of 16.
-    batch_size : int
-        Crops in a batch.
-    objects_per_crop : int
-        At most this many objects of a crop are trained on.
-    share, late_share : float
-        How often batches are of this size at the start of the training and at its end, beside the
-        other sizes' shares.
-    """
-
-    crop_px: int
-    batch_size: int
-    objects_per_crop: int
-    share: float = 1.0
-    late_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.crop_px % 16 or self.crop_px <= 0:
-            raise ConfigError(f"crop_px must be a positive multiple of 16, got {self.crop_px}")
-        if self.batch_size < 1 or self.objects_per_crop < 1:
-            raise ConfigError(
-                "batch_size and objects_per_crop must be at least 1, got "
-                f"{self.batch_size} and {self.objects_per_crop}"
-            )
-        if min(self.share, self.late_share) < 0:
-            raise ConfigError(f"shares must be 0 or more, got {self.share} and {self.late_share}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CropConfig:
-    """How crops are drawn.
-
-    Attributes
-    ----------
-    sizes : tuple of CropSize
-    span, wide_span : (float, float)
-        Smallest and largest share of the side that the chosen object's longer side takes, drawn
-        log-uniformly: small objects, and objects that fill the crop.
-    wide_share : float
-        Share of the batches of ``wide_span``.
-    smallest_px : float
-        No object is shown smaller than this, whatever ``span`` says.
-    polarity : float
-        Share of crops that are inverted.
-    grey : float
-        Share of colour crops that are made grey.
-    second_labels : float
-        Share of crops with the second labels, of samples that have them.
-    domain_factors : tuple of (str, float)
-        Factors on the shares of domains; 1 for those not named.
-    cache_mb : float
-        Decoded images that are kept.
-    """
-
-    sizes: tuple[CropSize, ...] = (
-        CropSize(crop_px=256, batch_size=4, objects_per_crop=2, share=0.7, late_share=0.4),
-        CropSize(crop_px=512, batch_size=1, objects_per_crop=3, share=0.3, late_share=0.6),
-    )
-    span: tuple[float, float] = (0.06, 0.5)
-    wide_span: tuple[float, float] = (0.35, 0.95)
-    wide_share: float = 0.5
-    smallest_px: float = 20.0
-    polarity: float = 0.15
-    grey: float = 0.2
-    second_labels: float = 0.3
-    domain_factors: tuple[tuple[str, float], ...] = ()
-    cache_mb: float = 1000.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for span in (self.span, self.wide_span):
-            if not 0 < span[0] <= span[1] <= 1:
-                raise ConfigError(f"span must be 0 < smallest <= largest <= 1, got {span}")
-        if not self.sizes:
-            raise ConfigError("expected at least one size of crops, got none")
-        if not 0 <= self.wide_share <= 1:
-            raise ConfigError(f"wide_share must lie in 0..1, got {self.wide_share}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.mask_decoder import Decoded
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 from napari_hrsam.training.device_clicks import next_clicks
 from napari_hrsam.training.losses import batch_iou, dice_loss, normalized_focal_loss
+from napari_hrsam.training.settings import ClickConfig
 
 LOSS_STRIDE = 2
 """Losses and clicks are computed at half the crop's resolution."""
@@ -27,57 +27,6 @@ _DEEPEST, _INNER, _ANYWHERE = 1.0, 1.7, -1.0
 """Values of `next_clicks`'s k; used in 55, 35 and 10 % of the clicks."""
 _OBEYED_LOGIT = 2.0
 _OBEYED_RADII = (1.5, 6.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClickConfig:
-    """How sequences of clicks are drawn and what their loss is made of.
-
-    Attributes
-    ----------
-    max_clicks : int
-        Longest simulated sequence.
-    click_decay : float, 0..1
-        A sequence goes on with this probability after each click (geometric).
-    first_share : float, 0..1
-        Share of batches whose loss is that of the first prompt; in the others it is that of the
-        last of two or more. (The rounds before it run without gradient.)
-    box_share : float, 0..1
-        Share of sequences that begin with a box in place of a click.
-    coarse_weight : float
-        Factor on the loss of the coarse mask, which the embedding has to draw by itself.
-    candidate_weight : float
-        Factor on the loss of the best candidate of a first click.
-    iou_weight : float
-        Factor on the squared error of the predicted IoU.
-    dense_weight : float
-        Factor on the loss of the dense head, see `dense_task.dense_loss`.
-    stem_weight : float
-        Factor at the start on the loss of `dense_task.StemTeacher`; 0 leaves it out.
-    stem_until : float
-        Share of the training at which that factor has fallen to 0.
-    """
-
-    max_clicks: int = 8
-    click_decay: float = 0.75
-    first_share: float = 0.3
-    box_share: float = 0.12
-    coarse_weight: float = 0.7
-    candidate_weight: float = 0.3
-    iou_weight: float = 0.3
-    dense_weight: float = 1.0
-    stem_weight: float = 0.0
-    stem_until: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.max_clicks < 1:
-            raise ConfigError(f"max_clicks must be at least 1, got {self.max_clicks}")
-        for name in ("click_decay", "first_share", "box_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not 0 < self.stem_until <= 1:
-            raise ConfigError(f"stem_until must lie in 0..1 and not be 0, got {self.stem_until}")
 
 
 @dataclass(frozen=True, slots=True)

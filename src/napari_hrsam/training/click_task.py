@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.training.click_rounds import ClickConfig, ClickRounds, per_object
+from napari_hrsam.training.click_rounds import ClickRounds, per_object
 from napari_hrsam.training.dense_targets import dense_targets
 from napari_hrsam.training.dense_task import StemTeacher, dense_loss
+from napari_hrsam.training.settings import ClickConfig
 
 
 class Crops(Protocol):

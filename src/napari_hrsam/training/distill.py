@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_hrsam.errors import CheckpointError, ConfigError
+from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropSampler
+from napari_hrsam.training.settings import DistillConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillConfig:
-    """How a teacher is used.
-
-    Attributes
-    ----------
-    teacher : str
-        Name or checkpoint for `load_model`; empty for none.
-    num_batches : int
-        Batches of crops whose embeddings are computed and kept.
-    teacher_px : int
-        Side at which the teacher sees a crop; 0 for the crop's own. Its embedding is brought to the
-        student's grid by averaging.
-    """
-
-    teacher: str = ""
-    num_batches: int = 200
-    teacher_px: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.num_batches < 1:
-            raise ConfigError(f"num_batches must be at least 1, got {self.num_batches}")
-        if self.teacher_px % 16 or self.teacher_px < 0:
-            raise ConfigError(f"teacher_px must be 0 or a multiple of 16, got {self.teacher_px}")
 
 
 class TeacherCache:

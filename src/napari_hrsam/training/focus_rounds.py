@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
-from napari_hrsam.training.click_rounds import LOSS_STRIDE, ClickConfig, ClickRounds, RoundsLoss
-from napari_hrsam.training.losses import (
-    batch_iou,
-    dice_loss,
-    normalized_focal_loss,
-    point_loss,
-)
+from napari_hrsam.training.click_rounds import LOSS_STRIDE, ClickRounds, RoundsLoss
+from napari_hrsam.training.losses import batch_iou, dice_loss, normalized_focal_loss, point_loss
+from napari_hrsam.training.settings import ClickConfig, FocusTaskConfig
 
 MAX_EXPANSION = 1.4
 """Training draws the expansion of the box from 1 to this, height and width apart (FocSAM)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FocusTaskConfig:
-    """How the focus refiner is taught.
-
-    Attributes
-    ----------
-    refine_decay : float, 0..1
-        The refinement is put off by one more click with this probability.
-    point_weight, dice_weight : float
-        Factors on the point loss and on the Dice loss; 0 leaves them out.
-    """
-
-    refine_decay: float = 0.35
-    point_weight: float = 1.0
-    dice_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not 0 <= self.refine_decay <= 1:
-            raise ConfigError(f"refine_decay must lie in 0..1, got {self.refine_decay}")
 
 
 class FocusRounds(ClickRounds):

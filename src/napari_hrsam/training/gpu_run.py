@@ -17,7 +17,6 @@ from torch import Tensor
 from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.modeling.selective_scan import numba_ready
-from napari_hrsam.training.click_rounds import ClickConfig
 from napari_hrsam.training.click_task import ClickTask, TaskLoss
 from napari_hrsam.training.dense_task import StemTeacher
 from napari_hrsam.training.designs import Design
@@ -25,6 +24,7 @@ from napari_hrsam.training.device_crops import DeviceBatch, DeviceCrops
 from napari_hrsam.training.flat_weights import FlatWeights
 from napari_hrsam.training.graphed import CudaCapture, GraphedTask
 from napari_hrsam.training.run_output import RunOutput
+from napari_hrsam.training.settings import ClickConfig
 from napari_hrsam.training.tile_scores import Ablation, quality, score_sizes
 
 CROPS = ((256, 64, 3), (512, 16, 3))

@@ -28,7 +28,6 @@ from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 from napari_hrsam.training.click_rounds import (
     LOSS_STRIDE,
     MASK_STRIDE,
-    ClickConfig,
     ClickDraws,
     PriorDraws,
     boxes_around,
@@ -46,6 +45,7 @@ from napari_hrsam.training.click_task import ClickTask, Crops, TaskLoss
 from napari_hrsam.training.dense_targets import dense_targets
 from napari_hrsam.training.dense_task import dense_loss
 from napari_hrsam.training.losses import batch_iou
+from napari_hrsam.training.settings import ClickConfig
 
 _log = logging.getLogger(__name__)
 

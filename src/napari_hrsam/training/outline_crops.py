@@ -9,61 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.modeling.outline_refiner import OutlineRefiner
+from napari_hrsam.errors import DataError
 from napari_hrsam.storage.tile_source import MEAN_RGB
 from napari_hrsam.training.batches import Scene, open_scene, recolour
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.outline_drawings import draw_regions
 from napari_hrsam.training.outline_priors import PriorErrors, coarse_prior
+from napari_hrsam.training.settings import OutlineTaskConfig
 
 FACTORS = (2, 4)
 """Steps between levels that the refiner is trained for."""
 
 _LARGEST_SCALE = 2.0
 _INSIDE_SHARE = 0.85  # of crops that do not reach beyond the image where they need not
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutlineCropConfig:
-    """How crops are drawn.
-
-    Attributes
-    ----------
-    crop_px : int
-        Side of a crop, a multiple of 4.
-    batch_size : int
-        Crops in a batch.
-    min_area_px : int
-        Smallest area, at the scale of the crop, of the objects whose outline is trained on.
-    drawn_share : float
-        Share of crops that are drawn (`draw_regions`), with exact masks.
-    polarity, grey : float
-        Share of crops that are inverted, and made grey.
-    """
-
-    crop_px: int = 128
-    batch_size: int = 12
-    min_area_px: int = 700
-    drawn_share: float = 0.25
-    polarity: float = 0.15
-    grey: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        stride = OutlineRefiner.STRIDE
-        if self.crop_px < 16 or self.crop_px % stride:
-            raise ConfigError(
-                f"crop_px must be a multiple of {stride} and at least 16, got {self.crop_px}"
-            )
-        if self.batch_size < 1 or self.min_area_px < 1:
-            raise ConfigError(
-                "batch_size and min_area_px must be at least 1, got "
-                f"{self.batch_size} and {self.min_area_px}"
-            )
-        for name in ("drawn_share", "polarity", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +53,7 @@ class OutlineSampler:
     ----------
     samples : sequence of Sample
         All are decoded once and kept (8 bits a channel).
-    config : OutlineCropConfig
+    config : OutlineTaskConfig
 
     Raises
     ------
@@ -103,7 +61,7 @@ class OutlineSampler:
         If no sample holds an object that is large enough.
     """
 
-    def __init__(self, samples: Sequence[Sample], config: OutlineCropConfig) -> None:
+    def __init__(self, samples: Sequence[Sample], config: OutlineTaskConfig) -> None:
         self.config = config
         self._domains: dict[str, list[tuple[Scene, NDArray[np.int64], NDArray[np.int64]]]] = {}
         smallest = config.min_area_px / _LARGEST_SCALE**2

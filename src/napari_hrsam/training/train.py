@@ -1,13 +1,14 @@
-"""Train a segmenter from clicks: crops, simulated clicks, AdamW, an averaged model, resumable."""
+"""Train a network: batches of a stage, AdamW, an averaged copy, resumable."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -19,26 +20,13 @@ import torch
 from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError
-from napari_hrsam.modeling.checkpoints import load_model, read_state
-from napari_hrsam.modeling.devices import choose_precision
-from napari_hrsam.modeling.models import ModelConfig, find_config
-from napari_hrsam.modeling.saving import save_refiner, save_weights
-from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.modeling.weight_files import check_state, load_training_state, save_training_state
-from napari_hrsam.training.batches import Batch, CropSampler
+from napari_hrsam.modeling.weight_files import load_training_state, save_training_state
 from napari_hrsam.training.click_task import TaskLoss
 from napari_hrsam.training.datasets import open_samples
-from napari_hrsam.training.distill import TeacherCache
-from napari_hrsam.training.optimizer import (
-    STEM_PREFIX,
-    average_into,
-    make_optimizer,
-    set_rate,
-)
-from napari_hrsam.training.stages import ClickStage, DistillStage, FocusStage, Stage
-from napari_hrsam.training.train_config import TrainConfig
+from napari_hrsam.training.optimizer import STEM_PREFIX, average_into, make_optimizer, set_rate
+from napari_hrsam.training.settings import TrainConfig
+from napari_hrsam.training.stages import make_stage
 from napari_hrsam.training.validation import Validation
-from napari_hrsam.training.warm_start import start_near_identity, take_decoder, warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +116,9 @@ def _train(
         )
     (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
     weights, log_path = out / f"{config.model}.safetensors", out / "log.csv"
-    validation = Validation(config, out) if config.validation else None
+    validation = None
+    if config.validation:
+        validation = Validation(trainer.stage.scores(), out, config.model)
     is_new = not log_path.exists()
     with log_path.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(StepReport.__dataclass_fields__))
@@ -167,24 +157,18 @@ class Trainer:
         self.config = config
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.model = start_model(
-            find_config(config.model), config.init, partly=config.init_partly
-        ).to(self.device)
-        self.model.precision = choose_precision(config.precision, self.device, on_cpu=True)
-        self.model.set_backends("auto", config.scan)
         samples = open_samples(config.data, exclude_sources=config.exclude_sources)
-        self._data = f"{len(samples)} images ({', '.join(sorted({s.source for s in samples}))})"
-        self.stage = self._make_stage(CropSampler(samples, config.crops))
+        self.stage = make_stage(config, samples)
+        self.model = self.stage.model
+        sources = ", ".join(sorted({sample.source for sample in samples}))
+        self._data = f"{len(samples)} images ({sources}){self.stage.data}"
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.stage.learns(name))
         learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self._stem = [p for n, p in learning if n.startswith(STEM_PREFIX)]
         # A stem that starts from nothing has to learn from the first step on.
         self._stem_at = config.stem_at if config.init else 0.0
-        self.averaged = Segmenter(self.model.config).to(self.device).eval()
-        self.averaged.load_state_dict(self.model.state_dict())
-        self.averaged.requires_grad_(False)
-        self.averaged.precision = self.model.precision
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         if self.stage.helper is not None:
             learning += [(f"helper.{n}", p) for n, p in self.stage.helper.named_parameters()]
         self._learning = [parameter for _, parameter in learning]
@@ -197,20 +181,6 @@ class Trainer:
         self.step = 0
         self.crops = 0
         self.objects = 0
-
-    def _make_stage(self, sampler: CropSampler) -> Stage:
-        if self.config.stage == "focus":
-            return FocusStage(self.config, sampler)
-        if self.config.stage != "distill":
-            return ClickStage(self.config, sampler)
-        distill = self.config.distill
-        teacher = load_model(distill.teacher, device=self.config.device)
-        take_decoder(self.model, teacher)
-        cache = TeacherCache(
-            Path(self.config.out) / "teacher", distill, teacher, sampler, self.config.seed
-        )
-        cache.complete(_log_cached)
-        return DistillStage(cache, self.model)
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs, atomically."""
@@ -226,10 +196,7 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the averaged weights for use: fp16 safetensors that say what they saw."""
         seen = f"{self._data}; {self.step} steps, {self.crops} crops, {self.objects} objects"
-        if self.config.stage == "focus":
-            save_refiner(self.averaged, path, trained_on=seen)
-        else:
-            save_weights(self.averaged, path, trained_on=seen)
+        self.stage.save(self.averaged, path, seen)
 
     def load(self, path: Path) -> None:
         """Continue from a file written by `save`.
@@ -241,9 +208,10 @@ class Trainer:
         """
         state = load_training_state(path)
         saved = json.loads(state["config"])
-        if (saved["model"], saved["stage"]) != (self.config.model, self.config.stage):
+        model, stage = saved.get("model"), saved.get("stage")
+        if (model, stage) != (self.config.model, self.config.stage):
             raise CheckpointError(
-                f"{path} is a run of {saved['model']!r} (stage {saved['stage']!r}), not of "
+                f"{path} is a run of {model!r} (stage {stage!r}), not of "
                 f"{self.config.model!r} ({self.config.stage!r}); choose its folder or its model"
             )
         helper = {k: state["model"].pop(k) for k in self._helper_state()}
@@ -274,7 +242,7 @@ class Trainer:
                 self.step += 1
                 pending = ahead.submit(self.stage.draw, self._rng(0), self._done())
                 done = self._update(batch, rng, share)
-                crops, objects = _count(batch)
+                crops, objects = self.stage.count(batch)
                 self.crops += crops
                 self.objects += objects
                 ious = [float(value) for value in done.ious]
@@ -315,7 +283,7 @@ class Trainer:
             parameter.requires_grad_(done >= self._stem_at)
         self._set_modes()
         with self._autocast():
-            out = self.stage.loss(self.model, batch, rng, done)
+            out = self.stage.loss(batch, rng, done)
         self.optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         learning = [p for p in self._learning if p.grad is not None]
@@ -334,48 +302,6 @@ class Trainer:
             part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self.model.precision == "bfloat16":
+        if self.stage.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
-
-
-def start_model(config: ModelConfig, init: Sequence[str], *, partly: bool = False) -> Segmenter:
-    """Make a model, from weights of its own or of a related model where some are given.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    init : sequence of str
-        Weight files, later ones over earlier ones.
-    partly : bool
-        Take what fits of a file that names this model and does not fit it.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is unreadable, names this model and does not fit it, or has nothing of it.
-    """
-    model = Segmenter(config)
-    if model.focus_refiner is not None:
-        start_near_identity(model.focus_refiner)
-    new = set(model.state_dict())
-    for source in init:
-        state, name = read_state(Path(source))
-        is_refiner = all(key.startswith("focus_refiner.") for key in state)
-        if name == config.name and not is_refiner and not partly:
-            check_state(state, model.state_dict(), source, config.name)
-        new -= set(warm_start(model, state).copied)
-    if init and new:
-        logger.info("%d tensors of %s start from new values", len(new), config.name)
-    return model
-
-
-def _log_cached(done: int, total: int) -> None:
-    logger.info("teacher's embeddings: %d of %d batches", done, total)
-
-
-def _count(batch: Any) -> tuple[int, int]:
-    """Crops and objects of a batch, as the stages draw them."""
-    if isinstance(batch, Batch):
-        return len(batch.images), len(batch.masks)
-    return len(batch[0]), 0

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -17,15 +17,8 @@ from napari_hrsam.training.batches import open_scene
 from napari_hrsam.training.datasets import Sample, open_samples
 from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
 from napari_hrsam.training.pack import PackedSample
-from napari_hrsam.training.tile_scores import (
-    SPANS,
-    objects_to_score,
-    quality,
-    score_sizes,
-)
-
-if TYPE_CHECKING:
-    from napari_hrsam.training.train_config import TrainConfig
+from napari_hrsam.training.settings import TrainConfig
+from napari_hrsam.training.tile_scores import SPANS, objects_to_score, quality, score_sizes
 
 MAX_IMAGES = 6
 """Validation images of each domain at most."""
@@ -36,19 +29,18 @@ class Validation:
 
     Parameters
     ----------
-    config : TrainConfig
-        With validation data.
+    score : callable
+        Takes the averaged model, in eval mode, and returns figures, among them ``quality``.
     out : Path
         Folder of the run. What an earlier part of the run found there is taken up.
+    name : str
+        Of the model: the best weights are ``NAME-best.safetensors``.
     """
 
-    def __init__(self, config: TrainConfig, out: Path) -> None:
-        self.config = config
+    def __init__(self, score: Callable[[Any], dict[str, float]], out: Path, name: str) -> None:
+        self._score = score
         self._path = out / "validation.csv"
-        self._best_path = out / f"{config.model}-best.safetensors"
-        packed = packed_samples(open_samples(config.validation), max_images=MAX_IMAGES)
-        self._crops = DeviceCrops(packed, config.device, augmentation=UNCHANGED, workers=1)
-        self._objects = objects_to_score(self._crops, packed, config.validation_objects)
+        self._best_path = out / f"{name}-best.safetensors"
         self.best = self._best_so_far()
 
     def _best_so_far(self) -> float:
@@ -57,12 +49,12 @@ class Validation:
         with self._path.open(newline="") as stream:
             return max((float(row["quality"]) for row in csv.DictReader(stream)), default=-1.0)
 
-    def score(self, model: Segmenter, step: int, export: Callable[[Path], None]) -> float:
+    def score(self, model: Any, step: int, export: Callable[[Path], None]) -> float:
         """Score a model.
 
         Parameters
         ----------
-        model : Segmenter
+        model : Module
             In eval mode.
         step : int
             Steps done.
@@ -72,9 +64,39 @@ class Validation:
         Returns
         -------
         float
-            See `tile_scores.quality`.
+            The figure ``quality``.
         """
         begin = time.monotonic()
+        row = {"step": step, **self._score(model), "seconds": round(time.monotonic() - begin, 1)}
+        is_new = not self._path.exists()
+        with self._path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        if row["quality"] > self.best:
+            self.best = row["quality"]
+            export(self._best_path)
+        return row["quality"]
+
+
+class ClickScores:
+    """The figures of a segmenter: by size of the objects, on tiles of validation images.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        With validation data.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        packed = packed_samples(open_samples(config.validation), max_images=MAX_IMAGES)
+        self._crops = DeviceCrops(packed, config.device, augmentation=UNCHANGED, workers=1)
+        self._objects = objects_to_score(self._crops, packed, config.validation_objects)
+
+    def __call__(self, model: Segmenter) -> dict[str, float]:
+        """Return ``quality`` (see `tile_scores.quality`) and what it is made of."""
         use_bf16 = model.precision == "bfloat16"
         device = torch.device(self.config.device)
         context = torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
@@ -82,9 +104,8 @@ class Validation:
             found = score_sizes(
                 model, self._crops, self._objects, tile_px=self.config.validation_px
             )
-        row = {
-            "step": step,
-            "quality": quality(found),
+        return {
+            "quality": float(quality(found)),
             **{k: found[k] for k in ("iou1", "iou3", "iou5", "drops")},
             **{
                 f"{name}_{low}-{high}": found["spans"][f"{low}-{high}"][name]
@@ -92,19 +113,7 @@ class Validation:
                 for low, high in SPANS
                 if found["spans"][f"{low}-{high}"]["objects"]
             },
-            "seconds": round(time.monotonic() - begin, 1),
         }
-        is_new = not self._path.exists()
-        with self._path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(row))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        value = float(row["quality"])
-        if value > self.best:
-            self.best = value
-            export(self._best_path)
-        return value
 
 
 def packed_samples(samples: Sequence[Sample], *, max_images: int) -> list[PackedSample]:

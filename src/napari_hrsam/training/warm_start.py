@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from napari_hrsam.errors import CheckpointError
+from napari_hrsam.modeling.checkpoints import read_state
 from napari_hrsam.modeling.focus_refiner import FocusRefiner
+from napari_hrsam.modeling.models import ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
+from napari_hrsam.modeling.weight_files import check_state
+
+logger = logging.getLogger(__name__)
 
 _ENCODER = "image_encoder."
 
@@ -137,3 +144,34 @@ def _fits(key: str, value: Tensor, target: Tensor) -> bool:
         and value.shape[0] == target.shape[0]
         and value.shape[1] < target.shape[1]
     )
+
+
+def start_model(config: ModelConfig, init: Sequence[str], *, partly: bool = False) -> Segmenter:
+    """Make a model, from weights of its own or of a related model where some are given.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    init : sequence of str
+        Weight files, later ones over earlier ones.
+    partly : bool
+        Take what fits of a file that names this model and does not fit it.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is unreadable, names this model and does not fit it, or has nothing of it.
+    """
+    model = Segmenter(config)
+    if model.focus_refiner is not None:
+        start_near_identity(model.focus_refiner)
+    new = set(model.state_dict())
+    for source in init:
+        state, name = read_state(Path(source))
+        is_refiner = all(key.startswith("focus_refiner.") for key in state)
+        if name == config.name and not is_refiner and not partly:
+            check_state(state, model.state_dict(), source, config.name)
+        new -= set(warm_start(model, state).copied)
+    if init and new:
+        logger.info("%d tensors of %s start from new values", len(new), config.name)
+    return model
