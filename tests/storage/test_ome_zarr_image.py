@@ -352,6 +352,20 @@ def test_absurd_shapes_and_chunks_of_a_file_are_refused(tmp_path: Path) -> None:
             open_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_chunks_of_nothing_are_refused(version: str, tmp_path: Path) -> None:
+    write_ome(tmp_path, [GREY], version=version)
+    file = tmp_path / "0" / {"0.4": ".zarray", "0.5": "zarr.json"}[version]
+    metadata = json.loads(file.read_text())
+    if version == "0.4":
+        metadata["chunks"][0] = 0
+    else:
+        metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = 0
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ImageReadError, match=r"chunks of 1 pixel or more, got \[0, .*copy"):
+        open_image(tmp_path)
+
+
 def test_nothing_in_the_folder_changes(tmp_path: Path) -> None:
     write_ome(tmp_path / "a.zarr", halves(GREY, 2))
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}

@@ -152,11 +152,11 @@ def _check(levels: LabelLevels) -> None:
 def _check_sizes(folder: Path, array: zarr.Array[Any]) -> None:
     """Refuse sizes that no image has, before anything is made of that size."""
     step = array.shards or array.chunks
-    if max(array.shape, default=0) > MAX_SIDE_PX or min(step, default=1) < 1:
+    if max(array.shape, default=0) > MAX_SIDE_PX:
         raise LabelsError(
-            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis in chunks of 1 or "
-            f"more at {folder}, got shape {array.shape} in chunks of {step}; the metadata of level "
-            f"{array.path} is damaged: bring it back from a copy"
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis at {folder}, got "
+            f"shape {array.shape}; the metadata of level {array.path} is damaged: bring it back "
+            "from a copy"
         )
     num_bytes = math.prod(step) * np.dtype(array.dtype).itemsize
     if num_bytes > MAX_CHUNK_BYTES:
