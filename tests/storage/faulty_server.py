@@ -17,6 +17,13 @@ STALL_S = 5.0
 SHORT_S = 1.5
 """A timeout for tests in which the server stalls."""
 
+PIECE_S = 0.1
+PIECE_BYTES = 2**8
+"""A server that is slow, or drips, sends pieces with a pause behind each."""
+
+NUM_PIECES = 12
+"""After so many it answers others."""
+
 BOMB = gzip.compress(bytes(2**25), 1)
 
 
@@ -30,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
         self.query = ""
+        self.retry_after = "0"
+        self.num_pieces = 0
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -65,9 +74,28 @@ class Handler(SimpleHTTPRequestHandler):
             with suppress(OSError):
                 while True:
                     self.wfile.write(bytes(2**20))
-        elif fault in ("packed", "packed bomb"):
+        elif fault in ("drip", "flow"):
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):
+                while True:
+                    self._send_piece(bytes(1 if fault == "drip" else PIECE_BYTES))
+        elif fault == "slow":
             body = (self.server.folder / self.path.lstrip("/")).read_bytes()
-            body = gzip.compress(body) if fault == "packed" else BOMB
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            for start in range(0, len(body), PIECE_BYTES):
+                self._send_piece(body[start : start + PIECE_BYTES])
+        elif fault == "waits for others":
+            while self.server.num_pieces < NUM_PIECES:
+                time.sleep(PIECE_S)
+            super().do_GET()
+        elif fault in ("packed", "packed bomb", "packed with a tail"):
+            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+            body = BOMB if fault == "packed bomb" else gzip.compress(body)
+            body += bytes(2**25) if fault == "packed with a tail" else b""
             self.send_response(200)
             self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
@@ -83,9 +111,14 @@ class Handler(SimpleHTTPRequestHandler):
             self.close_connection = True
         else:
             self.send_response(fault)
-            self.send_header("Retry-After", "0")
+            self.send_header("Retry-After", self.server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+    def _send_piece(self, piece: bytes) -> None:
+        self.wfile.write(piece)
+        self.server.num_pieces += 1
+        time.sleep(PIECE_S)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
