@@ -74,24 +74,8 @@ class Handler(SimpleHTTPRequestHandler):
             with suppress(OSError):
                 while True:
                     self.wfile.write(bytes(2**20))
-        elif fault in ("drip", "flow"):
-            self.send_response(200)
-            self.end_headers()
-            self.close_connection = True
-            with suppress(OSError):
-                while True:
-                    self._send_piece(bytes(1 if fault == "drip" else PIECE_BYTES))
-        elif fault == "slow":
-            body = (self.server.folder / self.path.lstrip("/")).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            for start in range(0, len(body), PIECE_BYTES):
-                self._send_piece(body[start : start + PIECE_BYTES])
-        elif fault == "waits for others":
-            while self.server.num_pieces < NUM_PIECES:
-                time.sleep(PIECE_S)
-            super().do_GET()
+        elif fault in ("drip", "flow", "slow", "waits for others"):
+            self._answer_slowly(fault)
         elif fault in ("packed", "packed bomb", "packed with a tail"):
             body = (self.server.folder / self.path.lstrip("/")).read_bytes()
             body = BOMB if fault == "packed bomb" else gzip.compress(body)
@@ -114,6 +98,25 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Retry-After", self.server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+    def _answer_slowly(self, fault: str) -> None:
+        if fault == "waits for others":
+            while self.server.num_pieces < NUM_PIECES:
+                time.sleep(PIECE_S)
+            super().do_GET()
+            return
+        body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+        self.send_response(200)
+        if fault == "slow":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.close_connection = True
+        for start in range(0, len(body) if fault == "slow" else 2**40, PIECE_BYTES):
+            piece = {"drip": b"\0", "flow": bytes(PIECE_BYTES)}
+            with suppress(OSError):
+                self._send_piece(piece.get(fault, body[start : start + PIECE_BYTES]))
+                continue
+            break
 
     def _send_piece(self, piece: bytes) -> None:
         self.wfile.write(piece)
