@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_SIDE_PX = 2**31
 """Longest axis of a label image that is believed; 100 times the largest images there are."""
 
-MAX_CHUNK_BYTES = 2**30
-"""Largest chunk (or shard) of another program that is drawn into; it is held in memory whole."""
+MAX_CHUNK_BYTES = 2**27
+"""Largest chunk (or shard) of another program that is drawn into; up to three copies of it are in
+memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
