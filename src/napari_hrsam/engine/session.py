@@ -289,11 +289,15 @@ class Session(EncodesAhead):
         Raises
         ------
         PromptError
-            If the place is malformed or outside the image.
+            If the place is malformed or outside the image, or to be inside the object where the
+            image has no data.
         SessionError
             If the session is closed, or the model fails. The object stays as it was.
         """
-        return self._draw(self.prompts.with_click(point_yx, positive), level, plane)
+        prompts = self.prompts.with_click(point_yx, positive)
+        if positive:
+            self._require_data(prompts.inside(self.image.shape_yx).points_yx[-1], plane)
+        return self._draw(prompts, level, plane)
 
     def box(
         self, box_yxyx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
@@ -488,7 +492,7 @@ class Session(EncodesAhead):
         clicks = [
             (point, label)
             for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
-            # A click on a missing pixel tells of its surroundings.
+            # Shown otherwise than when it was clicked on, the image may lack the pixel.
             if not label or self._is_present(point, plane)
         ]
         field = LogitField(
@@ -514,6 +518,16 @@ class Session(EncodesAhead):
         self._undone.clear()
         self._offers_commits = False
         return prediction
+
+    def _require_data(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> None:
+        """Refuse a place at which the model would see nothing but the fill."""
+        self._require_open()
+        if not self._is_present(point_yx, plane):
+            raise PromptError(
+                f"no data here: the image's pixel at {pixel_of(point_yx)} (y, x) is missing (NaN, "
+                "infinite, masked, transparent or declared no data), so no object can be there; "
+                "click on a pixel of the object, or paint it"
+            )
 
     def _is_present(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> bool:
         """Whether the image has the pixel under a point."""
