@@ -61,7 +61,7 @@ def test_missing_pixels_are_in_no_mask(lacking: Any, level: int | None) -> None:
 @pytest.mark.weights
 @pytest.mark.parametrize("level", [None, 2])
 def test_a_click_on_a_missing_pixel_is_refused(lacking: Any, level: int | None) -> None:
-    image, hole, _ = lacking
+    image, _, _ = lacking
     with pytest.raises(PromptError, match=r"no data here: .* at \(210, 180\)"):
         segment(image, [(210, 180)], level=level)
     with Session("hrsam-tiny", image) as session:
