@@ -31,6 +31,7 @@ CASES = ("Start at once", "Start after a rest", "stack, Start at once")
 TICK_MS = 5
 STALL_S = 0.1
 NUM_FRAMES = 6
+_DEEP = ("numba", "llvmlite", "importlib")
 
 
 class Pulse:
@@ -70,9 +71,12 @@ class Pulse:
         while True:
             time.sleep(0.01)
             if time.clock_gettime(clock) - self._last[0] > STALL_S:
-                frames = traceback.extract_stack(sys._current_frames()[gui])
-                ours = [f for f in frames if "benchmarks" not in f.filename][-NUM_FRAMES:]
-                places = (f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in ours)
+                frame = sys._current_frames().get(gui)  # noqa: SLF001  there is no other way
+                frames = traceback.extract_stack(frame)
+                ours = [f for f in frames if not any(name in f.filename for name in _DEEP)]
+                places = (
+                    f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in ours[-NUM_FRAMES:]
+                )
                 self._stacks[" > ".join(places)] += 1
 
     def take(self, work: str) -> dict[str, Any]:
@@ -130,8 +134,10 @@ def measure(case: str, *, tells_stacks: bool) -> list[dict[str, Any]]:
         controller.undo()
         run_until(lambda: not controller.state.is_busy)
         pulse.take("undo")
-        start, end = (controller.image_layer.data_to_world((0, *at)[-controller.image_layer.ndim :])
-                      for at in ((160, 160), (240, 240)))
+        start, end = (
+            controller.image_layer.data_to_world((0, *at)[-controller.image_layer.ndim :])
+            for at in ((160, 160), (240, 240))
+        )
         controller.drag_box(start, end, False)
         run_for(0.2)
         controller.drag_box(start, end, True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,9 @@ class Session(EncodesAhead):
     outliner : Refiner, optional
         What draws the outlines of objects larger than a tile at finer levels; by default the
         shipped network.
+    before_look : callable, optional
+        Called before the model looks at a tile for a click or a box. What it raises ends the work,
+        and the object stays as it was.
 
     Attributes
     ----------
@@ -122,6 +125,7 @@ class Session(EncodesAhead):
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
         outliner: Refiner | None = None,
+        before_look: Callable[[], None] | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
@@ -136,7 +140,13 @@ class Session(EncodesAhead):
         self._tiles = TileCache(
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
-        self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
+        self._drawer = Drawer(
+            self.image,
+            self._predictor,
+            self._tiles,
+            obey_clicks=obey_clicks,
+            before_look=before_look,
+        )
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
         self._steps: tuple[_Step, ...] = ()
         # What can be drawn again. The history of commits is the store's; those that it can make
@@ -223,6 +233,7 @@ class Session(EncodesAhead):
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
             outliner=self._outliner,
+            before_look=self._drawer.before_look,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
