@@ -78,6 +78,8 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
     # fsspec would keep and share it: between servers, of which one may live and one not.
     cachable = False
 
+    _session: aiohttp.ClientSession | None  # of fsspec, which declares no types
+
     def __init__(self, *, query: str = "", **settings: Any) -> None:
         # Compressed answers are unpacked here, to no more than they may hold.
         super().__init__(client_kwargs={"auto_decompress": False}, **settings)
