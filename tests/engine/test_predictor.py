@@ -218,3 +218,18 @@ def test_out_of_memory_on_the_cpu_is_an_error_with_a_way_out(
     device.name = "cpu"
     with pytest.raises(SessionError, match="64 px tile.*close other programs or choose a smaller"):
         Predictor(model).encode(PIXELS, TILE)
+
+
+def test_candidates_come_likeliest_first(model: Any) -> None:
+    tile = Tile(0, 0, 0, 64)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:32, 16:32] = 200
+    prompts = Prompts(points_yx=((20, 20),), labels=(True,))
+    embedding = Predictor(model).encode(pixels, tile)
+    found = Predictor(model).candidates(embedding, prompts, None)
+    assert [round(one.iou, 3) for one in found] == [0.9, 0.5, 0.1]
+    shares = [float((one.logits > 0).mean()) for one in found]
+    assert 0.04 < shares[0] < 0.1
+    assert shares[1:] == [1.0, 0.0]
+    single = Predictor(model).decode(embedding, prompts, None)
+    np.testing.assert_array_equal(found[0].logits, single.logits)

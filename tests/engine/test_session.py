@@ -527,3 +527,40 @@ def test_the_same_prompts_give_the_same_mask_in_any_order_of_work(model: Any, sc
     session.click(ON)
     other.click(ON)
     np.testing.assert_array_equal(whole_mask(session), whole_mask(other))
+
+
+def test_a_candidate_can_be_taken_for_the_object_and_taken_back(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    first = session.click(ON, level=0)
+    likeliest, other, _ = session.candidates()
+    assert session.prediction is first
+    np.testing.assert_array_equal(likeliest.mask, first.mask)
+    assert other.mask.sum() > first.mask.sum()
+    assert session.choose(other) is other is session.prediction
+    assert len(session.prompts) == 1
+    assert session.undo() is first
+    assert session.redo() is other
+    edit = session.commit()
+    assert edit.box.area > first.extent.area
+
+
+def test_a_candidate_of_another_place_is_refused(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    with pytest.raises(SessionError, match="got none; click on one first"):
+        session.candidates()
+    session.click(ON, level=0)
+    candidate = session.candidates()[0]
+    session.cancel()
+    session.click(OFF, level=0)
+    with pytest.raises(SessionError, match="expected one of the candidates"):
+        session.choose(candidate)
+
+
+def test_sessions_and_predictions_are_told_in_one_line(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    session.click(ON, level=0)
+    assert repr(session) == "Session(colour on ArrayImage(200 x 160 px), 1 prompts)"
+    assert "level 0, predicted IoU 0.90" in repr(session.prediction)
+    session.close()
+    assert repr(session).endswith("closed)")
+    assert repr(ArrayLabels((5, 6))) == "ArrayLabels(5 x 6 px, uint32)"

@@ -254,7 +254,7 @@ def test_tiff_is_the_label_image(tmp_path: Path, dtype: str) -> None:
         assert 'PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"' in file.ome_metadata
         np.testing.assert_array_equal(page.asarray(), labels)
     coarse = tmp_path / "coarse.tif"
-    export_tiff(tmp_path / "a.zarr", "cells", coarse, level=1, box=Box(101, 202, 399, 901))
+    export_tiff(tmp_path / "a.zarr", "cells", coarse, level=1, box=(101, 202, 399, 901))
     np.testing.assert_array_equal(tifffile.imread(coarse), coarser(labels)[50:200, 101:451])
     export_tiff(tmp_path / "a.zarr", "cells", coarse, labels=[3, 4], overwrite=True)
     chosen = np.where(np.isin(labels, [3, 4]), labels, 0)

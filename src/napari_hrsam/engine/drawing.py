@@ -155,11 +155,39 @@ class Drawer:
             focused = self.predictor.refine(seen.embedding, obeyed, prior)
             refine_s = time.perf_counter() - started
         answer = self.predictor.decode(focused or seen.embedding, obeyed, prior)
+        return self._look(answer, obeyed, seen, focused, refine_s)
+
+    def candidates(
+        self,
+        tile: Tile,
+        obeyed: Prompts,
+        prior: NDArray[np.float32] | None,
+        focused: Embedding | None,
+    ) -> list[Look]:
+        """Ask the model in one tile for the masks that the prompts may mean, likeliest first.
+
+        Parameters and errors are those of `look`.
+        """
+        seen = self.tiles.see(tile)
+        embedding = seen.embedding if focused is None else focused
+        return [
+            self._look(answer, obeyed, seen, focused, 0.0)
+            for answer in self.predictor.candidates(embedding, obeyed, prior)
+        ]
+
+    def _look(
+        self,
+        answer: TilePrediction,
+        obeyed: Prompts,
+        seen: SeenTile,
+        focused: Embedding | None,
+        refine_s: float,
+    ) -> Look:
         logits, low_res = self._obeyed_logits(answer, obeyed, seen)
         if seen.present is not None and not seen.present.all():
             logits = np.where(seen.present, logits, np.minimum(logits, -CONFIDENCE))
         return Look(
-            tile=tile,
+            tile=seen.embedding.tile,
             logits=logits,
             low_res=low_res,
             iou=answer.iou,

@@ -174,6 +174,13 @@ class Prediction:
         place = Box(*(edge * scale for edge in edges)).shifted(self.box.y0, self.box.x0)
         return place.intersection(self.box)
 
+    def __repr__(self) -> str:
+        """Tell place, level and predicted IoU in one line."""
+        box = self.extent
+        place = (box.y0, box.x0, box.y1, box.x1)
+        cut = ", cut" if self.is_cut else ""
+        return f"Prediction({place}, level {self.level}, predicted IoU {self.iou:.2f}{cut})"
+
     def __bool__(self) -> bool:
         """Whether any pixel is set."""
         return bool(self.level_mask.any())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.drawing import Drawer
+from napari_hrsam.engine.drawing import Drawer, Look
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
 from napari_hrsam.engine.fields import LogitField
@@ -246,6 +246,11 @@ class Session(EncodesAhead):
         other._offers_commits = self._offers_commits
         return other
 
+    def __repr__(self) -> str:
+        """Tell the model, the image and the current object in one line."""
+        state = "closed" if self._is_closed else f"{len(self.prompts)} prompts"
+        return f"Session({self._predictor.name} on {self.image!r}, {state})"
+
     @property
     def labels(self) -> LabelStore:
         """Where objects are committed."""
@@ -339,6 +344,49 @@ class Session(EncodesAhead):
         """Level of the current object's final outline; enlarging it beyond level 0 adds nothing."""
         wanted = self.outline_level
         return max(0, self._steps[-1].first_level if wanted is None else wanted)
+
+    def candidates(self) -> tuple[Prediction, ...]:
+        """Return the masks that the prompts of the current object may mean, likeliest first.
+
+        One click may mean a part, the object, or what holds it; `choose` takes one of them.
+
+        Returns
+        -------
+        tuple of Prediction
+            Three, in the tile of the current prediction.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the model fails.
+        """
+        self._require_open()
+        started = time.perf_counter()
+        prediction = self._required()
+        step, tile = self._steps[-1], prediction.tile
+        before = self._steps[-2].prediction if len(self._steps) > 1 else None
+        prior = before.logits if before is not None and before.tile == tile else None
+        obeyed = step.prompts.obeyed()
+        looks = self._drawer.candidates(tile, obeyed, prior, step.focused)
+        return tuple(self._prediction(look, looks[:1], obeyed, started) for look in looks)
+
+    def choose(self, candidate: Prediction) -> Prediction:
+        """Take one of the `candidates` for the current object, as a step that `undo` takes back.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the candidate is of another place.
+        """
+        current = self._required()
+        if candidate.tile != current.tile:
+            raise SessionError(
+                "expected one of the candidates of the current object, got a prediction in "
+                "another tile; call candidates() again"
+            )
+        self._steps = (*self._steps, replace(self._steps[-1], prediction=candidate))
+        self._undone.clear()
+        return candidate
 
     def refine(self, progress: Progress | None = None) -> Prediction:
         """Draw the outline of an object that is larger than a tile at the level where it is wanted.
@@ -500,11 +548,20 @@ class Session(EncodesAhead):
         look, looks = self._drawer.draw(
             tile, obeyed, prior, step.focused if step is not None else None, first_level
         )
+        prediction = self._prediction(look, looks, obeyed, started)
+        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
+        self._undone.clear()
+        self._offers_commits = False
+        return prediction
+
+    def _prediction(
+        self, look: Look, looks: list[Look], obeyed: Prompts, started: float
+    ) -> Prediction:
         clicks = [
             (point, label)
             for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
             # Shown otherwise than when it was clicked on, the image may lack the pixel.
-            if not label or self._is_present(point, plane)
+            if not label or self._is_present(point, look.tile.plane)
         ]
         field = LogitField(
             look.tile,
@@ -512,7 +569,7 @@ class Session(EncodesAhead):
             self.image.shape_yx,
             clicks if self._drawer.obey_clicks else [],
         )
-        prediction = Prediction(
+        return Prediction(
             field=field,
             image=self.image,
             iou=look.iou,
@@ -525,10 +582,6 @@ class Session(EncodesAhead):
                 "total_s": time.perf_counter() - started,
             },
         )
-        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
-        self._undone.clear()
-        self._offers_commits = False
-        return prediction
 
     def _require_data(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> None:
         """Refuse a place at which the model would see nothing but the fill."""
