@@ -70,7 +70,7 @@ class Prompts:
         """Return these prompts with this box, which replaces an earlier one."""
         return replace(self, box=_box(box_yxyx))
 
-    def obeyed(self) -> Prompts:
+    def consistent(self) -> Prompts:
         """Return the prompts without the clicks that a newer one of the other sign contradicts.
 
         Two clicks contradict each other when they lie on one level-0 pixel; the newest wins.

@@ -19,7 +19,7 @@ def test_it_draws_what_a_session_draws(model: Any, scene: Any) -> None:
     session.box((30, 40, 80, 90))
     for point, label in zip(points, labels, strict=True):
         session.click(point, bool(label))
-    prediction = session.refine()
+    prediction = session.refine_outline()
     assert mask.shape == (200, 160)
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask[prediction.box.slices], prediction.mask)

@@ -53,7 +53,7 @@ def test_a_click_finds_the_object_at_every_level(model: Any, scene: Scene, level
 
 @pytest.mark.parametrize(
     ("side", "level"),
-    # The model of these tests sees nothing smaller than two of its cells.
+    # The model of these tests sees nothing smaller than two of its blocks.
     [(s, n) for s in (12, 48, 192, 768) for n in (-2, 0, 2, 4) if s / downsample(n) >= 8],
 )
 def test_an_object_is_found_whatever_level_is_named(
@@ -132,7 +132,7 @@ def test_later_prompts_keep_the_tile_or_move_to_the_smallest_that_holds_all(
 
 
 def test_the_prior_logits_stay_in_their_tile_and_object(model: Any, scene: Scene) -> None:
-    session = Session(model, scene[0], obey_clicks=False)
+    session = Session(model, scene[0], enforce_clicks=False)
     session.view_level = 1
     first = session.click(ON)
     second = session.click((52, 61))
@@ -180,8 +180,8 @@ def test_a_box_larger_than_a_tile_goes_to_a_coarser_level(model: Any, scene: Sce
 
 
 def test_clicks_are_obeyed_down_to_the_level0_pixel(model: Any, scene: Scene) -> None:
-    for obey_clicks in (True, False):
-        session = Session(model, scene[0], obey_clicks=obey_clicks)
+    for enforce_clicks in (True, False):
+        session = Session(model, scene[0], enforce_clicks=enforce_clicks)
         # Negative on the object and positive on the ground, in the object's own colours.
         session.click(ON, level=1)
         session.click((51, 60), positive=False)
@@ -190,13 +190,13 @@ def test_clicks_are_obeyed_down_to_the_level0_pixel(model: Any, scene: Scene) ->
         session.click((OFF[0], OFF[1] + 1))
         mask = whole_mask(session)
         answers = [mask[50, 60], mask[51, 60], mask[51, 62], mask[90, 20], mask[90, 21]]
-        assert (answers == [True, False, True, False, True]) == obey_clicks
+        assert (answers == [True, False, True, False, True]) == enforce_clicks
 
 
 def test_a_correction_is_fed_back_to_the_model(model: Any, scene: Scene) -> None:
     answers = []
-    for obey_clicks in (True, False):
-        session = Session(model, scene[0], obey_clicks=obey_clicks)
+    for enforce_clicks in (True, False):
+        session = Session(model, scene[0], enforce_clicks=enforce_clicks)
         session.click(ON)
         # The model now takes the whole object away, the first click included.
         answers.append(session.click((50, 68), positive=False).logits)
@@ -275,7 +275,7 @@ def test_undo_takes_prompts_back_before_commits_and_redo_returns_all(
 def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
     model: Any, scene: Scene
 ) -> None:
-    first = Session(model, scene[0], obey_clicks=False, max_embeddings=3)
+    first = Session(model, scene[0], enforce_clicks=False, max_embeddings=3)
     first.view_level = 1
     for place in (ON, OFF):
         first.click(place)
@@ -290,7 +290,11 @@ def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
         first.click(ON)
     assert second.labels is first.labels
     assert second.prediction is None
-    assert (second.view_level, second._drawer.obey_clicks, second._tiles.max_tiles) == (1, False, 3)
+    assert (second.view_level, second._objects.enforce_clicks, second._tiles.max_tiles) == (
+        1,
+        False,
+        3,
+    )
     assert np.array_equal(second.labels.array, labels)
     assert isinstance(second.undo(), Edit)
     assert not second.labels.array.any()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.prediction import MAX_DENSE_PX
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.errors import ImageError, SessionError, ShapeError
@@ -171,13 +171,13 @@ class ImagePredictor:
                 f"expected an image that {self._predictor.name} encoded, got one of another model; "
                 "encode it again with this one"
             )
-        obeyed = prompts.obeyed()
+        consistent = prompts.consistent()
         if multimask:
-            found = self._predictor.candidates(encoded.embedding, obeyed, prior)
+            found = self._predictor.candidates(encoded.embedding, consistent, prior)
         else:
-            found = [self._predictor.decode(encoded.embedding, obeyed, prior)]
+            found = [self._predictor.decode(encoded.embedding, consistent, prior)]
         whole = Box.of_shape(shape_yx)
-        masks = [LogitField(tile, answer.logits, shape_yx).read(whole) for answer in found]
+        masks = [MultiscaleMask(tile, answer.logits, shape_yx).read(whole) for answer in found]
         return DecodedMasks(
             masks=np.stack(masks),
             iou=np.array([answer.iou for answer in found], np.float32),

@@ -226,7 +226,7 @@ class Predictor:
             for index, iou in enumerate(ious)
         ]
 
-    def refine(
+    def refine_embedding(
         self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
     ) -> Embedding:
         """Rewrite the embedding of a tile for one object; the one given stays as it is.

@@ -80,7 +80,7 @@ def segment(
             prediction = session.box(prompts.box, level)
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
             prediction = session.click(point, label, level)
-        prediction = session.refine()
+        prediction = session.refine_outline()
     return prediction.region.read(Box.of_shape(image.shape_yx))
 
 

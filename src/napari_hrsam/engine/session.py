@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.drawing import Drawer, Look
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
-from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.hand_edits import edits_of
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
+from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
 from napari_hrsam.engine.outline import Refiner, refine_outline
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
@@ -78,7 +78,7 @@ class Session(EncodesAhead):
         Where objects are committed: labels from `create_labels` or `open_labels`, whose earlier
         commits can be undone, or an array, which is changed in place. None: a new uint32 image in
         memory, made when it is first needed.
-    obey_clicks : bool
+    enforce_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
@@ -121,7 +121,7 @@ class Session(EncodesAhead):
         image: Any,
         labels: LabelStore | NDArray[Any] | None = None,
         *,
-        obey_clicks: bool = True,
+        enforce_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
         outliner: Refiner | None = None,
@@ -140,11 +140,11 @@ class Session(EncodesAhead):
         self._tiles = TileCache(
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
-        self._drawer = Drawer(
+        self._objects = ObjectPredictor(
             self.image,
             self._predictor,
             self._tiles,
-            obey_clicks=obey_clicks,
+            enforce_clicks=enforce_clicks,
             before_look=before_look,
         )
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
@@ -229,11 +229,11 @@ class Session(EncodesAhead):
             model,
             image,
             self.labels,
-            obey_clicks=self._drawer.obey_clicks,
+            enforce_clicks=self._objects.enforce_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
             outliner=self._outliner,
-            before_look=self._drawer.before_look,
+            before_look=self._objects.before_look,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
@@ -337,7 +337,9 @@ class Session(EncodesAhead):
     @property
     def needs_refining(self) -> bool:
         """Whether the current object's outline is coarser than `outline_level` wants it."""
-        return bool(self._steps) and self._steps[-1].prediction.field.level > self._wanted_outline
+        return (
+            bool(self._steps) and self._steps[-1].prediction.multiscale.level > self._wanted_outline
+        )
 
     @property
     def _wanted_outline(self) -> int:
@@ -366,9 +368,11 @@ class Session(EncodesAhead):
         step, tile = self._steps[-1], prediction.tile
         before = self._steps[-2].prediction if len(self._steps) > 1 else None
         prior = before.logits if before is not None and before.tile == tile else None
-        obeyed = step.prompts.obeyed()
-        looks = self._drawer.candidates(tile, obeyed, prior, step.focused)
-        return tuple(self._prediction(look, looks[:1], obeyed, started) for look in looks)
+        consistent = step.prompts.consistent()
+        results = self._objects.candidates(tile, consistent, prior, step.focused)
+        return tuple(
+            self._prediction(result, results[:1], consistent, started) for result in results
+        )
 
     def choose(self, candidate: Prediction) -> Prediction:
         """Take one of the `candidates` for the current object, as a step that `undo` takes back.
@@ -388,7 +392,7 @@ class Session(EncodesAhead):
         self._undone.clear()
         return candidate
 
-    def refine(self, progress: Progress | None = None) -> Prediction:
+    def refine_outline(self, progress: Progress | None = None) -> Prediction:
         """Draw the outline of an object that is larger than a tile at the level where it is wanted.
 
         The tiles that the outline crosses are looked at one by one, the coarse mask as prior.
@@ -410,15 +414,15 @@ class Session(EncodesAhead):
         if not self.needs_refining:
             return prediction
         step = self._steps[-1]
-        field = refine_outline(
+        multiscale = refine_outline(
             self.image,
             self._outliner,
-            prediction.field,
-            step.prompts.obeyed() if self._drawer.obey_clicks else Prompts(),
+            prediction.multiscale,
+            step.prompts.consistent() if self._objects.enforce_clicks else Prompts(),
             self._wanted_outline,
             progress,
         )
-        prediction = replace(prediction, field=field)
+        prediction = replace(prediction, multiscale=multiscale)
         self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
         return prediction
 
@@ -457,7 +461,7 @@ class Session(EncodesAhead):
                 "expected an object with pixels, got an empty mask; add a positive click, "
                 "or cancel the object"
             )
-        prediction = self.refine(progress)
+        prediction = self.refine_outline(progress)
         region = prediction.region if edited is None else edited.on(prediction.region)
         edit = self.labels.write(
             prediction.box,
@@ -538,47 +542,47 @@ class Session(EncodesAhead):
         self._require_open()
         started = time.perf_counter()
         prompts = prompts.inside(self.image.shape_yx)
-        obeyed = prompts.obeyed()
+        consistent = prompts.consistent()
         step = self._steps[-1] if self._steps else None
         first_level = self._first_level(level) if step is None else step.first_level
         tile = self._tile_for(prompts, first_level, plane)
         prior = None
         if step is not None and step.prediction.tile == tile:
             prior = step.prediction.logits
-        look, looks = self._drawer.draw(
-            tile, obeyed, prior, step.focused if step is not None else None, first_level
+        result, results = self._objects.predict(
+            tile, consistent, prior, step.focused if step is not None else None, first_level
         )
-        prediction = self._prediction(look, looks, obeyed, started)
-        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
+        prediction = self._prediction(result, results, consistent, started)
+        self._steps = (*self._steps, _Step(prompts, prediction, result.focused, first_level))
         self._undone.clear()
         self._offers_commits = False
         return prediction
 
     def _prediction(
-        self, look: Look, looks: list[Look], obeyed: Prompts, started: float
+        self, result: TileResult, results: list[TileResult], consistent: Prompts, started: float
     ) -> Prediction:
         clicks = [
             (point, label)
-            for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
+            for point, label in zip(consistent.points_yx, consistent.labels, strict=True)
             # Shown otherwise than when it was clicked on, the image may lack the pixel.
-            if not label or self._is_present(point, look.tile.plane)
+            if not label or self._is_present(point, result.tile.plane)
         ]
-        field = LogitField(
-            look.tile,
-            look.logits,
+        multiscale = MultiscaleMask(
+            result.tile,
+            result.logits,
             self.image.shape_yx,
-            clicks if self._drawer.obey_clicks else [],
+            clicks if self._objects.enforce_clicks else [],
         )
         return Prediction(
-            field=field,
+            multiscale=multiscale,
             image=self.image,
-            iou=look.iou,
-            logits=look.low_res,
-            is_cut=self._drawer.is_cut(look, obeyed),
+            iou=result.iou,
+            logits=result.low_res,
+            is_cut=self._objects.is_cut(result, consistent),
             seconds={
-                "encode_s": sum(one.encode_s for one in looks),
-                "decode_s": sum(one.decode_s for one in looks),
-                "refine_s": sum(one.refine_s for one in looks),
+                "encode_s": sum(one.encode_s for one in results),
+                "decode_s": sum(one.decode_s for one in results),
+                "refine_s": sum(one.refine_s for one in results),
                 "total_s": time.perf_counter() - started,
             },
         )

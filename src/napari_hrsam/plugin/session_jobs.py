@@ -446,7 +446,7 @@ class SessionJobs:
         # No time for the outline: the object is kept as it was seen.
         prediction = self._current.prediction
         assert prediction is not None
-        self._current.outline_level = prediction.field.level
+        self._current.outline_level = prediction.multiscale.level
         return self._current.commit(mask=mask)
 
     def cancel(self) -> Answer:
