@@ -209,7 +209,7 @@ def run_for(seconds: float) -> None:
 
 
 def in_new_environment(case: str, *, is_warm: bool, tells_stacks: bool) -> list[dict[str, Any]]:
-    """Measure one case in a process with empty settings and stores, and mostly numba cache."""
+    """Measure one case in a process with empty settings and stores; if warm, not numba's cache."""
     with tempfile.TemporaryDirectory() as folder:
         own = ("NUMBA_CACHE_DIR", "NAPARI_HRSAM_EMBEDDINGS", "NAPARI_HRSAM_LABELS")
         empty = {name: str(Path(folder) / name.lower()) for name in own[is_warm:]}
