@@ -16,6 +16,7 @@ from test_panel_mouse_keys import RIGHT, drag
 from napari_hrsam.errors import LabelsError, PromptError
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.objects_layer import bright_colors
+from napari_hrsam.plugin.preview_layer import OBJECT_COLOR
 from napari_hrsam.plugin.state import shown_message
 from napari_hrsam.plugin.targets import COPY_KEY, NewLayer
 from napari_hrsam.storage.stored_labels import open_stored_labels
@@ -354,3 +355,5 @@ def test_colours_of_labels_are_bright() -> None:
     assert (colors[:, :3].max(axis=1) > 0.99).all()
     assert (colors[:, 3] == 1).all()
     assert bright_colors().map(np.zeros(1, np.uint32))[0, 3] == 0
+    unlike = np.abs(colors[:4, :3] - OBJECT_COLOR[:3]).max(axis=1)
+    assert (unlike > 0.5).all(), "of the current object"

@@ -8,7 +8,7 @@ from napari_hrsam.plugin.preview_layer import PreviewLayer
 from napari_hrsam.plugin.prompt_layers import BoxDisplay, PointsDisplay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import napari.components
     from napari.layers import Image, Labels, Layer
@@ -22,6 +22,8 @@ MOVE_EVENTS = ("scale", "translate", "rotate", "shear", "affine", "units", "axis
 class SessionLayers:
     """Objects, preview, clicks and box of one session, all on the image's pixel grid.
 
+    `make` adds all but the objects.
+
     Parameters
     ----------
     viewer
@@ -30,6 +32,11 @@ class SessionLayers:
         The annotated layers; they are only read.
     objects
         What shows the committed objects, in the viewer already.
+
+    Attributes
+    ----------
+    own
+        The layers that go when the session ends.
     """
 
     def __init__(
@@ -42,22 +49,26 @@ class SessionLayers:
         self._images = image.layers
         self._image: Image = image.layer
         self.objects = objects
-        self.preview = PreviewLayer(viewer, image.layer)
-        self.points = PointsDisplay(viewer, image.layer)
-        self.box = BoxDisplay(viewer, image.layer)
+        self.own: list[Layer] = []
+
+    def make(self) -> Iterator[None]:
+        """Add the layers, one at each step; napari takes long for each."""
+        self.preview = PreviewLayer(self._viewer, self._image)
+        self.own.append(self.preview.layer)
+        yield
+        self.points = PointsDisplay(self._viewer, self._image)
+        self.own.append(self.points.layer)
+        yield
+        self.box = BoxDisplay(self._viewer, self._image)
+        self.own.append(self.box.layer)
         for name in MOVE_EVENTS:
             getattr(self._image.events, name).connect(self._move_with_image)
-        viewer.layers.selection.active = self.preview.layer
+        self._viewer.layers.selection.active = self.preview.layer
 
     @property
     def target(self) -> Labels:
         """The layer with the committed objects."""
         return self.objects.layer
-
-    @property
-    def own(self) -> list[Layer]:
-        """The layers that go when the session ends."""
-        return [self.preview.layer, self.points.layer, self.box.layer]
 
     @property
     def all(self) -> list[Layer]:

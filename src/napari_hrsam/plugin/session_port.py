@@ -45,7 +45,7 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_places import LabelFile, ome_zarr_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import napari.components
     from napari.layers import Image
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.label_places import OwnPlace
 
 
+_DONE = object()
 MAX_CHANNELS = 8
 """An image of planes with no more columns than this is probably one of channels."""
 
@@ -285,10 +286,34 @@ class SessionPort(ModelPort):
         except HRSAMError as error:
             self.open_failed(error)
             return
+        display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
+        self._watch.add([objects.layer])
+        self._next_layer(opened, display, display.layers.make())
+
+    def _next_layer(self, opened: Opened, display: SessionDisplay, left: Iterator[None]) -> None:
+        """Add a layer in the next turn of the window's event loop."""
+        add = partial(self._add_layer, opened, display, left)
+        self._link.submit(lambda: None, lambda _: add())
+
+    def _add_layer(self, opened: Opened, display: SessionDisplay, left: Iterator[None]) -> None:
+        layers = display.layers
+        if self._input is not display.image:
+            # It was stopped meanwhile.
+            layers.remove(keeps_target=False)
+            return
+        known = len(layers.own)
+        is_more = next(left, _DONE) is not _DONE
+        self._watch.add(layers.own[known:])
+        if is_more:
+            self._next_layer(opened, display, left)
+        else:
+            self._begin(opened, display)
+
+    def _begin(self, opened: Opened, display: SessionDisplay) -> None:
+        """Take prompts."""
         file = opened.copy if opened.labels is None else opened.labels.file
         folder = "" if file is None else str(file.folder)
-        self._display = SessionDisplay(self._viewer, self._input, objects, opened.tile_px)
-        self._watch.add(self._display.layers.all)
+        self._display = display
         self._display.layers.preview.layer.events.paint.connect(self._on_paint)
         self._tools.start(self._display.layers.all)
         where = f"Objects are kept in {folder}. " if folder else ""
