@@ -133,3 +133,21 @@ def test_axes_of_length_one_do_not_count(shape: tuple[int, ...]) -> None:
     assert image.shape_yx == (40, 50)
     expected = open_image(grey).read(Tile(0, 0, 0, 64))
     np.testing.assert_array_equal(image.read(Tile(0, 0, 0, 64)), expected)
+
+
+def test_chunks_of_different_lengths_are_taken_under_the_name_that_zarr_has_for_them() -> None:
+    class Uneven:
+        shape, dtype, ndim = GREY.shape, GREY.dtype, 2
+        read_chunk_sizes = ((16, 48), (50, 30))
+
+        @property
+        def chunks(self) -> tuple[int, ...]:
+            raise NotImplementedError("only defined for arrays using regular chunk grids")
+
+        def __getitem__(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+            return GREY[index]
+
+    image = open_image(Uneven(), contrast_limits=(5, 90))
+    assert image.stored_levels[0].chunk_yx == (48, 50)
+    expected = open_image(GREY, contrast_limits=(5, 90))
+    assert (image.read(Tile(0, 0, 0, 64)) == expected.read(Tile(0, 0, 0, 64))).all()

@@ -239,7 +239,11 @@ def _chunks_under(index: tuple[slice | int, ...], chunks: tuple[int, ...]) -> li
 
 def chunk_shape(data: Any) -> tuple[int, ...] | None:
     """Tell the (largest) chunk of an array, None if it has none."""
-    chunks = getattr(data, "chunks", None)
+    try:
+        chunks = getattr(data, "chunks", None)
+    # zarr has another name for chunks of different lengths.
+    except NotImplementedError:
+        chunks = data.read_chunk_sizes
     if not chunks:
         return None
     # dask names the length of every chunk along each axis.
