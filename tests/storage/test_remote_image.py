@@ -117,6 +117,7 @@ def test_a_server_that_drips_is_not_waited_for(server: Server) -> None:
         (503, "HTTP status 503", 5),
         ("hang up", "Disconnected|reset", 5),
         ("stall", "no answer within", 1),
+        ("redirect", "redirections without an end", 1),
     ],
 )
 @pytest.mark.usefixtures("impatient")

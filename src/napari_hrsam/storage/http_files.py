@@ -60,6 +60,12 @@ class SilentServerError(HttpError):
     may_pass = False
 
 
+class EndlessRedirectsError(HttpError):
+    """A server that sends one from place to place."""
+
+    may_pass = False
+
+
 class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
     """Files of a web server; of each, no more than `MAX_BYTES` are read.
 
@@ -147,8 +153,10 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
                     text = f"HTTP status {answer.status}"
                     raise HttpError(text, answer.status, answer.headers)
                 yield answer
+        except aiohttp.TooManyRedirects:
+            raise EndlessRedirectsError("redirections without an end") from None
         except aiohttp.ClientResponseError as error:
-            # Too many redirections, or an answer that breaks the rules of HTTP.
+            # An answer that breaks the rules of HTTP.
             text = f"{type(error).__name__}, HTTP status {error.status}"
             raise HttpError(text, error.status) from None
         except aiohttp.ClientError as error:

@@ -195,8 +195,9 @@ class StoredLevel:
         return list(itertools.product(*cut))
 
     def _fetch_at_once(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+        expected = tuple(part.stop - part.start for part in index if isinstance(part, slice))
         try:
-            return np.asarray(self.data[index])
+            return _of_shape(np.asarray(self.data[index]), expected)
         except (HRSAMError, MemoryError):
             raise
         # Codecs answer damaged bytes with errors of any kind.
@@ -225,6 +226,13 @@ class StoredLevel:
                     "read; copy the image again, or work on another part"
                 )
         return "no single chunk is at fault; try again"
+
+
+def _of_shape(values: NDArray[Any], expected: tuple[int, ...]) -> NDArray[Any]:
+    """Return values of a shape; lazy arrays may be of another than they say."""
+    if values.shape != expected:
+        raise ValueError(f"pixels of shape {values.shape} in place of {expected}")
+    return values
 
 
 def _chunks_under(index: tuple[slice | int, ...], chunks: tuple[int, ...]) -> list[range]:
