@@ -92,10 +92,11 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
 
     async def set_session(self) -> aiohttp.ClientSession:
         """Return the session of all requests; it is closed when the files are not used any more."""
-        if self._session is None:
-            self._session = await self.get_client(loop=self.loop, **self.client_kwargs)
-            weakref.finalize(self, self.close_session, asyncio.get_running_loop(), self._session)
-        return self._session
+        is_new = self._session is None
+        session: aiohttp.ClientSession = await super().set_session()
+        if is_new:
+            weakref.finalize(self, self.close_session, asyncio.get_running_loop(), session)
+        return session
 
     def encode_url(self, url: str) -> yarl.URL:
         """Return the URL of a request."""

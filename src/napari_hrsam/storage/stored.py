@@ -215,17 +215,25 @@ class StoredLevel:
         if not chunks or not all(isinstance(length, int) for length in chunks):
             return "look at how the image was made or read"
         ranges = _chunks_under(index, chunks)
+        is_one = math.prod(map(len, ranges)) == 1
         for place in itertools.islice(itertools.product(*ranges), MAX_DAMAGE_SEARCH):
-            try:
-                self.data[
-                    tuple(slice(i * n, i * n + 1) for i, n in zip(place, chunks, strict=True))
-                ]
-            except kind:
+            # One need not be decoded again.
+            if is_one or self._fails(place, chunks, kind):
                 return (
                     f"chunk {'/'.join(map(str, place))} of {self.name} is damaged or cannot be "
                     "read; copy the image again, or work on another part"
                 )
         return "no single chunk is at fault; try again"
+
+    def _fails(
+        self, place: tuple[int, ...], chunks: tuple[int, ...], kind: type[Exception]
+    ) -> bool:
+        """Whether a pixel of a chunk cannot be read."""
+        try:
+            self.data[tuple(slice(i * n, i * n + 1) for i, n in zip(place, chunks, strict=True))]
+        except kind:
+            return True
+        return False
 
 
 def _of_shape(values: NDArray[Any], expected: tuple[int, ...]) -> NDArray[Any]:
