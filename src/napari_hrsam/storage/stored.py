@@ -28,6 +28,9 @@ MAX_AT_ONCE_BYTES = 256 * 2**20
 MAX_SIDE = 2**31
 """Longest axis that is believed."""
 
+MAX_AXES = 32
+"""Axes of an array; NumPy itself takes no more than 64."""
+
 MAX_DAMAGE_SEARCH = 4096
 """Chunks tried one by one to name the one that cannot be read."""
 
@@ -331,6 +334,11 @@ def _require_readable(array: Any, name: str) -> None:
         raise ImageError(
             f"expected bool, integer or float pixels, got dtype {dtype}; "
             "convert the image first, e.g. numpy.abs(image) for complex numbers"
+        )
+    if len(shape) > MAX_AXES:
+        raise ImageError(
+            f"expected an image of at most {MAX_AXES} axes, got {len(shape)} in {name}; "
+            "its metadata may be damaged"
         )
     if 0 in shape:
         raise ImageError(
