@@ -80,11 +80,18 @@ class Part:
         Raises
         ------
         LabelsError
-            If a chunk cannot be read, or an object that was asked for is not there.
+            If a chunk cannot be read, an id is negative, or an object that was asked for is not
+            there.
         """
         table = measure_objects(
             self.labels, self.plane, box=self.box, only=self.only, progress=_half(progress, 0)
         )
+        if table.labels.min(initial=0) < 0:
+            raise LabelsError(
+                f"expected objects numbered from 1 in {self.labels.name!r}, got "
+                f"{int(table.labels.min())}, which some programs write for what is no object; set "
+                "it to 0, or name the objects to be exported"
+            )
         missing = sorted((self.only or frozenset()) - set(table.labels.tolist()))
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
