@@ -25,7 +25,7 @@ from PIL import Image
 
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.storage.tile_source import MEAN_RGB
+from napari_hrsam.storage.images.tile_source import MEAN_RGB
 from napari_hrsam.training.batches import Scene, open_scene
 from napari_hrsam.training.datasets import Sample, open_samples
 from napari_hrsam.training.instance_scores import (

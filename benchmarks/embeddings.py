@@ -24,11 +24,11 @@ from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import TileGrid
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.sample import make_sample
-from napari_hrsam.storage.embedding_layout import pack
-from napari_hrsam.storage.embedding_store import EmbeddingKey, EmbeddingStore
-from napari_hrsam.storage.fingerprint import identify
-from napari_hrsam.storage.opening import open_image
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.embeddings.layout import pack
+from napari_hrsam.storage.embeddings.store import EmbeddingKey, EmbeddingStore
+from napari_hrsam.storage.images.fingerprint import identify
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 NUM_TILES = 12
 

@@ -23,7 +23,7 @@ from napari_hrsam.plugin.state import Phase
 from napari_hrsam.sample import Sample, make_sample, open_sample
 from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.sample.slide import PIXEL_UM
-from napari_hrsam.storage.label_places import LabelFile
+from napari_hrsam.storage.labels.places import LabelFile
 
 COLUMNS = ("work", "gaps", "p50_ms", "p99_ms", "longest_ms", "over_100_ms")
 TICK_MS = 5

@@ -32,7 +32,7 @@ from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.configs import BASAMConfig, ViTConfig
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.images.tile_source import ArrayImage
 from napari_hrsam.training.datasets import Sample, open_samples
 from napari_hrsam.training.evaluate import evaluate
 

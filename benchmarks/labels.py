@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from napari_hrsam import create_labels
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BlockMask
-from napari_hrsam.storage.label_pyramid import PyramidLabels
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
 
 SIDES = (10_000, 50_000, 100_000, 200_000)
 DIAMETERS = (500, 2_000, 10_000, 30_000)

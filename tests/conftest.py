@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parent
+SUPPORT = TESTS / "support"
+"""What tests of several folders use."""
 NEEDS_TORCH = "needs torch"
 
 # napari's viewer fixture resets the settings: without this it would wipe the user's own file.
@@ -138,7 +140,7 @@ class LeftOut:
 
 
 def imports_torch(path: Path) -> bool:
-    """Whether a file, or a module beside it that it imports, imports torch when it is loaded."""
+    """Whether a file, or a module of the tests that it imports, imports torch when it is loaded."""
     if not path.is_file():
         return False
     names = set()
@@ -149,7 +151,9 @@ def imports_torch(path: Path) -> bool:
             names.add(statement.module or "")
     if any(name.partition(".")[0] == "torch" for name in names):
         return True
-    return any(imports_torch(path.with_name(f"{name}.py")) for name in names)
+    return any(
+        imports_torch(folder / f"{name}.py") for name in names for folder in (path.parent, SUPPORT)
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ import pytest
 from napari_hrsam import demo
 from napari_hrsam.cli import main
 from napari_hrsam.errors import MissingExtraError
-from napari_hrsam.storage.image_files import read_picture
+from napari_hrsam.storage.images.pictures import read_picture
 
 
 def test_recording_is_made_on_a_photograph_and_a_micrograph_of_the_wheel() -> None:

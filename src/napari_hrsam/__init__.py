@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from napari_hrsam.modeling.registry import ModelInfo, list_models
     from napari_hrsam.modeling.segmenter import Segmenter
     from napari_hrsam.prompts import Prompts
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
-    from napari_hrsam.storage.export_coco import export_coco
-    from napari_hrsam.storage.export_csv import export_csv
-    from napari_hrsam.storage.export_geojson import export_geojson
-    from napari_hrsam.storage.export_source import Exported
-    from napari_hrsam.storage.export_tiff import export_tiff
-    from napari_hrsam.storage.label_check import LabelsReport, verify_labels
-    from napari_hrsam.storage.label_compact import Compacted, compact_labels
-    from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
-    from napari_hrsam.storage.label_store import ArrayLabels, Edit, History
-    from napari_hrsam.storage.opening import open_image
-    from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
+    from napari_hrsam.storage.export.coco import export_coco
+    from napari_hrsam.storage.export.geojson import export_geojson
+    from napari_hrsam.storage.export.source import Exported
+    from napari_hrsam.storage.export.table import export_csv
+    from napari_hrsam.storage.export.tiff import export_tiff
+    from napari_hrsam.storage.images.opening import open_image
+    from napari_hrsam.storage.images.tile_source import ArrayImage, PyramidImage
+    from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
+    from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+    from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
+    from napari_hrsam.storage.labels.store import ArrayLabels, Edit, History
 
 __version__ = "0.1.0"
 
@@ -74,39 +74,39 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ArrayImage": "napari_hrsam.storage.tile_source",
-    "ArrayLabels": "napari_hrsam.storage.label_store",
+    "ArrayImage": "napari_hrsam.storage.images.tile_source",
+    "ArrayLabels": "napari_hrsam.storage.labels.store",
     "Box": "napari_hrsam.geometry",
-    "Compacted": "napari_hrsam.storage.label_compact",
+    "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
-    "Edit": "napari_hrsam.storage.label_store",
+    "Edit": "napari_hrsam.storage.labels.store",
     "EmbedReport": "napari_hrsam.engine.embed",
-    "EmbeddingStore": "napari_hrsam.storage.embedding_store",
+    "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
-    "Exported": "napari_hrsam.storage.export_source",
+    "Exported": "napari_hrsam.storage.export.source",
     "HRSAMError": "napari_hrsam.errors",
-    "History": "napari_hrsam.storage.label_store",
+    "History": "napari_hrsam.storage.labels.store",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
-    "LabelsReport": "napari_hrsam.storage.label_check",
+    "LabelsReport": "napari_hrsam.storage.labels.check",
     "ModelInfo": "napari_hrsam.modeling.registry",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
-    "PyramidImage": "napari_hrsam.storage.tile_source",
-    "PyramidLabels": "napari_hrsam.storage.label_pyramid",
+    "PyramidImage": "napari_hrsam.storage.images.tile_source",
+    "PyramidLabels": "napari_hrsam.storage.labels.pyramid",
     "Segmenter": "napari_hrsam.modeling.segmenter",
     "Session": "napari_hrsam.engine.session",
-    "compact_labels": "napari_hrsam.storage.label_compact",
-    "create_labels": "napari_hrsam.storage.label_pyramid",
-    "export_coco": "napari_hrsam.storage.export_coco",
-    "export_csv": "napari_hrsam.storage.export_csv",
-    "export_geojson": "napari_hrsam.storage.export_geojson",
-    "export_tiff": "napari_hrsam.storage.export_tiff",
+    "compact_labels": "napari_hrsam.storage.labels.compact",
+    "create_labels": "napari_hrsam.storage.labels.pyramid",
+    "export_coco": "napari_hrsam.storage.export.coco",
+    "export_csv": "napari_hrsam.storage.export.table",
+    "export_geojson": "napari_hrsam.storage.export.geojson",
+    "export_tiff": "napari_hrsam.storage.export.tiff",
     "list_models": "napari_hrsam.modeling.registry",
     "load_model": "napari_hrsam.modeling.checkpoints",
-    "open_image": "napari_hrsam.storage.opening",
-    "open_labels": "napari_hrsam.storage.label_pyramid",
+    "open_image": "napari_hrsam.storage.images.opening",
+    "open_labels": "napari_hrsam.storage.labels.pyramid",
     "segment": "napari_hrsam.engine.segment",
-    "verify_labels": "napari_hrsam.storage.label_check",
+    "verify_labels": "napari_hrsam.storage.labels.check",
 }
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam._optional import require
 from napari_hrsam.overlay import draw_overlay
-from napari_hrsam.storage.image_files import write_image, write_labels
+from napari_hrsam.storage.images.pictures import write_image, write_labels
 
 if TYPE_CHECKING:
     from napari_hrsam.engine.session import Session

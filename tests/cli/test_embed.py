@@ -17,8 +17,8 @@ from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.cli import main
 from napari_hrsam.cli.embed import Progress, _duration
 from napari_hrsam.geometry import TileGrid
-from napari_hrsam.storage.embedding_store import EmbeddingStore
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
+from napari_hrsam.storage.images.opening import open_image
 
 
 @pytest.fixture

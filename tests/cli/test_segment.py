@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from napari_hrsam.cli import main
-from napari_hrsam.storage.image_files import read_picture
+from napari_hrsam.storage.images.pictures import read_picture
 
 
 def test_clicks_are_obeyed_in_the_mask_that_is_written(

@@ -11,7 +11,7 @@ import pytest
 from ome_files import halves, sparse_slide, write_ome
 
 from napari_hrsam.cli import main
-from napari_hrsam.storage.image_files import read_picture
+from napari_hrsam.storage.images.pictures import read_picture
 
 
 def run(source: Any, weights: Path, out: Path, *more: str) -> dict[str, Any]:

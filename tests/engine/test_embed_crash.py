@@ -17,8 +17,8 @@ import pytest
 from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.stored_tiles import StoredTiles
 from napari_hrsam.geometry import Tile, TileGrid
-from napari_hrsam.storage.embedding_store import EmbeddingStore
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
+from napari_hrsam.storage.images.tile_source import ArrayImage
 
 KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
 SHAPE = (1500, 1500)
@@ -29,9 +29,9 @@ import os, sys
 import numpy as np
 import zarr
 sys.path.insert(0, sys.argv[1])
-from conftest import ColourSegmenter
+from colour_segmenter import ColourSegmenter
 from napari_hrsam.engine.session import Session
-from napari_hrsam.storage.embedding_store import EmbeddingStore
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 class Loud(ColourSegmenter):
     def encode(self, image):
@@ -63,7 +63,7 @@ class Nursery:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1] / "support")
         self.process = subprocess.Popen(
             [sys.executable, "-c", NURSERY, here, str(folder / "kept"), str(max_bytes)],
             stdin=subprocess.PIPE,

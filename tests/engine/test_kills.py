@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.embed import tiles_for
 from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.geometry import Box, Tile, TileGrid
-from napari_hrsam.storage.embedding_store import EmbeddingKey, EmbeddingStore
-from napari_hrsam.storage.fingerprint import identify
-from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.embeddings.store import EmbeddingKey, EmbeddingStore
+from napari_hrsam.storage.images.fingerprint import identify
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 
 KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
 LONGEST_S = 0.6
@@ -129,8 +129,8 @@ class Embeddings:
 
 @pytest.fixture
 def starter(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    program = Path(__file__).with_name("kill_loop.py")
-    paths = [str(program.parent), str(program.parents[1] / "storage"), *sys.path]
+    program = Path(__file__).parents[1] / "support" / "kill_loop.py"
+    paths = [str(program.parent), *sys.path]
     with subprocess.Popen(
         [sys.executable, str(program), str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -165,7 +165,7 @@ def test_a_process_killed_at_any_moment_loses_nothing_and_leaves_nothing_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: subprocess.Popen[str]
 ) -> None:
     # Small chunks: a disc lies on several hundred of them, as a huge object on large ones.
-    monkeypatch.setattr("napari_hrsam.storage.label_making.CHUNK_PX", CHUNK_PX)
+    monkeypatch.setattr("napari_hrsam.storage.labels.making.CHUNK_PX", CHUNK_PX)
     create_labels(tmp_path / "labels", "cells", SHAPE).close()
     embeddings = Embeddings(tmp_path / "embeddings")
     truth, chance, num_steps = Truth(), np.random.default_rng(0), 0

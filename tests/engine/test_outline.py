@@ -14,7 +14,7 @@ from napari_hrsam.engine.outline import outline_distance, refine_outline
 from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.images.tile_source import ArrayImage
 
 RED, GREEN = (230, 10, 10), (0, 120, 0)
 

@@ -13,7 +13,7 @@ from napari_hrsam.engine.session import Prediction, Session
 from napari_hrsam.modeling.configs import HRSAMConfig, PromptDecoderConfig
 from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.storage.embedding_store import EmbeddingStore
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 LINEAR_STEM = ModelConfig(
     name="small",

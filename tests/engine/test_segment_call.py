@@ -8,7 +8,7 @@ import pytest
 from napari_hrsam.engine.segment import segment
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ImageError, PromptError
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.images.tile_source import ArrayImage
 
 
 def test_it_draws_what_a_session_draws(model: Any, scene: Any) -> None:

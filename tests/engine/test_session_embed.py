@@ -18,7 +18,7 @@ from napari_hrsam.engine.segment import segment
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import EmbeddingsError, PromptError, SessionError
 from napari_hrsam.geometry import Box, TileGrid
-from napari_hrsam.storage.embedding_store import EmbeddingStore
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 ON, OFF = (50.0, 60.0), (90.0, 20.0)
@@ -274,7 +274,7 @@ def test_tiles_that_would_push_each_other_out_are_refused(
 
 def test_a_plane_is_encoded_by_itself(model: Any, store: EmbeddingStore) -> None:
     stack = np.random.default_rng(0).integers(0, 255, (2, 3, 100, 100), dtype=np.uint8)
-    from napari_hrsam.storage.opening import open_image
+    from napari_hrsam.storage.images.opening import open_image
 
     with Session(model, open_image(stack, rgb=False), embeddings=store) as session:
         report = session.embed(0, plane=(1, 2))

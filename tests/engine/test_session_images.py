@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import LabelsError, PromptError
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 

@@ -14,8 +14,8 @@ from ome_files import write_ome
 
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ImageReadError
-from napari_hrsam.storage.label_pyramid import create_labels
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.labels.pyramid import create_labels
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
@@ -24,8 +24,8 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 def server(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     image = scene[0].transpose(2, 0, 1)
     write_ome(tmp_path / "a.zarr", [image, image[:, ::2, ::2]], "cyx")
-    monkeypatch.setattr("napari_hrsam.storage.remote.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("napari_hrsam.storage.remote.ATTEMPTS", 3)
+    monkeypatch.setattr("napari_hrsam.storage.files.remote.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("napari_hrsam.storage.files.remote.ATTEMPTS", 3)
     with serving(tmp_path) as running:
         yield running
 
@@ -51,7 +51,7 @@ def test_a_click_fails_with_a_message_and_the_session_goes_on_when_the_server_is
         session.commit()
         server.faults = {chunk: [fault] * 1000 for chunk in chunks}
         with monkeypatch.context() as impatient:
-            impatient.setattr("napari_hrsam.storage.http_files.SILENCE_S", SHORT_S)
+            impatient.setattr("napari_hrsam.storage.files.http_files.SILENCE_S", SHORT_S)
             with pytest.raises(ImageReadError, match=rf"{server.url}/.*{told}"):
                 session.click((180, 20))
         # What is at hand can still be worked on, and the failed click is not part of anything.

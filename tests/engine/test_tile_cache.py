@@ -16,8 +16,8 @@ from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.tile_cache import TileCache, num_bytes
 from napari_hrsam.errors import EmbeddingsError, ImageReadError, SessionError
 from napari_hrsam.geometry import Tile, TileGrid
-from napari_hrsam.storage.embedding_store import EmbeddingStore
-from napari_hrsam.storage.tile_source import ArrayImage
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
+from napari_hrsam.storage.images.tile_source import ArrayImage
 
 GRID = TileGrid((640, 640), 64)
 

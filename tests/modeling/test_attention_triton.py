@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_scan_triton import ask
+from triton_process import ask
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling import attention

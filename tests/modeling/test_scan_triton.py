@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from scan_inputs import NAMES, scan_inputs
+from triton_process import ask
 
 from napari_hrsam.errors import MissingExtraError
 from napari_hrsam.modeling import selective_scan
@@ -24,7 +20,6 @@ from napari_hrsam.modeling.selective_scan import (
     triton_ready,
 )
 
-HERE = Path(__file__).parent
 # The test extra brings Triton where there are wheels of it; elsewhere these are not collected.
 HAS_TRITON = find_spec("triton") is not None
 CASE_NAMES = (
@@ -40,19 +35,6 @@ CASE_NAMES = (
 TOLERANCE = 2e-6
 # The GPU's exponential is a little less precise than the CPU's.
 GPU_TOLERANCE = 1e-5
-
-
-def ask(folder: Path, *arguments: str, interpret: bool) -> Any:
-    """Run `kernels_on_triton` in a process of its own, with an empty cache."""
-    environ = {**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-    environ.pop("TRITON_INTERPRET", None)
-    if interpret:
-        environ["TRITON_INTERPRET"] = "1"
-    environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(HERE), *sys.path) if p)
-    command = [sys.executable, str(HERE / "kernels_on_triton.py"), *arguments]
-    answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
 
 
 if HAS_TRITON:

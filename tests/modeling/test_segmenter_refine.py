@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_segmenter import CONFIG, STEM_CONFIG, build, pixels
+from small_segmenter import CONFIG, STEM_CONFIG, build, pixels
 
 from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.modeling.configs import FocusConfig

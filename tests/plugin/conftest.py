@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d
 from napari_hrsam.modeling.segmenter import ImageFeatures
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.segment_widget import SegmentWidget
-from napari_hrsam.storage.label_places import LABELS_VARIABLE
+from napari_hrsam.storage.labels.places import LABELS_VARIABLE
 
 TILE_PX = 64
 SQUARE = (slice(24, 40), slice(20, 44))

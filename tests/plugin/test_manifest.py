@@ -16,7 +16,7 @@ from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.plugin import sample_data
 from napari_hrsam.plugin.readers import generated_reader
 from napari_hrsam.sample import make_sample
-from napari_hrsam.storage.label_places import ome_zarr_of
+from napari_hrsam.storage.labels.places import ome_zarr_of
 
 PACKAGED = Path(napari_hrsam.__file__).with_name("napari.yaml")
 ROOT_LINK = Path(__file__).parents[2] / "napari.yaml"

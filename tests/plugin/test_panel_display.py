@@ -14,8 +14,8 @@ from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import Tile
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.display_watch import QUIET_S
-from napari_hrsam.storage.embedding_store import EmbeddingStore
-from napari_hrsam.storage.fingerprint import identify
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
+from napari_hrsam.storage.images.fingerprint import identify
 
 INSIDE, BESIDE = (30.0, 30.0), (5.0, 5.0)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.engine.session import Session
 from napari_hrsam.plugin.controller import SegmentController
-from napari_hrsam.storage.embedding_store import EmbeddingStore
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.embeddings.store import EmbeddingStore
+from napari_hrsam.storage.images.opening import open_image
 
 INSIDE = (30.0, 30.0)
 

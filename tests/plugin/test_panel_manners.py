@@ -19,7 +19,7 @@ from napari_hrsam.plugin.objects_layer import bright_colors
 from napari_hrsam.plugin.preview_layer import OBJECT_COLOR
 from napari_hrsam.plugin.state import shown_message
 from napari_hrsam.plugin.targets import COPY_KEY, NewLayer
-from napari_hrsam.storage.stored_labels import open_stored_labels
+from napari_hrsam.storage.labels.stored import open_stored_labels
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 

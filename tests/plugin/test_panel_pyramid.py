@@ -22,8 +22,8 @@ from napari_hrsam.plugin.engine_thread import REST_S
 from napari_hrsam.plugin.image_input import read_image_layers
 from napari_hrsam.plugin.state import Phase
 from napari_hrsam.plugin.targets import NewLayer, Target, default_target
-from napari_hrsam.storage.label_places import LabelFile, OwnPlace
-from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
+from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 
 SMALL, MIDDLE, LARGE = (4992, 6016), (20_480, 9216), (16_384, 24_576)
 SCREEN_PX = 64

@@ -13,8 +13,8 @@ from qtpy.QtTest import QTest
 
 from napari_hrsam.plugin import target_box
 from napari_hrsam.plugin.targets import NewLayer
-from napari_hrsam.storage.label_places import LabelFile, OwnPlace
-from napari_hrsam.storage.label_pyramid import create_labels, open_labels
+from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
 
 MIDDLE, LARGE = (20_480, 9216), (16_384, 24_576)
 RED = (230, 10, 10)

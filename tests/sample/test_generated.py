@@ -21,7 +21,7 @@ from napari_hrsam.sample import Sample, generated, make_sample
 from napari_hrsam.sample.generated import GeneratedStore, read_recipe
 from napari_hrsam.sample.scene.recipe import FILE_NAME
 from napari_hrsam.sample.scene.scene import Scene
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
 
 SIZE_PX = 5000
 
@@ -169,7 +169,7 @@ def test_a_200k_image_opens_at_once_in_little_memory(tmp_path: Path) -> None:
 import resource, sys, time
 import zarr
 from napari_hrsam.geometry import Tile
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.process_time()
 image = open_image(sys.argv[1])

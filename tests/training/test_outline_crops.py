@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.storage.tile_source import MEAN_RGB
+from napari_hrsam.storage.images.tile_source import MEAN_RGB
 from napari_hrsam.training.datasets import open_samples
 from napari_hrsam.training.outline_crops import OutlineSampler
 from napari_hrsam.training.outline_drawings import draw_regions

@@ -17,8 +17,8 @@ from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.sample import Sample
 from napari_hrsam.sample.scene.scene import SceneObject
-from napari_hrsam.storage.opening import open_image
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 OBJECT_PX = 100
 """How large an object appears at the level that is chosen for it."""

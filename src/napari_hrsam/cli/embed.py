@@ -25,7 +25,7 @@ from napari_hrsam.errors import SessionError
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.engine.embed import EmbedReport
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 SAY_EVERY_S = 10.0
 """Pause between two lines of progress where they are not rewritten in place."""
@@ -84,7 +84,7 @@ def _gigabytes(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     # What the user can get wrong is told before the model is loaded.
     store = EmbeddingStore(args.cache, max_bytes=args.max_gb)

@@ -13,9 +13,9 @@ from napari_hrsam.geometry import Box
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
-    from napari_hrsam.storage.export_source import Exported
-    from napari_hrsam.storage.label_check import LabelsReport
-    from napari_hrsam.storage.label_check_levels import Problem
+    from napari_hrsam.storage.export.source import Exported
+    from napari_hrsam.storage.labels.check import LabelsReport
+    from napari_hrsam.storage.labels.check_levels import Problem
 
 MAX_ROWS = 50
 """Problems shown in the table; JSON holds all."""
@@ -192,7 +192,7 @@ def _ids(text: str) -> frozenset[int]:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from napari_hrsam.storage.label_check import verify_labels
+    from napari_hrsam.storage.labels.check import verify_labels
 
     report = verify_labels(args.path, args.name, repair=args.repair, progress=show_progress)
     if args.json:
@@ -235,7 +235,7 @@ def _report_figures(report: LabelsReport) -> dict[str, Any]:
 
 
 def _compact(args: argparse.Namespace) -> None:
-    from napari_hrsam.storage.label_compact import compact_labels
+    from napari_hrsam.storage.labels.compact import compact_labels
 
     done = compact_labels(args.path, args.name, args.out, progress=show_progress)
     if args.json:
@@ -279,10 +279,10 @@ def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def _exporter(chosen: str, args: argparse.Namespace) -> Callable[[], Exported]:
     """Return the export with its arguments."""
-    from napari_hrsam.storage.export_coco import export_coco
-    from napari_hrsam.storage.export_csv import export_csv
-    from napari_hrsam.storage.export_geojson import export_geojson
-    from napari_hrsam.storage.export_tiff import export_tiff
+    from napari_hrsam.storage.export.coco import export_coco
+    from napari_hrsam.storage.export.geojson import export_geojson
+    from napari_hrsam.storage.export.table import export_csv
+    from napari_hrsam.storage.export.tiff import export_tiff
 
     where: Sequence[Any] = args.path, args.name, args.out
     common: dict[str, Any] = {

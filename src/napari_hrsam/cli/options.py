@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_hrsam.storage.tile_source import PyramidImage
+    from napari_hrsam.storage.images.tile_source import PyramidImage
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  no public name
 
@@ -137,7 +137,7 @@ def _limits(text: str) -> tuple[float, float]:
 
 def open_shown(path: str, args: argparse.Namespace) -> PyramidImage:
     """Open an image as the options of `add_image` say."""
-    from napari_hrsam.storage.opening import open_image
+    from napari_hrsam.storage.images.opening import open_image
 
     return open_image(
         path,

@@ -29,13 +29,13 @@ from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box, Tile, level_shape
 from napari_hrsam.overlay import draw_overlay
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.image_files import write_image, write_mask
+from napari_hrsam.storage.images.pictures import write_image, write_mask
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.engine.session import Prediction, Session
     from napari_hrsam.modeling.segmenter import Segmenter
-    from napari_hrsam.storage.tile_source import PyramidImage
+    from napari_hrsam.storage.images.tile_source import PyramidImage
 
 MAX_WHOLE_PX = 2**28
 """Pixels of an image whose mask is written whole; of a larger one it is the object's part."""
@@ -138,7 +138,7 @@ def _segment(
     model: Segmenter, image: PyramidImage, path: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     from napari_hrsam.engine.session import Session
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     store = EmbeddingStore(args.cache, read_only=True)
     kept = store if store.folder.is_dir() else None

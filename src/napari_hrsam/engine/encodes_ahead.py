@@ -16,7 +16,7 @@ from napari_hrsam.engine.embed import (
 from napari_hrsam.engine.tile_cache import TileCache
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import FINEST_LEVEL, Box, Tile, TileGrid, coarsest_level
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 
 class EncodesAhead(ABC):

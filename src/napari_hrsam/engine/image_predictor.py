@@ -16,7 +16,7 @@ from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.errors import ImageError, SessionError, ShapeError
 from napari_hrsam.geometry import Box, TileGrid, coarsest_level, filling_level
 from napari_hrsam.prompts import given_prompts
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter

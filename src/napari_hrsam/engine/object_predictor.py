@@ -25,7 +25,7 @@ from napari_hrsam.geometry import (
     downsample,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 KEPT_SHARES = 1 / 16, 0.8
 """An object with several prompts stays in its tile while its share lies between these."""

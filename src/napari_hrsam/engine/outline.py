@@ -24,7 +24,7 @@ from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask, OutlineLayer, to_block
 from napari_hrsam.geometry import Box, Tile, TileGrid, level_shape
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.tile_source import TileSource
+from napari_hrsam.storage.images.tile_source import TileSource
 
 STEP = 2
 """Levels that the outline is refined by at once: one coarse pixel becomes 4 x 4."""

@@ -14,7 +14,7 @@ from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile, downsample
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 MAX_DENSE_PX = 2**28
 """Level-0 pixels of the largest mask that is given as one array: 256 MiB."""

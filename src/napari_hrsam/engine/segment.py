@@ -14,11 +14,11 @@ from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import given_prompts
-from napari_hrsam.storage.opening import open_image
+from napari_hrsam.storage.images.opening import open_image
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 
 def segment(

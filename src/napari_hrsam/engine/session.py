@@ -34,13 +34,13 @@ from napari_hrsam.geometry import (
     pixel_of,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_store import ArrayLabels, Edit, LabelStore
-from napari_hrsam.storage.opening import open_image
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.images.tile_source import PyramidImage
+from napari_hrsam.storage.labels.store import ArrayLabels, Edit, LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 __all__ = ["Edit", "Prediction", "Session"]
 

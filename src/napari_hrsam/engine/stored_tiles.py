@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.errors import EmbeddingsError, ImageReadError
 from napari_hrsam.geometry import Tile
-from napari_hrsam.storage.fingerprint import identify
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.fingerprint import identify
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 if TYPE_CHECKING:
-    from napari_hrsam.storage.embedding_store import EmbeddingKey, EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingKey, EmbeddingStore
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class StoredTiles:
     def _key(self) -> EmbeddingKey | None:
         """Fingerprint image and model; None if the image cannot be read for that."""
         if self._known is None and self._is_readable:
-            from napari_hrsam.storage.embedding_store import EmbeddingKey
+            from napari_hrsam.storage.embeddings.store import EmbeddingKey
 
             try:
                 image = identify(self._image, self._predictor.fill)

@@ -14,10 +14,10 @@ from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.stored_tiles import StoredTiles
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Tile, level_shape
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 if TYPE_CHECKING:
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.label_ome_zarr import read_labels
+from napari_hrsam.storage.labels.levels import read_labels
 
 if TYPE_CHECKING:
     import zarr

@@ -15,7 +15,7 @@ from napari_hrsam.plugin.mouse import ClickTool
 from napari_hrsam.plugin.objects_layer import MemoryObjects
 from napari_hrsam.plugin.session_port import SessionPort
 from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, LOOKING, STILL_LOADING, Phase
-from napari_hrsam.storage.image_files import write_labels
+from napari_hrsam.storage.images.pictures import write_labels
 
 if TYPE_CHECKING:
     import napari.components

@@ -10,7 +10,7 @@ import numpy as np
 from napari.layers import Image
 
 from napari_hrsam.errors import ImageError
-from napari_hrsam.storage.layers import (
+from napari_hrsam.storage.images.layers import (
     LayerImage,
     seen_together,
     share_grid,

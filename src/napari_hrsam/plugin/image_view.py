@@ -18,7 +18,7 @@ from napari_hrsam.plugin.coordinates import (
     view_level,
     world_position,
 )
-from napari_hrsam.storage.layers import hides_below
+from napari_hrsam.storage.images.layers import hides_below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from napari_hrsam.errors import LabelsError
     from napari_hrsam.plugin.session_jobs import OpenedLabels
-    from napari_hrsam.storage.label_places import LabelFile
-    from napari_hrsam.storage.label_store import Edit
+    from napari_hrsam.storage.labels.places import LabelFile
+    from napari_hrsam.storage.labels.store import Edit
 
 MAX_THUMBNAIL_PIXELS = 2**24
 NUM_COLORS = 49

@@ -19,10 +19,10 @@ from napari_hrsam.plugin.progress import Cancelled, Progress
 from napari_hrsam.plugin.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.warm_up import compile_layers
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.kept_labels import KeptArray, KeptLabels
-from napari_hrsam.storage.label_places import LabelFile, OwnPlace
-from napari_hrsam.storage.label_pyramid import PyramidLabels
-from napari_hrsam.storage.label_store import Edit
+from napari_hrsam.storage.labels.kept import KeptArray, KeptLabels
+from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
+from napari_hrsam.storage.labels.store import Edit
 
 if TYPE_CHECKING:
     import zarr
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import Session
     from napari_hrsam.plugin.coordinates import BoxPrompt
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
-    from napari_hrsam.storage.layers import LayerImage
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
+    from napari_hrsam.storage.images.layers import LayerImage
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def find_devices() -> tuple[str, ...]:
 
 def _embeddings() -> EmbeddingStore | None:
     """Open the user's store of embeddings; without one everything works, more slowly."""
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     try:
         return EmbeddingStore()

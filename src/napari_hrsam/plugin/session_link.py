@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.session_jobs import LabelsPlace
     from napari_hrsam.plugin.strokes import Strokes
-    from napari_hrsam.storage.layers import LayerImage
+    from napari_hrsam.storage.images.layers import LayerImage
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from napari_hrsam.plugin.targets import (
     resolve_target,
 )
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_places import LabelFile, ome_zarr_of
+from napari_hrsam.storage.labels.places import LabelFile, ome_zarr_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.mouse import ClickTool
     from napari_hrsam.plugin.session_jobs import Answer, LabelsPlace, Opened
     from napari_hrsam.plugin.strokes import Strokes
-    from napari_hrsam.storage.label_places import OwnPlace
+    from napari_hrsam.storage.labels.places import OwnPlace
 
 
 _DONE = object()

@@ -18,8 +18,8 @@ from napari_hrsam.plugin.targets import (
     default_target,
     fits_in_memory,
 )
-from napari_hrsam.storage.label_names import label_names
-from napari_hrsam.storage.label_places import (
+from napari_hrsam.storage.labels.names import label_names
+from napari_hrsam.storage.labels.places import (
     DEFAULT_NAME,
     LabelFile,
     OwnPlace,
@@ -30,7 +30,7 @@ from napari_hrsam.storage.label_places import (
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-    from napari_hrsam.storage.layers import LayerImage
+    from napari_hrsam.storage.images.layers import LayerImage
 
 NEW_LAYER = "new layer"
 OWN_PLACE = "on disk, in the user folder"

@@ -10,8 +10,8 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.kept_labels import KeptArray
-from napari_hrsam.storage.label_places import (
+from napari_hrsam.storage.labels.kept import KeptArray
+from napari_hrsam.storage.labels.places import (
     DEFAULT_NAME,
     LabelFile,
     OwnPlace,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
     from numpy.typing import NDArray
 
-    from napari_hrsam.storage.layers import LayerImage
+    from napari_hrsam.storage.images.layers import LayerImage
 
 MAX_SIDE_PX = 16384
 """Single-scale Labels above the usual texture limit are drawn slowly and coarsely by napari."""

@@ -15,9 +15,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.sample.generated import read_recipe
 from napari_hrsam.sample.scene.recipe import Recipe
 from napari_hrsam.sample.scene.scene import Scene, SceneObject
-from napari_hrsam.storage.ome_zarr import array_in, open_node
-from napari_hrsam.storage.opening import open_image
-from napari_hrsam.storage.tile_source import PyramidImage
+from napari_hrsam.storage.images.ome_zarr import array_in, open_node
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.images.tile_source import PyramidImage
 
 PIXEL_UM = 0.25
 """Side of a level-0 pixel in micrometres."""

@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from napari_hrsam.errors import ConfigError, DataError
-from napari_hrsam.storage.tile_source import MEAN_RGB, ArrayImage
+from napari_hrsam.storage.images.tile_source import MEAN_RGB, ArrayImage
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.settings import CropConfig, CropSize
 

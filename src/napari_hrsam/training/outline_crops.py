@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_hrsam.errors import DataError
-from napari_hrsam.storage.tile_source import MEAN_RGB
+from napari_hrsam.storage.images.tile_source import MEAN_RGB
 from napari_hrsam.training.batches import Scene, open_scene, recolour
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.outline_drawings import draw_regions

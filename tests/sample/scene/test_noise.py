@@ -7,7 +7,7 @@ import pytest
 
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample.scene.noise import field, fields, hashed, lattice
-from napari_hrsam.storage.resample import block_mean
+from napari_hrsam.storage.images.resample import block_mean
 
 
 @pytest.mark.parametrize("cell", [(4, 4), (32, 4), (64, 512), (4096, 4096)])

@@ -1,0 +1,1 @@
+"""Embeddings kept on disk."""

@@ -1,0 +1,1 @@
+"""Files, folders and servers: written so that nothing is lost, read so that nothing overflows."""

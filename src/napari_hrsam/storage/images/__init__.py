@@ -1,0 +1,1 @@
+"""Images of any kind and size as levels of pixels."""

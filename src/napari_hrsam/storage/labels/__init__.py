@@ -1,0 +1,1 @@
+"""Label images: committed objects, their history, and what keeps them whole."""

@@ -1,0 +1,494 @@
+"""The journal of a label image: every commit, written down before it is carried out.
+
+A commit is one transaction of SQLite that holds its prompts, its model, its time, the pixels that
+it changed and the labels that were there before, as compressed blocks. It is marked as pending, and
+as not done, until all chunks of the label image are on the disk. What is pending when the journal
+is opened is put back: a commit that never returned, on a full disk for instance, never comes back.
+SQLite's own write-ahead log makes each transaction whole or absent, whenever the
+process is killed or the power is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time as clock
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.files.bounded_codecs import loose_limit
+from napari_hrsam.storage.files.safe_files import force
+from napari_hrsam.storage.labels.blocks import Block, StoredBlocks, pack, unpack
+from napari_hrsam.storage.labels.journal_rows import (
+    COLUMNS,
+    MAX_PENDING,
+    MAX_TEXT,
+    SCHEMA,
+    SEEN,
+    VERSION,
+    Bounds,
+    box_from,
+    edit_from,
+    id_of,
+    prompts_text,
+    require_few_pending,
+    require_tables,
+    stored_id,
+)
+from napari_hrsam.storage.labels.store import Edit, History
+
+UNDO_DEPTH = 1000
+"""Commits that are offered for undo at once; the next open of the labels offers more."""
+
+MAX_PROMPTS = 1_000_000
+"""Clicks in the commits that are offered at once; more would fill the memory."""
+
+# What the contents of a row can raise that we never wrote.
+_NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
+# What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
+_SETTLED, _CHANGING, _NEW = range(3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class JournalEdit(Edit):
+    """An edit that is kept in a journal, with what it changed.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the order of all edits.
+    journal : str
+        Identity of the journal.
+    """
+
+    number: int
+    journal: str
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEdit:
+    """An edit that may be carried out in part.
+
+    Attributes
+    ----------
+    edit : JournalEdit
+        The edit.
+    is_done : bool
+        Whether it was done before; that is what counts.
+    is_new : bool
+        Whether it was never done before.
+    """
+
+    edit: JournalEdit
+    is_done: bool
+    is_new: bool
+
+
+class Journal:
+    """The journal in one file. It belongs to one writer, which holds the `WriterLock`.
+
+    Parameters
+    ----------
+    path : Path
+        The file; `create` makes it.
+    dtype
+        Integer dtype of the label image.
+    bounds : Bounds, optional
+        What edits of it can be; a row that says more counts as damage.
+
+    Attributes
+    ----------
+    identity : str
+        Differs between any two journals.
+
+    Raises
+    ------
+    LabelsError
+        If the file is damaged, of a newer version, or not to be written to. This holds for every
+        method.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], bounds: Bounds | None = None) -> None:
+        self.path = path
+        self._dtype, self._bounds = dtype, bounds
+        with self._explained():
+            # The session's thread may be another one than that which opened the labels.
+            self._database = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=5
+            )
+        try:
+            with self._explained():
+                self._database.execute("PRAGMA journal_mode = WAL")
+                # Every note is on the disk before anything is changed, or told.
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute("PRAGMA foreign_keys = ON")
+                self._check_version()
+                require_tables(self._database)
+                self._database.execute(SEEN)
+                self.identity = str(self._fact("identity"))
+        except BaseException:
+            self._database.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        dtype: np.dtype[Any],
+        next_label: int,
+        looked_ns: int,
+        bounds: Bounds | None = None,
+    ) -> Journal:
+        """Make an empty journal, which hands out ids from ``next_label`` on; see `note_look`."""
+        # Under another name first: a journal is there as a whole or not at all.
+        partial = path.with_name(path.name + ".partial")
+        for old in partial.parent.glob(partial.name + "*"):
+            old.unlink()
+        with cls._explained_at(path):
+            database = sqlite3.connect(partial, isolation_level=None)
+            try:
+                database.executescript(SCHEMA)
+                facts = [
+                    ("identity", uuid.uuid4().hex),
+                    ("next_label", stored_id(next_label)),
+                    ("looked_ns", looked_ns),
+                ]
+                database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
+            finally:
+                database.close()
+            force([partial])
+            partial.rename(path)
+            force([path.parent, path.parent.parent])
+        return cls(path, dtype, bounds)
+
+    def close(self) -> None:
+        """Close the file. Does nothing the second time."""
+        self._database.close()
+
+    def next_label(self) -> int:
+        """Return the lowest id that was never used; it takes the same time whatever is there."""
+        with self._explained():
+            return id_of(self._fact("next_label"))
+
+    def looked_ns(self) -> int:
+        """Return when level 0 was looked at for ids, 0 if that was never noted."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT value FROM facts WHERE name = 'looked_ns'"
+            ).fetchone()
+            return 0 if row is None else int(row[0])
+
+    def is_seen(self, chunk: str, changed_ns: int) -> bool:
+        """Whether a chunk of level 0 is as we wrote it, so that its ids are known."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT 1 FROM seen WHERE chunk = ? AND changed_ns = ?", [chunk, changed_ns]
+            ).fetchone()
+            return row is not None
+
+    def note_look(self, highest_label: int, looked_ns: int) -> None:
+        """Write down that level 0 was looked at, and the highest id that was found.
+
+        Parameters
+        ----------
+        highest_label : int
+            Ids are handed out above it.
+        looked_ns : int
+            The time before the look, by the clock that stamps the files: what was changed at that
+            time or later is unknown.
+        """
+        with self._transaction() as execute:
+            self._raise_next_label(highest_label + 1)
+            execute("INSERT OR REPLACE INTO facts VALUES ('looked_ns', ?)", [looked_ns])
+            execute("DELETE FROM seen WHERE changed_ns < ?", [looked_ns])
+
+    def record(
+        self,
+        blocks: Iterable[Block],
+        *,
+        label: int,
+        plane: tuple[int, ...],
+        prompts: Prompts,
+        model: str,
+    ) -> JournalEdit | None:
+        """Write down a new edit as pending and not done.
+
+        The blocks are taken one by one within the transaction: if that fails, or there are none,
+        nothing is written.
+
+        Returns
+        -------
+        JournalEdit or None
+            None if there were no blocks.
+        """
+        time, said = clock.time(), prompts_text(prompts)
+        if len(said) > MAX_TEXT:
+            raise LabelsError(
+                f"expected prompts of at most {MAX_TEXT} characters, got {len(said)} for "
+                f"{len(prompts)} clicks; draw the object with fewer"
+            )
+        with self._transaction() as execute:
+            row = [stored_id(label), json.dumps(plane), said, model, time, _NEW]
+            number = execute(
+                "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
+                " VALUES (?, ?, ?, ?, ?, 0, ?)",
+                row,
+            ).lastrowid
+            assert number is not None
+            box = Box(0, 0, 0, 0)
+            for block in blocks:
+                box = box.union(block.box)
+                execute(
+                    "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [number, *_numbers(block.box), *pack(block, self._dtype)],
+                )
+            if box.area == 0:
+                execute("ROLLBACK")
+                return None
+            execute(
+                "UPDATE edits SET y0 = ?, x0 = ?, y1 = ?, x1 = ? WHERE number = ?",
+                [*_numbers(box), number],
+            )
+            self._raise_next_label(label + 1)
+        return JournalEdit(
+            label=label,
+            box=box,
+            prompts=prompts,
+            model=model,
+            time=time,
+            plane=plane,
+            number=number,
+            journal=self.identity,
+        )
+
+    def intend(self, edit: JournalEdit, *, was_done: bool, is_new: bool = False) -> None:
+        """Write down that an edit may be carried out in part; what it was before counts.
+
+        Nothing is written where that is said already.
+        """
+        with self._explained():
+            self._database.execute(
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ? AND NOT is_pending",
+                [was_done, _NEW if is_new else _CHANGING, edit.number],
+            )
+
+    def settle(
+        self, edit: JournalEdit, *, is_done: bool, seen: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """Write down that an edit is wholly made, or wholly taken back.
+
+        When it is made the first time, what was undone before can no longer be made again.
+
+        Parameters
+        ----------
+        edit, is_done
+            The edit, and what it is now.
+        seen : iterable of (str, int)
+            The chunks of level 0 that it wrote, and their stamps.
+        """
+        with self._transaction() as execute:
+            if is_done:
+                execute(
+                    "DELETE FROM edits WHERE NOT is_done AND number < ? AND EXISTS"
+                    " (SELECT 1 FROM edits WHERE number = ? AND is_pending = ?)",
+                    [edit.number, edit.number, _NEW],
+                )
+            execute(
+                "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
+                [is_done, _SETTLED, edit.number],
+            )
+            for chunk, changed_ns in seen:
+                execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", [chunk, changed_ns])
+
+    def forget(self, edit: JournalEdit) -> None:
+        """Remove an edit that was never wholly made."""
+        with self._explained():
+            self._database.execute("DELETE FROM edits WHERE number = ?", [edit.number])
+
+    def pending(self) -> list[PendingEdit]:
+        """Return the edits that may be carried out in part, newest first."""
+        with self._explained():
+            rows = self._database.execute(
+                f"SELECT {COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
+                " ORDER BY number DESC LIMIT ?",
+                [MAX_PENDING + 1],
+            ).fetchall()
+            require_few_pending(len(rows))
+            return [
+                PendingEdit(self._edit(row[:-2]), bool(row[-2]), row[-1] == _NEW) for row in rows
+            ]
+
+    def newest_done(self) -> JournalEdit | None:
+        """Return the edit that can be taken back."""
+        return self._first("is_done ORDER BY number DESC")
+
+    def oldest_undone(self) -> JournalEdit | None:
+        """Return the edit that can be made again."""
+        return self._first(f"NOT is_done AND is_pending != {_NEW} ORDER BY number")
+
+    def history(self) -> History:
+        """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
+        query = f"SELECT {COLUMNS} FROM edits WHERE "  # noqa: S608
+        with self._explained():
+            done = self._newest(query + "is_done ORDER BY number DESC LIMIT ?")
+            undone = self._newest(
+                query + f"NOT is_done AND is_pending != {_NEW} ORDER BY number LIMIT ?"
+            )
+            return History(done=done[::-1], undone=undone[::-1])
+
+    def _newest(self, query: str) -> tuple[JournalEdit, ...]:
+        """Return the first edits of a query, as many as are offered at once."""
+        edits: list[JournalEdit] = []
+        num_prompts = 0
+        for row in self._database.execute(query, [UNDO_DEPTH]):
+            edits.append(self._edit(row))
+            num_prompts += len(edits[-1].prompts)
+            if num_prompts > MAX_PROMPTS:
+                break
+        return tuple(edits)
+
+    def blocks(self, edit: JournalEdit) -> StoredBlocks:
+        """Return the blocks of an edit, to be read one by one."""
+        with self._explained():
+            (num_blocks,) = self._database.execute(
+                "SELECT count(*) FROM blocks WHERE edit = ?", [edit.number]
+            ).fetchone()
+            if self._bounds is not None and num_blocks > self._bounds.num_cells(edit.box):
+                raise ValueError(f"{num_blocks} blocks for {edit.box}")
+            rows = self._database.execute(
+                "SELECT rowid, y0, x0, y1, x1, changed IS NULL AND before IS NULL FROM blocks"
+                " WHERE edit = ? ORDER BY rowid",
+                [edit.number],
+            ).fetchall()
+            boxes = [box_from(list(row[1:5])) for row in rows]
+            for box, row in zip(boxes, rows, strict=True):
+                if box.union(edit.box) != edit.box:
+                    raise ValueError(f"a block of {box} outside {edit.box}")
+                if self._bounds is not None and not row[5]:
+                    self._bounds.require_pixels(box)
+        rows_of_pixels = [None if row[5] else row[0] for row in rows]
+        return StoredBlocks(boxes, rows_of_pixels, self._read_block)
+
+    def _read_block(self, box: Box, row: int) -> Block:
+        limit = loose_limit(box.area * self._dtype.itemsize)
+        with self._explained():
+            changed, before = self._database.execute(
+                "SELECT changed, before FROM blocks WHERE rowid = ?"
+                " AND ifnull(length(changed), 0) <= ? AND ifnull(length(before), 0) <= ?",
+                [row, limit, limit],
+            ).fetchone()
+            return unpack(box, changed, before, self._dtype)
+
+    def _check_version(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise LabelsError(
+                f"expected a journal of version {VERSION} at {self.path}, got {version}; "
+                "update napari-hrsam, or use the version that made it"
+            )
+        if version != VERSION:
+            raise LabelsError(
+                f"expected a journal of version {VERSION} at {self.path}, got {version}, which "
+                "was made before the first release; the labels themselves lie in other files. "
+                f"Move the folder {self.path.parent} away and open the labels again: they start a "
+                "new journal, without the undo of earlier commits"
+            )
+
+    def _fact(self, name: str) -> Any:
+        (value,) = self._database.execute(
+            "SELECT value FROM facts WHERE name = ?", [name]
+        ).fetchone()
+        return value
+
+    def _raise_next_label(self, label: int) -> None:
+        if label > id_of(self._fact("next_label")):
+            self._execute(
+                "UPDATE facts SET value = ? WHERE name = 'next_label'", [stored_id(label)]
+            )
+
+    def _first(self, condition: str) -> JournalEdit | None:
+        query = f"SELECT {COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
+        with self._explained():
+            row = self._database.execute(query).fetchone()
+            return None if row is None else self._edit(row)
+
+    def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
+        edit = edit_from(row)
+        if edit.label > np.iinfo(self._dtype).max:
+            raise ValueError(f"the id {edit.label} in labels of {self._dtype}")
+        if self._bounds is not None:
+            self._bounds.require_edit(edit.plane, edit.box)
+        return JournalEdit(
+            label=edit.label,
+            box=edit.box,
+            prompts=edit.prompts,
+            model=edit.model,
+            time=edit.time,
+            plane=edit.plane,
+            number=edit.number,
+            journal=self.identity,
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """Give the function that executes; what was executed happens as a whole or not at all."""
+        with self._explained():
+            self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._execute
+            if self._database.in_transaction:
+                self._execute("COMMIT")
+        except BaseException:
+            # A full disk makes SQLite roll back by itself.
+            if self._database.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+
+    def _execute(self, command: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        with self._explained():
+            return self._database.execute(command, list(values))
+
+    def _explained(self) -> Any:
+        return self._explained_at(self.path)
+
+    @staticmethod
+    @contextmanager
+    def _explained_at(path: Path) -> Iterator[None]:
+        """Turn what SQLite and damaged contents raise into an error that says what to do."""
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            raise LabelsError(
+                f"expected a journal that can be written to at {path}, got: {error}; check the "
+                "space on the disk and the rights of the folder. The labels are unchanged"
+            ) from error
+        # TypeError: a row that should be there is not.
+        except (
+            sqlite3.Error,
+            ValueError,
+            TypeError,
+            KeyError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
+            if isinstance(error, LabelsError):
+                raise
+            raise LabelsError(
+                f"expected an intact journal, got damage at {path} ({type(error).__name__}: "
+                f"{error}); the labels themselves lie in other files. Move the folder "
+                f"{path.parent} away and open the labels again: they start a new journal, without "
+                "the undo of earlier commits"
+            ) from error
+
+
+def _numbers(box: Box) -> tuple[int, int, int, int]:
+    return box.y0, box.x0, box.y1, box.x1

@@ -1,0 +1,151 @@
+"""What the journal of a label image tells about its objects, read without the right to write."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.storage.files.writer_lock import require_own_files
+from napari_hrsam.storage.labels.journal_rows import (
+    COLUMNS,
+    edit_from,
+    id_of,
+    require_few_pending,
+    require_tables,
+)
+
+JOURNAL_FILE = Path(".journal") / "journal.sqlite"
+"""Where the journal lies in the folder of a label image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitFacts:
+    """One commit, without its pixels.
+
+    Attributes
+    ----------
+    label : int
+        The object's id.
+    plane : tuple of int
+        Where it lies.
+    box : Box
+        What it changed, in level-0 pixels.
+    model : str
+        Name of the model that drew it, or empty.
+    time : float
+        In seconds since 1970.
+    num_prompts : int
+        Clicks and boxes that led to it.
+    is_done, is_pending : bool
+        Whether it counts (it may have been taken back), and whether it may be carried out in part.
+    """
+
+    label: int
+    plane: tuple[int, ...]
+    box: Box
+    model: str
+    time: float
+    num_prompts: int
+    is_done: bool
+    is_pending: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JournalFacts:
+    """What a journal tells.
+
+    Attributes
+    ----------
+    next_label : int
+        The lowest id that was never used.
+    commits : tuple of CommitFacts
+        Oldest first.
+    """
+
+    next_label: int
+    commits: tuple[CommitFacts, ...]
+
+    @property
+    def pending(self) -> tuple[CommitFacts, ...]:
+        """Those that may be carried out in part."""
+        return tuple(commit for commit in self.commits if commit.is_pending)
+
+    def newest(self, plane: tuple[int, ...]) -> dict[int, CommitFacts]:
+        """Return the newest commit of every object of a plane."""
+        return {
+            commit.label: commit
+            for commit in self.commits
+            if commit.is_done and commit.plane == plane
+        }
+
+
+def read_journal(folder: Path) -> JournalFacts | None:
+    """Read the journal of a label image; nothing is changed or locked.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the label group.
+
+    Returns
+    -------
+    JournalFacts or None
+        None if there is no journal, as for another program's labels.
+
+    Raises
+    ------
+    LabelsError
+        If it is damaged, or cannot be read.
+    """
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        return None
+    require_own_files(path.parent)
+    try:
+        with closing(sqlite3.connect(_address(path), uri=True, timeout=5)) as database:
+            require_tables(database)
+            (next_label,) = database.execute(
+                "SELECT value FROM facts WHERE name = 'next_label'"
+            ).fetchone()
+            return JournalFacts(next_label=id_of(next_label), commits=tuple(_commits(database)))
+    # ValueError and the like: what is written in a row is none of ours.
+    except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
+        raise LabelsError(
+            f"expected an intact journal, got {type(error).__name__}: {error} at {path}; the "
+            "labels themselves lie in other files. Copy the whole folder to where it can be "
+            "written to and try again, or move the journal away to go on without the undo of "
+            "earlier commits"
+        ) from error
+
+
+def _address(path: Path) -> str:
+    """Return an address that opens the file without leaving anything beside it, where it can."""
+    log = path.with_name(path.name + "-wal")
+    # Without a log, all of it is in the file: no lock is needed, which a read-only folder refuses.
+    is_settled = not log.exists() or log.stat().st_size == 0
+    return f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if is_settled else ''}"
+
+
+def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
+    query = f"SELECT {COLUMNS}, is_done, is_pending FROM edits ORDER BY number"  # noqa: S608
+    num_pending = 0
+    for *row, is_done, is_pending in database.execute(query):
+        num_pending += bool(is_pending)
+        require_few_pending(num_pending)
+        edit = edit_from(tuple(row))
+        yield CommitFacts(
+            label=edit.label,
+            plane=edit.plane,
+            box=edit.box,
+            model=edit.model,
+            time=edit.time,
+            num_prompts=len(edit.prompts.points_yx) + (edit.prompts.box is not None),
+            is_done=bool(is_done),
+            is_pending=bool(is_pending),
+        )

@@ -1,0 +1,132 @@
+"""Labels in memory of which a copy on disk is made, commit by commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box, BoxLike
+from napari_hrsam.storage.images.layers import LayerImage
+from napari_hrsam.storage.labels.places import DEFAULT_NAME, LabelFile, OwnPlace
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
+from napari_hrsam.storage.labels.store import ArrayEdit, ArrayLabels, Edit
+
+if TYPE_CHECKING:
+    from napari_hrsam.masks import RegionMask
+    from napari_hrsam.prompts import Prompts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KeptArray:
+    """An array for objects, and how its copy on disk is found.
+
+    Attributes
+    ----------
+    array : (H, W) integer
+        Changed in place by commits.
+    place : OwnPlace
+        Of the image.
+    name : str
+        Name of the label image there.
+    taken : tuple of LabelFile
+        Copies that belong to other arrays: with one of these names another one is used.
+    is_new : bool
+        Whether the array is to take up what the copy holds.
+    """
+
+    array: NDArray[np.integer]
+    place: OwnPlace
+    name: str = DEFAULT_NAME
+    taken: tuple[LabelFile, ...] = ()
+    is_new: bool = True
+
+    def file(self, image: LayerImage) -> LabelFile:
+        """Return where the copy lies; see `OwnPlace.of`."""
+        path = self.place.of(image).path
+        number, file = 1, LabelFile(path, self.name)
+        while file in self.taken:
+            number += 1
+            file = LabelFile(path, f"{self.name}-{number}")
+        return file
+
+
+class KeptLabels(ArrayLabels):
+    """A label image in an array; every commit is on disk, too, when it returns.
+
+    What others write into the array is not copied.
+
+    Parameters
+    ----------
+    array : (H, W) integer array
+        Changed in place.
+    copy : PyramidLabels
+        Of the same shape; closed by whoever opened it.
+    takes_up : bool
+        Whether the array takes over what the copy holds.
+
+    Raises
+    ------
+    LabelsError
+        If the shapes differ, or the copy cannot be read.
+    """
+
+    def __init__(self, array: NDArray[Any], copy: PyramidLabels, *, takes_up: bool) -> None:
+        super().__init__(array)
+        if copy.shape_yx != self.shape_yx:
+            raise LabelsError(
+                f"expected a copy of shape {self.shape_yx}, got {copy.shape_yx} in {copy.folder}; "
+                "move that folder away"
+            )
+        if takes_up:
+            array[...] = copy.read(Box.of_shape(self.shape_yx))
+        self._copy = copy
+        self._copied: dict[Edit, Edit] = {}
+
+    def next_label(self) -> int:
+        """Return an id that neither the array nor the copy has used."""
+        return max(super().next_label(), self._copy.next_label())
+
+    def write(
+        self,
+        box: BoxLike,
+        mask: NDArray[np.bool_] | RegionMask,
+        label: int,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> ArrayEdit:
+        """Write one object, as `ArrayLabels.write`, and copy it.
+
+        Raises
+        ------
+        LabelsError
+            Also if it cannot be copied; the array is as before then.
+        """
+        edit = super().write(
+            box, mask, label, overwrite=overwrite, prompts=prompts, model=model, plane=plane
+        )
+        written = (edit.after == label) & (edit.before != label)
+        try:
+            self._copied[edit] = self._copy.write(
+                edit.box, written, label, overwrite=True, prompts=prompts, model=model
+            )
+        except LabelsError:
+            super().revert(edit)
+            raise
+        return edit
+
+    def revert(self, edit: Edit) -> None:
+        """Put back what an edit changed, in both."""
+        self._copy.revert(self._copied[edit])
+        super().revert(edit)
+
+    def apply(self, edit: Edit) -> None:
+        """Make a reverted edit again, in both."""
+        self._copy.apply(self._copied[edit])
+        super().apply(edit)

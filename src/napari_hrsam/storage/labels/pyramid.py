@@ -1,0 +1,544 @@
+"""A label image of any size in a folder, which loses no commit and needs no memory of its size."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.masks import RegionMask
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.files.held_places import HeldPlaces
+from napari_hrsam.storage.files.writer_lock import WriterLock
+from napari_hrsam.storage.labels.journal import Journal, JournalEdit
+from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
+from napari_hrsam.storage.labels.journal_rows import Bounds
+from napari_hrsam.storage.labels.levels import (
+    LabelLevels,
+    open_label_levels,
+    read_labels,
+)
+from napari_hrsam.storage.labels.making import create_label_levels, require_listed
+from napari_hrsam.storage.labels.store import (
+    Edit,
+    History,
+    checked_plane,
+    no_free_pixel,
+    region_of,
+    require_fits,
+)
+from napari_hrsam.storage.labels.writer import LevelWriter
+
+logger = logging.getLogger(__name__)
+
+
+def create_labels(path: str | PathLike[str], name: str, like: object = None) -> PyramidLabels:
+    """Make an empty label image in a folder, and open it for drawing.
+
+    Parameters
+    ----------
+    path : path
+        A local OME-Zarr image (the labels get its levels and are listed in it), or a folder for
+        labels alone, which is made if it does not exist.
+    name : str
+        Name of the label image; it comes to lie at ``labels/<name>``.
+    like : image, shape or None
+        An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
+        Not needed where ``path`` is an OME-Zarr image. Labels in a folder of their own take over
+        the axes, pixel size and units of an opened OME-Zarr image.
+
+    Returns
+    -------
+    PyramidLabels
+        uint32; close it when it is no longer needed, or use it in a ``with`` statement.
+
+    Raises
+    ------
+    LabelsError
+        If the name is taken or unusable, the shapes differ, or the folder holds something else or
+        cannot be written to.
+
+    Examples
+    --------
+    >>> with create_labels("slide.ome.zarr", "cells") as labels:  # doctest: +SKIP
+    ...     session = Session("hrsam-tiny", image, labels)
+    """
+    return PyramidLabels(create_label_levels(_local(path), name, like))
+
+
+def open_labels(path: str | PathLike[str], name: str) -> PyramidLabels:
+    """Open a label image of a folder for drawing: ours, or another program's.
+
+    What a crash left half done is put back. What other programs wrote since the labels were opened
+    last is searched for the highest id; the first time that is all of it, which takes as long as
+    reading them once.
+
+    Parameters
+    ----------
+    path, name
+        As in `create_labels`.
+
+    Raises
+    ------
+    LabelsError
+        If there is no such label image, it is damaged, or another process has it open.
+    """
+    folder = _local(path)
+    labels = PyramidLabels(open_label_levels(folder, name))
+    # Now that nobody else writes.
+    require_listed(folder, name)
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An edit that could not be carried out, and how to take that back."""
+
+    edit: JournalEdit
+    was_done: bool
+    is_new: bool
+
+
+class PyramidLabels:
+    """An OME-Zarr label image that a session commits to; see `create_labels` and `open_labels`.
+
+    Every level shows every commit: coarser levels hold the majority of the labels, background not
+    counted. A commit that has returned is kept whatever happens to the process. One object at a
+    time may have a label image open, in the process that opened it; of several threads one at a
+    time is let in. The folder must stay where it is until it is closed.
+
+    Parameters
+    ----------
+    levels : LabelLevels
+        The opened arrays.
+
+    Raises
+    ------
+    LabelsError
+        If another process has the labels open, the journal is damaged or cannot be written to, or
+        something left half done by a crash cannot be put back. Of every method that writes also
+        if the folder was moved, deleted or replaced meanwhile, or the process was forked.
+    """
+
+    def __init__(self, levels: LabelLevels) -> None:
+        self._levels = levels
+        self._writer = LevelWriter(levels, self._require_places)
+        self._failed: _Failed | None = None
+        self._is_closed = False
+        self._process = os.getpid()
+        self._one_at_a_time = threading.RLock()
+        self._promised: dict[int, int] = {}
+        with ExitStack() as undo:
+            undo.callback(self._writer.close)
+            self._lock = WriterLock(_made(levels.folder / JOURNAL_FILE.parent))
+            undo.callback(self._lock.release)
+            self._journal = self._open_journal()
+            undo.callback(self._journal.close)
+            self._places = HeldPlaces(
+                levels.folder,
+                [
+                    levels.folder,
+                    levels.folder / JOURNAL_FILE.parent,
+                    levels.folder / JOURNAL_FILE,
+                    *(levels.folder / array.path for array in levels.arrays),
+                ],
+            )
+            undo.callback(self._places.close)
+            self._put_back_what_is_pending()
+            self._close_all = undo.pop_all()
+
+    def __enter__(self) -> PyramidLabels:
+        """Return the labels themselves."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the labels."""
+        self.close()
+
+    def close(self) -> None:
+        """Let others write. Everything is on disk already."""
+        # In a forked process all of it still belongs to the one that opened it.
+        if self._is_closed or os.getpid() != self._process:
+            self._is_closed = True
+            return
+        with self._one_at_a_time:
+            self._is_closed = True
+            self._close_all.close()
+
+    def __repr__(self) -> str:
+        """Tell place, size and dtype in one line."""
+        height, width = self.shape_yx
+        planes = f", planes {self.plane_shape}" if self.plane_shape else ""
+        closed = ", closed" if self._is_closed else ""
+        return f"PyramidLabels({str(self.folder)!r}, {height} x {width} px{planes}{closed})"
+
+    @property
+    def folder(self) -> Path:
+        """Where the label group lies."""
+        return self._levels.folder
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Height and width in level-0 pixels."""
+        return self._levels.shapes_yx[0]
+
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Sizes of the axes before y and x; empty for a 2-D label image."""
+        return self._levels.plane_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The integer dtype of the labels."""
+        return self._levels.dtype
+
+    @property
+    def levels(self) -> tuple[zarr.Array[Any], ...]:
+        """The stored arrays, finest first, for reading."""
+        return self._levels.arrays
+
+    def read(
+        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        """Read a part of one level.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box, optional
+            In pixels of that level, inside it; by default all of it.
+        level : int
+            Index of `levels`.
+        plane : tuple of int
+            Index over the axes before y and x.
+
+        Returns
+        -------
+        (box.height, box.width), dtype of the labels
+
+        Raises
+        ------
+        LabelsError
+            If a chunk cannot be read, there is no such level or plane, or the box reaches outside.
+        """
+        plane = checked_plane(plane, self.plane_shape)
+        if not 0 <= level < len(self.levels):
+            raise LabelsError(
+                f"expected a level from 0 to {len(self.levels) - 1}, got {level}; 0 is full size"
+            )
+        whole = Box.of_shape(self._levels.shapes_yx[level])
+        part = whole if box is None else as_box(box)
+        if part.intersection(whole) != part:
+            raise LabelsError(
+                f"expected a box inside level {level} of shape {whole.shape_yx}, got {part}; give "
+                "(y0, x0, y1, x1) in pixels of that level"
+            )
+        return read_labels(self.levels[level], (*plane, *part.slices))
+
+    def history(self) -> History:
+        """Return the commits that can be taken back and made again, also of earlier sessions."""
+        with self._turn():
+            return self._journal.history()
+
+    def newest_done(self) -> JournalEdit | None:
+        """Return the commit that `revert` takes back, None if there is none."""
+        self._require_open()
+        with self._one_at_a_time:
+            return self._journal.newest_done()
+
+    def next_undone(self) -> JournalEdit | None:
+        """Return the commit that `apply` makes again, None if there is none."""
+        self._require_open()
+        with self._one_at_a_time:
+            return self._journal.oldest_undone()
+
+    def next_label(self) -> int:
+        """Return an id that was never used; it takes the same time however many there are.
+
+        It is the same until the thread writes; of several threads each gets another one.
+
+        Raises
+        ------
+        LabelsError
+            If the dtype of the labels cannot hold it.
+        """
+        with self._turn():
+            thread = threading.get_ident()
+            if thread not in self._promised:
+                taken = set(self._promised.values())
+                lowest = self._journal.next_label()
+                label = next(label for label in itertools.count(lowest) if label not in taken)
+                require_fits(label, self.dtype)
+                self._promised[thread] = label
+            return self._promised[thread]
+
+    def write(
+        self,
+        box: BoxLike,
+        mask: NDArray[np.bool_] | RegionMask,
+        label: int,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> JournalEdit:
+        """Write one object at every level. When this returns, a killed program cannot lose it.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box
+            Where the mask lies, inside the image.
+        mask : (box.height, box.width) bool, or RegionMask
+            The object. Of a `RegionMask`, which need not fit into memory, what lies in the box
+            is written.
+        label : int
+            Its id, 1 or more.
+        overwrite : bool
+            Whether pixels of other objects are taken over; by default they stay.
+        prompts, model
+            Kept in the journal.
+        plane : tuple of int
+            Index over the axes before y and x; may be left out where they all have length 1.
+
+        Returns
+        -------
+        JournalEdit
+            Its box is the smallest one that holds every changed pixel.
+
+        Raises
+        ------
+        LabelsError
+            If no pixel can be written, the id does not fit the dtype, the box reaches outside,
+            there is no such plane, or the disk is full or fails; the labels are as before then.
+        ShapeError
+            If the mask does not have the shape of the box.
+        """
+        require_fits(label, self.dtype)
+        box = as_box(box)
+        region = region_of(box, mask, self.shape_yx)
+        plane = checked_plane(plane, self.plane_shape)
+        with self._turn():
+            try:
+                edit = self._journal.record(
+                    self._writer.changes(box, region, label, plane, overwrite=overwrite),
+                    label=label,
+                    plane=plane,
+                    prompts=prompts or Prompts(),
+                    model=model,
+                )
+                if edit is None:
+                    raise no_free_pixel(label, region, box)
+                self._carry_out(edit, is_done=True, is_new=True)
+            finally:
+                self._writer.forget()
+            thread = threading.get_ident()
+            self._promised = {
+                other: promised
+                for other, promised in self._promised.items()
+                if other != thread and promised != label
+            }
+        return edit
+
+    def revert(self, edit: Edit) -> None:
+        """Take back the newest commit; pixels that it did not change stay as they are.
+
+        Raises
+        ------
+        LabelsError
+            If it is not the newest commit of these labels, or the disk is full or fails.
+        """
+        own = self._own(edit)
+        with self._turn():
+            newest = self._journal.newest_done()
+            if newest is None or own.number != newest.number:
+                raise LabelsError(
+                    "expected the newest commit to take back, got an older one (object "
+                    f"{own.label}); take back those after it first, newest first"
+                )
+            self._change(own, is_done=False)
+
+    def apply(self, edit: Edit) -> None:
+        """Make the commit again that was taken back last.
+
+        Raises
+        ------
+        LabelsError
+            If it is not that commit, or the disk is full or fails.
+        """
+        own = self._own(edit)
+        with self._turn():
+            undone = self._journal.oldest_undone()
+            if undone is None or own.number != undone.number:
+                raise LabelsError(
+                    "expected the commit that was taken back last, got another one (object "
+                    f"{own.label}); make those before it again first. A new commit ends the chance "
+                    "to"
+                )
+            self._change(own, is_done=True)
+
+    def _change(self, edit: JournalEdit, *, is_done: bool) -> None:
+        try:
+            # A damaged chunk is found before anything is changed.
+            self._writer.require_readable(edit.plane, self._journal.blocks(edit))
+            self._journal.intend(edit, was_done=not is_done)
+            self._carry_out(edit, is_done=is_done, is_new=False)
+        finally:
+            self._writer.forget()
+
+    def _carry_out(self, edit: JournalEdit, *, is_done: bool, is_new: bool) -> None:
+        """Write an edit of the journal to every level; when that fails, take it back."""
+        self._failed = _Failed(edit, was_done=not is_done, is_new=is_new)
+        try:
+            self._put(edit, is_done=is_done)
+            self._journal.settle(edit, is_done=is_done, seen=self._writer.written())
+        except BaseException:
+            try:
+                self._take_back()
+            except LabelsError:
+                # The next call tries it again, and so does the next opening.
+                logger.exception("could not take back a failed change of %s", self.folder)
+            raise
+        self._failed = None
+        self._writer.settle()
+
+    def _take_back(self) -> None:
+        assert self._failed is not None
+        edit, was_done, is_new = self._failed.edit, self._failed.was_done, self._failed.is_new
+        # Said already, unless an interruption came right after it was settled.
+        self._journal.intend(edit, was_done=was_done, is_new=is_new)
+        self._writer.put_back()
+        self._note_put_back(edit, was_done=was_done, is_new=is_new)
+        self._failed = None
+
+    def _put_back_what_is_pending(self) -> None:
+        """Put back what was under way when the last process ended."""
+        for pending in self._journal.pending():
+            logger.warning(
+                "putting back a change of %s that was interrupted: object %d",
+                self.folder,
+                pending.edit.label,
+            )
+            try:
+                self._put(pending.edit, is_done=pending.is_done)
+                self._note_put_back(pending.edit, was_done=pending.is_done, is_new=pending.is_new)
+            except BaseException:
+                self._writer.put_back()
+                raise
+            self._writer.settle()
+        self._writer.forget()
+
+    def _note_put_back(self, edit: JournalEdit, *, was_done: bool, is_new: bool) -> None:
+        if is_new:
+            self._journal.forget(edit)
+        else:
+            self._journal.settle(edit, is_done=was_done, seen=self._writer.written())
+
+    def _put(self, edit: JournalEdit, *, is_done: bool) -> None:
+        """Write the labels after the edit (or before it) at every level; safe to do twice."""
+        self._writer.put(edit.plane, edit.label, self._journal.blocks(edit), is_done=is_done)
+
+    def _own(self, edit: Edit) -> JournalEdit:
+        self._require_open()
+        if not isinstance(edit, JournalEdit) or edit.journal != self._journal.identity:
+            raise LabelsError(
+                f"expected an edit of the labels at {self.folder}, got one of other labels; give "
+                "what their write or their history returned"
+            )
+        return edit
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let one thread in, if all is as it must be; what failed before is taken back first."""
+        self._require_open()
+        with self._one_at_a_time:
+            self._require_open()
+            self._require_places()
+            if self._failed is not None:
+                self._take_back()
+            yield
+
+    def _require_open(self) -> None:
+        if os.getpid() != self._process:
+            raise LabelsError(
+                f"expected the process that opened the labels ({self._process}), got another one "
+                f"({os.getpid()}) that was forked from it; write there, or close them there and "
+                f"open them here ({self.folder})"
+            )
+        if self._is_closed:
+            raise LabelsError(
+                f"expected open labels, got closed ones ({self.folder}); open them again with "
+                "open_labels"
+            )
+
+    def _require_places(self) -> None:
+        self._places.require()
+
+    def _open_journal(self) -> Journal:
+        """Open the journal; look at the ids of what other programs wrote, or all the first time."""
+        path, since_ns = self.folder / JOURNAL_FILE, self._lock.since_ns
+        bounds = Bounds(
+            shape=(*self.plane_shape, *self.shape_yx), cell_yx=self._writer.grids[0].side_yx
+        )
+        if not path.exists():
+            highest = self._levels.highest_label() or 0
+            return Journal.create(path, self.dtype, max(0, highest) + 1, since_ns, bounds)
+        journal = Journal(path, self.dtype, bounds)
+        try:
+            looked_ns = journal.looked_ns()
+            found = self._levels.highest_label(
+                lambda chunk, changed_ns: (
+                    changed_ns < looked_ns or journal.is_seen(chunk, changed_ns)
+                )
+            )
+            if found is not None:
+                journal.note_look(found, since_ns)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+
+def _local(path: str | PathLike[str]) -> Path:
+    text = str(path)
+    if "://" in text and not text.startswith("file://"):
+        raise LabelsError(
+            f"expected a folder on this computer for labels, got {text}; keep the labels of a "
+            "remote image in a folder of their own: create_labels(folder, name, like=image)"
+        )
+    try:
+        # The program may change its folder while the labels are open.
+        return Path(text.removeprefix("file://")).absolute()
+    except OSError as error:
+        raise LabelsError(
+            f"expected the folder that {text} is relative to, got: {error}; give a whole path"
+        ) from error
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {folder}: {error}; check "
+            "its rights and the space on the disk"
+        ) from error
+    return folder

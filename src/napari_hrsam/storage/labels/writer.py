@@ -1,0 +1,432 @@
+"""Write a change of labels to every level of a label image, in little memory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
+from napari_hrsam.masks import RegionMask
+from napari_hrsam.storage.files.safe_files import FileBatch, changed_ns
+from napari_hrsam.storage.labels.blocks import Block, Blocks
+from napari_hrsam.storage.labels.chunks import (
+    Cell,
+    CellGrid,
+    OneLabel,
+    labels_of,
+    mask_of,
+    one_label,
+    own_labels_of,
+    unwritable,
+)
+from napari_hrsam.storage.labels.downsampling import AxisRatio, any_set, majority
+from napari_hrsam.storage.labels.levels import LabelLevels
+
+logger = logging.getLogger(__name__)
+
+MAX_CELL_BYTES = 64 * 2**20
+"""Memory for the cells that were read or written last, all levels together."""
+
+_Place = tuple[int, int]
+
+
+class LevelWriter:
+    """Writes changes to every level: whole chunks only, coarser levels derived from finer ones.
+
+    It goes through the chunks in the order of a quadtree: a coarse chunk follows the fine ones
+    under it, which are still in memory then. What was just read or written is kept, until `forget`.
+
+    Parameters
+    ----------
+    levels : LabelLevels
+        The opened arrays.
+    check : callable, optional
+        Called before files take their places; what it raises keeps them from it.
+
+    Raises
+    ------
+    LabelsError
+        If a level is larger than the one before.
+    """
+
+    def __init__(self, levels: LabelLevels, check: Callable[[], None] | None = None) -> None:
+        self.levels = levels
+        self.files = FileBatch(check)
+        self.grids = [CellGrid(levels.folder, array, self.files) for array in levels.arrays]
+        self.ratios = [
+            (AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1]))
+            for fine, coarse in itertools.pairwise(levels.shapes_yx)
+        ]
+        self._cells: OrderedDict[tuple[int, tuple[int, ...], _Place], Cell] = OrderedDict()
+        self._num_bytes = 0
+
+    def forget(self) -> None:
+        """Let go of the memory; the next change reads anew what others may have written."""
+        self._cells.clear()
+        self._num_bytes = 0
+
+    def close(self) -> None:
+        """Let go of memory and threads."""
+        self.forget()
+        self.files.close()
+
+    def changes(
+        self,
+        box: Box,
+        mask: RegionMask,
+        label: int,
+        plane: tuple[int, ...],
+        *,
+        overwrite: bool,
+    ) -> Iterator[Block]:
+        """Go through what a new object changes, chunk by chunk.
+
+        Parameters
+        ----------
+        box, mask, label, plane, overwrite
+            As in `PyramidLabels.write`; all checked.
+
+        Raises
+        ------
+        LabelsError
+            If the labels there cannot be read.
+        """
+        row: Box | None = None
+        for block in self._changed_cells(box, mask, label, plane, overwrite=overwrite):
+            # Chunks in one row that the object fills and that were empty are one block.
+            is_plain = block.changed is None and block.before is None
+            if row is not None:
+                if is_plain and _is_continued(row, block.box):
+                    row = row.union(block.box)
+                    continue
+                yield Block(row)
+                row = None
+            if is_plain:
+                row = block.box
+            else:
+                yield block
+        if row is not None:
+            yield Block(row)
+
+    def put(self, plane: tuple[int, ...], label: int, blocks: Blocks, *, is_done: bool) -> None:
+        """Write the labels after an edit (or before it) at every level; safe to do twice.
+
+        Until `settle`, `put_back` undoes it.
+
+        Parameters
+        ----------
+        plane : tuple of int
+            Where the edit is.
+        label : int
+            The id that it draws.
+        blocks : Blocks
+            What it changes.
+        is_done : bool
+            Whether the labels after it are written, or those before it.
+
+        Raises
+        ------
+        LabelsError
+            If a chunk cannot be read or written; the edit may be written in part.
+        """
+        try:
+            _Update(self, plane, label, blocks, is_done=is_done).run()
+            self.files.finish()
+        except OSError as error:
+            raise unwritable(str(self.levels.folder), error) from error
+
+    def written(self) -> Iterator[tuple[str, int]]:
+        """Go through the chunks of level 0 that `put` wrote: their keys, and when (in ns)."""
+        top = f"{self.levels.folder / self.levels.arrays[0].path}/"
+        for path in self.files.replaced:
+            if path.startswith(top):
+                # What was removed, or cannot be asked, is unknown.
+                with suppress(OSError):
+                    yield path.removeprefix(top), changed_ns(Path(path).stat())
+
+    def settle(self) -> None:
+        """Let go of what `put` replaced."""
+        try:
+            self.files.settle()
+        except OSError as error:
+            logger.warning("a file that is no longer needed was left: %s", error)
+
+    def put_back(self) -> None:
+        """Bring back all files as they were before `put`; this needs no space on the disk.
+
+        Raises
+        ------
+        LabelsError
+            If the disk fails; do it again later.
+        """
+        self.forget()
+        try:
+            self.files.abandon()
+        except OSError as error:
+            raise unwritable(str(self.levels.folder), error) from error
+
+    def require_readable(self, plane: tuple[int, ...], blocks: Blocks) -> None:
+        """Raise `LabelsError` if a chunk that a change of some blocks needs is damaged."""
+        for index, box in enumerate(blocks.boxes):
+            block = blocks.read(index)
+            for place in self.grids[0].places(box):
+                if not _replaces(block, self.grids[0].box(place)):
+                    self.read(0, plane, place)
+
+    def read(self, level: int, plane: tuple[int, ...], place: _Place) -> Cell:
+        """Read a cell, or take it from memory."""
+        key = (level, plane, place)
+        if key in self._cells:
+            self._cells.move_to_end(key)
+            return self._cells[key]
+        cell = self.grids[level].read(plane, place)
+        self._keep(key, cell)
+        return cell
+
+    def write(self, level: int, plane: tuple[int, ...], place: _Place, cell: Cell) -> None:
+        """Write a cell, and keep it in memory."""
+        self.grids[level].write(plane, place, cell)
+        self._keep((level, plane, place), cell)
+
+    def coarser(self, level: int, box: Box) -> Box:
+        """Return the pixels of a level on which a box of the level before falls."""
+        rows, columns = self.ratios[level - 1]
+        y0, y1 = rows.covering(box.y0, box.y1)
+        x0, x1 = columns.covering(box.x0, box.x1)
+        return Box(y0, x0, y1, x1)
+
+    def _keep(self, key: tuple[int, tuple[int, ...], _Place], cell: Cell) -> None:
+        self._num_bytes += _num_bytes(cell) - _num_bytes(self._cells.pop(key, None))
+        self._cells[key] = cell
+        while self._num_bytes > MAX_CELL_BYTES:
+            self._num_bytes -= _num_bytes(self._cells.popitem(last=False)[1])
+
+    def _changed_cells(
+        self, box: Box, mask: RegionMask, label: int, plane: tuple[int, ...], *, overwrite: bool
+    ) -> Iterator[Block]:
+        grid = self.grids[0]
+        for place in grid.places(box):
+            whole = grid.box(place)
+            part = whole.intersection(box)
+            known = mask.fills(part)
+            if known is False:
+                continue
+            wanted = None if known else mask.read(part).astype(np.bool_, copy=False)
+            if wanted is not None and not wanted.any():
+                continue
+            cell = self.read(0, plane, place)
+            if cell is None:
+                yield _tight(part, wanted, None)
+                continue
+            inside = part.shifted(-whole.y0, -whole.x0).slices
+            values = labels_of(cell, whole.shape_yx, self.levels.dtype)[inside]
+            free = values != label if overwrite else values == 0
+            changed = free if wanted is None else wanted & free
+            if changed.any():
+                yield _tight(part, changed, values)
+
+
+class _Update:
+    """One change on its way through the levels."""
+
+    def __init__(
+        self,
+        writer: LevelWriter,
+        plane: tuple[int, ...],
+        label: int,
+        blocks: Blocks,
+        *,
+        is_done: bool,
+    ) -> None:
+        self._writer = writer
+        self._plane, self._label = plane, label
+        self._blocks, self._is_done = blocks, is_done
+        self._dtype = writer.levels.dtype
+        # Blocks that touch each cell of level 0, and the part of every cell to be changed.
+        self._touching: dict[_Place, list[int]] = {}
+        self._parts: list[dict[_Place, Box]] = [{} for _ in writer.grids]
+        for index, box in enumerate(blocks.boxes):
+            for place in self._touch(0, box):
+                self._touching.setdefault(place, []).append(index)
+        for level in range(1, len(writer.grids)):
+            for part in self._parts[level - 1].values():
+                self._touch(level, writer.coarser(level, part))
+        self._left = [set(parts) for parts in self._parts]
+
+    def run(self) -> None:
+        """Write every cell, finer ones before the coarser ones over them."""
+        top = len(self._parts) - 1
+        for place in list(self._parts[top]):
+            self._update(top, place)
+
+    def _touch(self, level: int, box: Box) -> list[_Place]:
+        grid, parts = self._writer.grids[level], self._parts[level]
+        places = list(grid.places(box))
+        for place in places:
+            part = box.intersection(grid.box(place))
+            parts[place] = parts[place].union(part) if place in parts else part
+        return places
+
+    def _update(self, level: int, place: _Place) -> None:
+        if place not in self._left[level]:
+            return
+        self._left[level].remove(place)
+        cell = self._derived(level, place) if level else self._changed(place)
+        self._writer.write(level, self._plane, place, cell)
+
+    def _changed(self, place: _Place) -> Cell:
+        """Change a cell of level 0."""
+        box = self._writer.grids[0].box(place)
+        blocks = [self._blocks.read(index) for index in self._touching[place]]
+        if _replaces(blocks[0], box):
+            return OneLabel(self._label) if self._is_done else None
+        cell = self._writer.read(0, self._plane, place)
+        for block in blocks:
+            cell = self._with_block(cell, box, block)
+        return cell
+
+    def _with_block(self, cell: Cell, box: Box, block: Block) -> Cell:
+        common = box.intersection(block.box)
+        where = common.shifted(-box.y0, -box.x0).slices
+        inside = common.shifted(-block.box.y0, -block.box.x0).slices
+        changed = True if block.changed is None else block.changed[inside]
+        before = None if self._is_done or block.before is None else block.before[inside]
+        mask = mask_of(cell, self._label, box.shape_yx)
+        if mask is not None and before is None:
+            np.copyto(mask[where], self._is_done, where=changed)
+            return one_label(self._label, mask)
+        values = own_labels_of(cell, box.shape_yx, self._dtype)
+        new = np.array(self._label if self._is_done else 0, self._dtype)
+        np.copyto(values[where], new if before is None else before, where=changed)
+        return values if values.any() else None
+
+    def _derived(self, level: int, place: _Place) -> Cell:
+        """Compute what changes in a coarser cell, from the level before."""
+        box, part = self._writer.grids[level].box(place), self._parts[level][place]
+        current: Cell = None
+        if part != box:
+            try:
+                current = self._writer.read(level, self._plane, place)
+            except LabelsError:
+                self._warn(level)
+                part = box
+        found = self._coarse(level, part)
+        if part == box:
+            return found
+        where = part.shifted(-box.y0, -box.x0).slices
+        mask = mask_of(current, self._label, box.shape_yx)
+        new = mask_of(found, self._label, part.shape_yx)
+        if mask is not None and new is not None:
+            mask[where] = new
+            return one_label(self._label, mask)
+        values = own_labels_of(current, box.shape_yx, self._dtype)
+        values[where] = labels_of(found, part.shape_yx, self._dtype)
+        return values if values.any() else None
+
+    def _coarse(self, level: int, part: Box) -> Cell:
+        """Compute a part of a level from the level before."""
+        rows, columns = self._writer.ratios[level - 1]
+        y, x = rows.edges(part.y0, part.y1), columns.edges(part.x0, part.x1)
+        source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
+        places = list(self._writer.grids[level - 1].places(source))
+        cells = {place: self._source(level - 1, place) for place in places}
+        if all(cell is None for cell in cells.values()):
+            return None
+        label = _only_label(cells.values())
+        if label is not None and all(_is_full(cell) for cell in cells.values()):
+            return OneLabel(label)
+        y, x = y - y[0], x - x[0]
+        if label is not None:
+            mask = np.zeros(source.shape_yx, np.bool_)
+            for place, cell in cells.items():
+                if isinstance(cell, OneLabel):
+                    to, inside = self._common(level - 1, place, source)
+                    mask[to] = True if cell.mask is None else cell.mask[inside]
+            return one_label(label, any_set(mask, y, x))
+        values = np.zeros(source.shape_yx, self._dtype)
+        for place, cell in cells.items():
+            if cell is not None:
+                to, inside = self._common(level - 1, place, source)
+                shape = self._writer.grids[level - 1].box(place).shape_yx
+                values[to] = labels_of(cell, shape, self._dtype)[inside]
+        return majority(values, y, x)
+
+    def _source(self, level: int, place: _Place) -> Cell:
+        """Return a finer cell as it shall be."""
+        self._update(level, place)
+        try:
+            return self._writer.read(level, self._plane, place)
+        except LabelsError:
+            if level == 0:
+                raise
+            self._warn(level)
+        self._left[level].add(place)
+        self._parts[level][place] = self._writer.grids[level].box(place)
+        self._update(level, place)
+        return self._writer.read(level, self._plane, place)
+
+    def _warn(self, level: int) -> None:
+        # What is damaged in a coarser level is made anew.
+        folder = self._writer.levels.folder
+        logger.warning("deriving a damaged part of level %d of %s", level, folder)
+
+    def _common(
+        self, level: int, place: _Place, box: Box
+    ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Return where the common part of a box and a cell lies in the box, and in the cell."""
+        own = self._writer.grids[level].box(place)
+        common = own.intersection(box)
+        return common.shifted(-box.y0, -box.x0).slices, common.shifted(-own.y0, -own.x0).slices
+
+
+def _tight(part: Box, changed: NDArray[np.bool_] | None, values: NDArray[Any] | None) -> Block:
+    """Cut a change to its smallest box; leave out what goes without saying."""
+    if changed is None:
+        return Block(part)
+    tight = Box.around(changed)
+    changed = changed[tight.slices]
+    before = None
+    if values is not None:
+        before = np.where(changed, values[tight.slices], np.array(0, values.dtype))
+    return Block(
+        tight.shifted(part.y0, part.x0),
+        None if changed.all() else changed,
+        before if before is not None and before.any() else None,
+    )
+
+
+def _is_continued(row: Box, box: Box) -> bool:
+    return (row.y0, row.y1, row.x1) == (box.y0, box.y1, box.x0)
+
+
+def _replaces(block: Block, box: Box) -> bool:
+    """Whether a block says all about the pixels of a box."""
+    return block.changed is None and block.before is None and box.union(block.box) == block.box
+
+
+def _only_label(cells: Iterable[Cell]) -> int | None:
+    """Return the one label that there is in some cells; None if there may be several, or none."""
+    labels = {
+        cell.label if isinstance(cell, OneLabel) else None for cell in cells if cell is not None
+    }
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _is_full(cell: Cell) -> bool:
+    return isinstance(cell, OneLabel) and cell.mask is None
+
+
+def _num_bytes(cell: Cell) -> int:
+    if cell is None:
+        return 0
+    array = cell.mask if isinstance(cell, OneLabel) else cell
+    return 0 if array is None else array.nbytes
