@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from napari_hrsam import Session, segment
+from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box
 
 SIDE = 1400
@@ -38,8 +39,7 @@ def lacking(request: pytest.FixtureRequest) -> tuple[Any, NDArray[np.bool_], NDA
 @pytest.mark.parametrize("level", [None, 0, 1, 2])
 def test_missing_pixels_are_in_no_mask(lacking: Any, level: int | None) -> None:
     image, hole, thing = lacking
-    # The second click lies in the hole: it tells of its surroundings.
-    clicks = [(200, 260), (210, 180)]
+    clicks = [(200, 260), (180, 180)]
     mask = segment(image, clicks, level=level)
     assert not (mask & hole).any()
     assert (mask & thing).sum() > 0.5 * (thing & ~hole).sum()
@@ -56,6 +56,25 @@ def test_missing_pixels_are_in_no_mask(lacking: Any, level: int | None) -> None:
         assert not prediction.level_mask[far].any()
         session.commit()
         assert not (session.labels.array[hole] > 0).any()
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("level", [None, 2])
+def test_a_click_on_a_missing_pixel_is_refused(lacking: Any, level: int | None) -> None:
+    image, _, _ = lacking
+    with pytest.raises(PromptError, match=r"no data here: .* at \(210, 180\)"):
+        segment(image, [(210, 180)], level=level)
+    with Session("hrsam-tiny", image) as session:
+        with pytest.raises(PromptError, match="no data here"):
+            session.click((210, 180), level=level)
+        assert session.prediction is None
+        before = session.click((200, 260), level=level)
+        with pytest.raises(PromptError, match="no data here"):
+            session.click((210.4, 180.4), level=level)
+        assert session.prediction is before
+        assert len(session.prompts) == 1
+        # What is to be outside the object may lie there.
+        assert session.click((210, 180), positive=False, level=level).mask.any()
 
 
 @pytest.mark.weights

@@ -15,7 +15,8 @@ from napari_hrsam.plugin.state import Phase
 
 LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
 NO_KEY, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 180_000
+"""For what hangs; on a busy machine a first Start alone may take half a minute."""
 
 
 class Window:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
-from qtpy.QtGui import QWheelEvent
+from qtpy.QtGui import QDesktopServices, QWheelEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QComboBox, QSpinBox, QWidget
+
+from napari_hrsam.plugin.state import Phase
 
 INSIDE = (30, 30)
 
@@ -61,6 +65,31 @@ def test_boxes_change_when_asked_only(open_window: Any, pixels: Any) -> None:
     image_box.activated.emit(image_box.currentIndex())
     window.idle()
     assert window.canvas.hasFocus()
+
+
+def test_locked_boxes_say_why(open_window: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = open_window()
+    panel = window.panel
+    boxes = (panel.image_box, panel.device_box, panel.target_box, panel.model_box)
+    free = [box.toolTip() for box in boxes]
+    window.start()
+    assert [box.toolTip() for box in boxes] == free
+    window.controller.click((30, 30))
+    window.idle()
+    assert not any(box.isEnabled() for box in boxes)
+    assert all("Commit or cancel" in box.toolTip() for box in boxes)
+    window.controller.cancel()
+    window.idle()
+    assert [box.toolTip() for box in boxes] == free
+    window.controller.update(phase=Phase.LOADING)
+    assert all("is being loaded" in box.toolTip() for box in boxes)
+    window.controller.update(phase=Phase.READY)
+    opened: list[str] = []
+    monkeypatch.setattr(QDesktopServices, "openUrl", lambda url: opened.append(url.toLocalFile()))
+    panel.folder_button.click()
+    assert opened == [window.controller.state.labels_folder]
+    assert Path(opened[0]).is_dir()
+    assert opened[0] in panel.folder_button.toolTip()
 
 
 def test_nothing_of_the_panel_is_cut_off(open_window: Any, pixels: Any) -> None:

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 from napari.components import ViewerModel
 from napari.layers import Labels
 from numpy.typing import NDArray
 from test_panel_mouse_keys import RIGHT, drag
 
+from napari_hrsam.errors import LabelsError, PromptError
 from napari_hrsam.plugin.controller import SegmentController
 from napari_hrsam.plugin.objects_layer import bright_colors
 from napari_hrsam.plugin.state import shown_message
 from napari_hrsam.plugin.targets import COPY_KEY, NewLayer
+from napari_hrsam.storage.stored_labels import open_stored_labels
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 
@@ -267,6 +270,75 @@ def test_a_click_while_loading_is_answered(
     controller.stop()
     drag(viewer, INSIDE)
     assert controller.state.num_prompts == 0
+
+
+def test_a_box_while_loading_is_answered(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(pixels, rgb=True)
+    controller.start()
+    controller.drag_box((20, 18), (42, 46), True)
+    assert "Still loading" in shown_message(controller.state)
+    assert not controller.state.is_error
+    controller.wait()
+    assert controller.state.num_prompts == 0
+
+
+def test_a_click_where_there_is_no_data_is_told_and_changes_nothing(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    image = pixels[..., 0].astype(np.float32)
+    image[28:34, 28:34] = np.nan
+    viewer.add_image(image, name="scene", contrast_limits=(0, 255))
+    viewer.scene.camera.zoom = 1.0
+    controller.start()
+    controller.wait()
+    controller.click((30, 30))
+    with pytest.raises(PromptError, match="no data here"):
+        controller.wait()
+    assert controller.state.num_prompts == 0
+    controller.click((25, 25))
+    controller.wait()
+    assert controller.layers is not None
+    before = controller.layers.preview.pixels.copy()
+    assert before.sum() > 100
+    controller.click((30, 30))
+    with pytest.raises(PromptError):
+        controller.wait()
+    assert "No data here" in shown_message(controller.state)
+    assert controller.state.num_prompts == 1
+    np.testing.assert_array_equal(controller.layers.preview.pixels, before)
+
+
+def test_objects_of_a_stack_are_saved_beside_the_image(
+    controller: SegmentController,
+    viewer: ViewerModel,
+    pixels: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    viewer.add_image(np.stack([pixels] * 3), rgb=True, name="stack", axis_labels=("time", "y", "x"))
+    viewer.scene.camera.zoom = 1.0
+    viewer.dims.set_point(0, 1)
+    controller.start()
+    assert "Objects are kept in" in line(controller)
+    assert not controller.state.is_beside_image
+    own = Path(controller.state.labels_folder)
+    stored = open_stored_labels(own.parent.parent, own.name).ome
+    assert (stored.axes, stored.types[0]) == (("time", "y", "x"), "time")
+    controller.click(INSIDE)
+    controller.commit()
+    controller.save_objects(tmp_path / "stack-objects.tif")
+    assert "stack-objects.tif" in line(controller)
+    saved = tifffile.imread(tmp_path / "stack-objects.tif")
+    assert saved.shape == (3, 64, 64)
+    assert saved[1, 30, 30] == 1
+    assert not saved[[0, 2]].any()
+    monkeypatch.setattr("napari_hrsam.plugin.session_jobs.MAX_SAVED_PX", 100)
+    controller.save_objects(tmp_path / "more.tif")
+    with pytest.raises(LabelsError, match="labels export"):
+        controller.wait()
+    assert not (tmp_path / "more.tif").exists()
 
 
 def test_channels_that_count_as_columns_are_told(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog, QLineEdit, QProgressBar
+from test_panel_mouse_keys import drag
 
 from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.errors import CheckpointError, DownloadError, SessionError
@@ -216,6 +217,24 @@ def test_a_download_shows_how_far_it_is_and_can_be_cancelled(
     session.undo()
     session.wait()
     assert not labels_of(session).any()
+
+
+def test_clicks_while_another_model_is_loaded_are_answered(
+    session: SegmentController, viewer: ViewerModel, loader: Loader
+) -> None:
+    session.use_model("far", download=True)
+    assert loader.half.wait(10)
+    session.deliver()
+    drag(viewer, (5, 5))
+    assert "Still loading" in session.state.message
+    session.progressed(20 * MB, 40 * MB)
+    assert "Still loading" in session.state.message, "until it can be read"
+    loader.go_on.set()
+    session.wait()
+    assert session.state.num_prompts == 0
+    drag(viewer, (5, 5))
+    session.wait()
+    assert session.state.num_prompts == 1
 
 
 def test_an_error_after_cancelling_is_not_shown(session: SegmentController, loader: Loader) -> None:

@@ -14,6 +14,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.controller import SegmentController
@@ -651,6 +652,79 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     outlining.wait()
     assert outlining.state.num_committed == 1
     assert np.any(outlining.layers.target.data[-1])
+
+
+def test_closing_does_not_wait_for_the_outline_but_keeps_the_commit(
+    outlining: SegmentController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = folder(outlining)
+    looks: list[int] = []
+    look = OutlineNetwork.__call__
+
+    def count(self: OutlineNetwork, *arguments: Any) -> Any:
+        looks.append(1)
+        return look(self, *arguments)
+
+    outlining.close()
+    monkeypatch.setattr(OutlineNetwork, "__call__", count)
+    assert outlining.join(20)
+    assert len(looks) <= 1, "the part under way when it was closed"
+    with open_labels(store.parent.parent, store.name) as labels:
+        y, x = MIDDLE
+        assert labels.read(Box(y, x, y + 1, x + 1)).item() == 1
+
+
+def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
+    running: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_reads_ahead(False)
+    running.wait()
+    encode, seen = model.encode, []
+
+    def count(image: Any) -> Any:
+        seen.append(1)
+        return encode(image)
+
+    monkeypatch.setattr(model, "encode", count)
+    running.pin_level(0)
+    model.gate.clear()
+    model.waiting.clear()
+    # So large that it is looked at several times.
+    running.click(MIDDLE)
+    assert model.waiting.wait(20)
+    running.close()
+    model.gate.set()
+    assert running.join(20)
+    assert len(seen) == 1
+
+
+def test_escape_ends_the_search_for_an_object_at_the_next_look(
+    running: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_reads_ahead(False)
+    running.wait()
+    encode, seen = model.encode, []
+
+    def count(image: Any) -> Any:
+        seen.append(1)
+        return encode(image)
+
+    monkeypatch.setattr(model, "encode", count)
+    running.pin_level(0)
+    model.gate.clear()
+    model.waiting.clear()
+    running.click(MIDDLE)
+    assert model.waiting.wait(20)
+    running.cancel()
+    model.gate.set()
+    running.wait()
+    assert len(seen) == 1
+    assert running.state.num_prompts == 0
+    assert not running.state.is_error
+    running.click(MIDDLE)
+    running.wait()
+    assert running.state.num_prompts == 1
+    assert len(seen) > 2
 
 
 def test_an_escape_too_many_gives_up_no_commit_that_nobody_waits_for(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask, BlockMask
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_check import verify_labels
 from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
 from napari_hrsam.storage.label_store import History
+from napari_hrsam.storage.stored_labels import open_stored_labels
 
 SHAPE = (1500, 1301)
 PLACE = Box(500, 490, 540, 550)
@@ -349,6 +352,43 @@ def test_an_image_says_the_shape(tmp_path: Path) -> None:
     image = hrsam.open_image(np.zeros((30, 40, 3), np.uint8))
     with create_labels(tmp_path / "a", "cells", like=image) as labels:
         assert labels.shape_yx == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("t",), [("t", "time")]),
+        (("Time",), [("Time", "time")]),
+        (("channel",), [("channel", "channel")]),
+        (("z",), [("z", "space")]),
+        (("position",), [("position", "")]),
+        (("axis -3",), [("z", "space")]),
+        (("-3",), [("z", "space")]),
+        (("",), [("z", "space")]),
+        (("y",), [("z", "space")]),
+        ((), [("z", "space")]),
+        (("axis -4", "t"), [("z", ""), ("t", "")]),
+        (("z", "c"), [("z", ""), ("c", "")]),
+        (("t", "time"), [("t", ""), ("time", "")]),
+        (("c", "axis -3"), [("c", "channel"), ("z", "space")]),
+        (("axis -4", "axis -3"), [("t", "time"), ("z", "space")]),
+        (("t", "t"), [("t", "time"), ("z", "space")]),
+    ],
+)
+def test_axes_are_called_as_the_viewer_calls_them(
+    names: tuple[str, ...], expected: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    planes = (2, 3)[: max(1, len(names))]
+    image = SimpleNamespace(shape_yx=(30, 40), plane_shape=planes, plane_names=names)
+    with create_labels(tmp_path / "a", "cells", like=image) as labels:
+        plane = tuple(n - 1 for n in planes)
+        labels.write(Box(0, 0, 5, 5), np.ones((5, 5), bool), 7, plane=plane)
+    stored = open_stored_labels(tmp_path / "a", "cells")
+    found = list(zip(stored.ome.axes, stored.ome.types, strict=True))
+    assert found == [*expected, ("y", "space"), ("x", "space")]
+    assert verify_labels(tmp_path / "a", "cells").is_sound
+    with open_labels(tmp_path / "a", "cells") as again:
+        assert again.read(Box(0, 0, 1, 1), plane=plane).item() == 7
 
 
 def test_a_creation_that_was_killed_is_made_anew(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,8 @@ class Drawer:
         Its embeddings of the image.
     obey_clicks : bool
         Whether logits that contradict a click are corrected around it.
+    before_look : callable, optional
+        Called before each look; what it raises ends the drawing.
     """
 
     def __init__(
@@ -100,12 +103,14 @@ class Drawer:
         tiles: TileCache,
         *,
         obey_clicks: bool,
+        before_look: Callable[[], None] | None = None,
     ) -> None:
         self._image = image
         self.shape_yx = image.shape_yx
         self.predictor = predictor
         self.tiles = tiles
         self.obey_clicks = obey_clicks
+        self.before_look = before_look
 
     def grid(self, tile: Tile, level: int) -> TileGrid:
         """Return the grid of a level, on the plane of a tile."""
@@ -139,6 +144,8 @@ class Drawer:
         ImageReadError, SessionError
             If the tile cannot be read, or the model fails.
         """
+        if self.before_look is not None:
+            self.before_look()
         seen = self.tiles.see(tile)
         refine_s = 0.0
         if focused is not None and focused.tile != tile:

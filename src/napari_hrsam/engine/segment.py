@@ -44,7 +44,8 @@ def segment(
     box : (y0, x0, y1, x1), optional
         Half-open box around the object, given before the points.
     model : Segmenter or str
-        A loaded model, or a name for `load_model`.
+        A loaded model, or a name for `load_model`; the last one that was named is kept in memory
+        for the next call.
     level : int, optional
         Level at which to look: 1 halves the image, -1 doubles it. By default full size, or the
         enlargement at which a small image fills the model's tile.
@@ -84,10 +85,18 @@ def segment(
     prompts = (prompts if box is None else prompts.with_box(box)).inside(image.shape_yx)
     if len(prompts) == 0:
         raise PromptError("expected at least one point or a box, got none; say where the object is")
-    with Session(model, image, embeddings=embeddings) as session:
+    with Session(_kept(model), image, embeddings=embeddings) as session:
         if prompts.box is not None:
             prediction = session.box(prompts.box, level)
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
             prediction = session.click(point, label, level)
         prediction = session.refine()
     return prediction.region.read(Box.of_shape(image.shape_yx))
+
+
+def _kept(model: Segmenter | str) -> Segmenter:
+    if not isinstance(model, str):
+        return model
+    from napari_hrsam.modeling.kept_model import kept_model
+
+    return kept_model(model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,9 @@ class Session(EncodesAhead):
     outliner : Refiner, optional
         What draws the outlines of objects larger than a tile at finer levels; by default the
         shipped network.
+    before_look : callable, optional
+        Called before the model looks at a tile for a click or a box. What it raises ends the work,
+        and the object stays as it was.
 
     Attributes
     ----------
@@ -122,6 +125,7 @@ class Session(EncodesAhead):
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
         outliner: Refiner | None = None,
+        before_look: Callable[[], None] | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
         if labels is not None and not isinstance(labels, LabelStore):
@@ -136,7 +140,13 @@ class Session(EncodesAhead):
         self._tiles = TileCache(
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
-        self._drawer = Drawer(self.image, self._predictor, self._tiles, obey_clicks=obey_clicks)
+        self._drawer = Drawer(
+            self.image,
+            self._predictor,
+            self._tiles,
+            obey_clicks=obey_clicks,
+            before_look=before_look,
+        )
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
         self._steps: tuple[_Step, ...] = ()
         # What can be drawn again. The history of commits is the store's; those that it can make
@@ -223,6 +233,7 @@ class Session(EncodesAhead):
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
             outliner=self._outliner,
+            before_look=self._drawer.before_look,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
@@ -289,11 +300,15 @@ class Session(EncodesAhead):
         Raises
         ------
         PromptError
-            If the place is malformed or outside the image.
+            If the place is malformed or outside the image, or to be inside the object where the
+            image has no data.
         SessionError
             If the session is closed, or the model fails. The object stays as it was.
         """
-        return self._draw(self.prompts.with_click(point_yx, positive), level, plane)
+        prompts = self.prompts.with_click(point_yx, positive)
+        if positive:
+            self._require_data(prompts.inside(self.image.shape_yx).points_yx[-1], plane)
+        return self._draw(prompts, level, plane)
 
     def box(
         self, box_yxyx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
@@ -488,7 +503,7 @@ class Session(EncodesAhead):
         clicks = [
             (point, label)
             for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
-            # A click on a missing pixel tells of its surroundings.
+            # Shown otherwise than when it was clicked on, the image may lack the pixel.
             if not label or self._is_present(point, plane)
         ]
         field = LogitField(
@@ -514,6 +529,16 @@ class Session(EncodesAhead):
         self._undone.clear()
         self._offers_commits = False
         return prediction
+
+    def _require_data(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> None:
+        """Refuse a place at which the model would see nothing but the fill."""
+        self._require_open()
+        if not self._is_present(point_yx, plane):
+            raise PromptError(
+                f"no data here: the image's pixel at {pixel_of(point_yx)} (y, x) is missing (NaN, "
+                "infinite, masked, transparent or declared no data), so no object can be there; "
+                "click on a pixel of the object, or paint it"
+            )
 
     def _is_present(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> bool:
         """Whether the image has the pixel under a point."""

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_hrsam.errors import LabelsError, PromptError, SessionError
+from napari_hrsam.errors import LabelsError, PromptError
 from napari_hrsam.plugin.coordinates import box_between
 from napari_hrsam.plugin.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.mouse import ClickTool
 from napari_hrsam.plugin.objects_layer import MemoryObjects
 from napari_hrsam.plugin.session_port import SessionPort
-from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, LOOKING, Phase
+from napari_hrsam.plugin.state import HINT_CLICK, HINT_START, LOOKING, STILL_LOADING, Phase
 from napari_hrsam.storage.image_files import write_labels
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ class SegmentController(SessionPort):
         The first click of an object that lies on a committed one is not taken, but tells of it; a
         second one there is.
         """
-        if self.state.phase is Phase.LOADING:
-            self._update(message="Still loading: click again when it is ready.", is_error=False)
+        if self._is_loading():
             return
         display = self._ready()
         position = display.view.position(world)
@@ -155,6 +154,8 @@ class SegmentController(SessionPort):
 
     def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
         """Show a box between two world positions while it is drawn, and set it when done."""
+        if self._is_loading():
+            return
         display = self._ready()
         start, end = display.view.position(first), display.view.position(second)
         drawn = box_between(start.point_yx, end.point_yx)
@@ -232,11 +233,6 @@ class SegmentController(SessionPort):
         else:
             self._link.redo()
 
-    @property
-    def has_objects_in_memory(self) -> bool:
-        """Whether the objects are in a Labels layer in memory."""
-        return self.layers is not None and isinstance(self.layers.objects, MemoryObjects)
-
     def path_beside_image(self) -> Path | None:
         """Return a new file for the objects beside the image's own; None if it has none."""
         layer = self.image_layer
@@ -252,20 +248,17 @@ class SegmentController(SessionPort):
         return path
 
     def save_objects(self, path: Path) -> None:
-        """Write the layer with the objects, after the commits asked for, as a label TIFF.
+        """Write the objects, after the commits asked for, as a label TIFF with all planes.
+
+        Objects on disk that are too large for one file are told as an error in the panel.
 
         Raises
         ------
         SessionError
-            If no session is ready, or its objects are on disk already.
+            If no session is ready.
         """
-        layers = self._ready().layers
-        if not self.has_objects_in_memory:
-            raise SessionError(
-                "expected objects in a layer in memory, but these are on disk; export them with "
-                "napari-hrsam labels export"
-            )
-        array = layers.target.data
+        objects = self._ready().layers.objects
+        array = objects.layer.data if isinstance(objects, MemoryObjects) else None
 
         def receive(future: Future[None]) -> None:
             error = future.exception()
@@ -274,7 +267,7 @@ class SegmentController(SessionPort):
             else:
                 self.report(error)
 
-        self._link.submit(partial(_write, path, array), receive)
+        self._link.save(array, partial(_write, path), receive)
 
     # ------------------------------------------------------------------ how it works
 
@@ -321,6 +314,13 @@ class SegmentController(SessionPort):
             self._link.rest()
 
     # ------------------------------------------------------------------ inside
+
+    def _is_loading(self) -> bool:
+        """Whether a model is being loaded; then it is told that the mouse does nothing yet."""
+        is_loading = self.state.phase is Phase.LOADING
+        if is_loading:
+            self._update(message=STILL_LOADING, is_error=False)
+        return is_loading
 
     def _ready_as_shown(self) -> SessionDisplay:
         """Be ready for a prompt, which is for the image as it is on screen at this moment."""

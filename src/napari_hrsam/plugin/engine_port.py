@@ -44,7 +44,9 @@ class EnginePort(StateBoard):
             else:
                 self.report(error)
 
-        self._engine.submit(find_devices, receive)
+        # Whoever closes the window meanwhile does not wait for torch.
+        engine = self._engine
+        engine.submit(lambda: () if engine.is_closed else find_devices(), receive)
         self.update(is_busy=True)
 
     def set_notify(self, notify: Callable[[], None] | None) -> None:

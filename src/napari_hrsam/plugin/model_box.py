@@ -14,6 +14,7 @@ from napari_hrsam.plugin.panel_parts import WrappedLabel, button, narrow, row
 
 TOOLTIP = "The network that draws the masks"
 TOOLTIP_DOWNLOAD = "Fetch the weights, check them and load the model"
+TOOLTIP_LOADING = "A model is being loaded: wait for it, or press Cancel below"
 TOOLTIP_LOCKED = "Commit or cancel the object to change the model"
 
 
@@ -100,11 +101,11 @@ class ModelBox(QComboBox):
             self.chooser.refresh(self._find_models())
             self._fill()
         self._is_waiting = is_loading
-        is_locked = not is_open and not is_loading
+        why_locked = TOOLTIP_LOADING if is_loading else TOOLTIP_LOCKED
         self.setEnabled(is_open)
-        self.setToolTip(TOOLTIP_LOCKED if is_locked else TOOLTIP)
+        self.setToolTip(TOOLTIP if is_open else why_locked)
         self.question.agree_button.setEnabled(is_open)
-        self.question.agree_button.setToolTip(TOOLTIP_LOCKED if is_locked else TOOLTIP_DOWNLOAD)
+        self.question.agree_button.setToolTip(TOOLTIP_DOWNLOAD if is_open else why_locked)
 
     def expect(self, key: str) -> None:
         """Show a model as the one that is being loaded."""

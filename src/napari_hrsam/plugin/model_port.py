@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from napari_hrsam.errors import SessionError
 from napari_hrsam.plugin.engine_port import EnginePort
 from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelRequest, model_label
-from napari_hrsam.plugin.state import Phase, describe_progress
+from napari_hrsam.plugin.state import STILL_LOADING, Phase, describe_progress
 
 if TYPE_CHECKING:
     from napari_hrsam.plugin.session_jobs import Opened
@@ -75,10 +75,10 @@ class ModelPort(EnginePort):
     def progressed(self, done_bytes: int, total_bytes: int) -> None:
         """Show how far a download is."""
         is_done = done_bytes >= total_bytes
-        self.update(
-            progress=None if is_done else (done_bytes, total_bytes),
-            message=describe_progress(done_bytes, total_bytes),
-        )
+        self.update(progress=None if is_done else (done_bytes, total_bytes))
+        # Whoever clicked meanwhile has to read that it did not count.
+        if self.state.message != STILL_LOADING:
+            self.update(message=describe_progress(done_bytes, total_bytes))
 
     def _cancel_loading(self) -> None:
         # False: it is done already, and its answer comes at once.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from napari.utils.colormaps import DirectLabelColormap
+from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.coordinates import place, placement
@@ -51,7 +51,9 @@ class PreviewLayer:
         self.layer = Labels(
             self._drawn.reshape(*self._axes, 1, 1).copy(),
             name=f"{image.name} [current]",
-            colormap=DirectLabelColormap(color_dict={0: (0, 0, 0, 0), None: OBJECT_COLOR}),
+            # Of one colour, which every label gets. A direct map would be compiled for seconds, in
+            # each process, on the thread that draws.
+            colormap=CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), OBJECT_COLOR], np.float32)),
             opacity=OPACITY,
             **placement(image),
         )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QUrl
+from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
     QApplication,
     QButtonGroup,
@@ -30,7 +31,7 @@ from napari_hrsam.plugin.image_input import default_image_layer, on_grid_of
 from napari_hrsam.plugin.layer_choices import LayerChoices
 from napari_hrsam.plugin.level_box import LevelBox
 from napari_hrsam.plugin.loading import AUTO_DEVICE, load_named_model, model_label
-from napari_hrsam.plugin.model_box import ModelBox
+from napari_hrsam.plugin.model_box import TOOLTIP_LOADING, ModelBox
 from napari_hrsam.plugin.objects_layer import target_name
 from napari_hrsam.plugin.panel_parts import (
     Bell,
@@ -63,6 +64,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_STEPS = 1000
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
+TOOLTIP_DRAWING = "Commit or cancel the object to change this"
 KEY_HELP = (
     ("Left click", "adds to the object"),
     ("Right click", "takes away; so do Ctrl and Shift + click"),
@@ -164,6 +166,9 @@ class SegmentWidget(QWidget):
         section.form.addRow(self.start_button)
         self.locked_label = WrappedLabel("Commit or cancel the object to change these.")
         section.form.addRow(self.locked_label)
+        colour_boxes = self.colour_box.boxes.values()
+        boxes = (self.image_box, self.device_box, self.target_box, *colour_boxes)
+        self._tooltips = {box: box.toolTip() for box in boxes}
         return section
 
     def _build_drawing(self) -> Section:
@@ -206,17 +211,18 @@ class SegmentWidget(QWidget):
         )
         self.count_label = QLabel()
         self.save_button = button(
-            "Save the objects beside the image",
-            "Write the layer with the objects as a TIFF into the folder of the image's file",
+            "Save beside the image",
+            "Write the objects as a TIFF into the folder of the image's file",
             partial(guard, self._save),
         )
+        self.folder_button = button("Open their folder", "", self._open_folder)
         self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         section.form.addRow(self.box_button)
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
-        section.form.addRow(self.save_button)
+        section.form.addRow(row(self.save_button, self.folder_button))
         section.form.addRow(self.level_box)
         return section
 
@@ -301,9 +307,11 @@ class SegmentWidget(QWidget):
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
         is_open = is_stopped or (is_ready and not state.num_prompts)
-        for box in (self.image_box, self.device_box, self.target_box, self.colour_box):
-            box.setEnabled(is_open)
         is_loading = state.phase is Phase.LOADING
+        why_locked = TOOLTIP_LOADING if is_loading else TOOLTIP_DRAWING
+        for box, tooltip in self._tooltips.items():
+            box.setEnabled(is_open)
+            box.setToolTip(tooltip if is_open else why_locked)
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
         self._keys.set_enabled(self.controller.takes_keys)
         self.start_button.setText("Start" if is_stopped else "Stop")
@@ -316,8 +324,9 @@ class SegmentWidget(QWidget):
         self.cancel_button.setEnabled(is_ready and state.num_prompts > 0)
         self.undo_button.setEnabled(is_ready and (state.can_undo or state.num_prompts > 0))
         self.redo_button.setEnabled(is_ready and state.can_redo)
-        # On disk and beside the image is where objects of large images are anyway.
-        self.save_button.setVisible(is_ready and self.controller.has_objects_in_memory)
+        self.save_button.setVisible(is_ready and not state.is_beside_image)
+        self.folder_button.setVisible(is_ready and bool(state.labels_folder))
+        self.folder_button.setToolTip(f"The objects are kept in {state.labels_folder}")
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
         self.message_label.setText(shown_message(state))
         self.message_label.setToolTip(state.message if state.is_error else "")
@@ -396,6 +405,9 @@ class SegmentWidget(QWidget):
             path = Path(chosen) if chosen else None
         if path is not None:
             self.controller.save_objects(path)
+
+    def _open_folder(self) -> None:
+        QDesktopServices.openUrl(QUrl.fromLocalFile(self.controller.state.labels_folder))
 
     def _switch(self) -> None:
         """Go over to the image that lies on top."""

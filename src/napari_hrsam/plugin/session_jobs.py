@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
+from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.loading import AUTO_DEVICE, ModelLoader, ModelRequest, load_named_model
 from napari_hrsam.plugin.progress import Cancelled, Progress
 from napari_hrsam.plugin.strokes import Strokes, apply_strokes
+from napari_hrsam.plugin.warm_up import compile_layers
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.kept_labels import KeptArray, KeptLabels
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
@@ -21,15 +26,18 @@ from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
     import zarr
+    from numpy.typing import NDArray
 
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import Session
-    from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.layers import LayerImage
 
 logger = logging.getLogger(__name__)
+
+MAX_SAVED_PX = 2**28
+"""Pixels of labels on disk that are saved as one TIFF: 1 GiB of uint32."""
 
 LabelsPlace = KeptArray | LabelFile | OwnPlace
 """What receives committed objects: an array, changed in place, or a label image on disk."""
@@ -159,6 +167,26 @@ class SessionJobs:
         self._why_no_copy = ""
         self._outline_level: int | None = None
         self._num_committed = 0
+        self._is_warm = False
+        self._given_up: threading.Event | None = None
+        self._hurry = threading.Event()
+
+    def hurry(self) -> None:
+        """End soon, called on another thread: only commits are made from now on.
+
+        What is not needed for them is left at its next step, and so is the finer outline of an
+        object that is being committed.
+        """
+        self._hurry.set()
+
+    def warm_up(self) -> None:
+        """Have ready what a session's layers need; see `compile_layers`."""
+        if self._is_warm:
+            return
+        for _ in compile_layers():
+            if self._hurry.is_set():
+                return
+        self._is_warm = True
 
     def open(
         self, image: LayerImage, place: LabelsPlace, request: ModelRequest, loading: Progress
@@ -177,6 +205,8 @@ class SessionJobs:
             Told how it goes; the GUI thread gives up through it.
         """
         self.close()
+        if self._hurry.is_set():
+            return None
         try:
             opened = self._open(image, place, request, loading)
         except BaseException:
@@ -199,11 +229,17 @@ class SessionJobs:
             labels = self._open_kept(place, image)
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is told at once.
-            self._store = labels = place.open((*pixels.plane_shape, *pixels.shape_yx))
+            self._store = labels = place.open(pixels)
             self._opened_labels = OpenedLabels(file=place, levels=labels.levels)
         if not self._load(request, loading):
             return None
-        self._session = Session(self._model, pixels, labels, embeddings=_embeddings())
+        self._session = Session(
+            self._model,
+            pixels,
+            labels,
+            embeddings=_embeddings(),
+            before_look=self._require_wanted,
+        )
         self._session.outline_level = self._outline_level
         self._num_committed = 0
         return self._opened(request)
@@ -244,7 +280,7 @@ class SessionJobs:
 
     def _load(self, request: ModelRequest, loading: Progress) -> bool:
         """Whether the model is there; the one before it stays until then."""
-        if loading.is_cancelled:
+        if loading.is_cancelled or self._hurry.is_set():
             return False
         key = request.key
         if self._model_key == key:
@@ -297,8 +333,11 @@ class SessionJobs:
         outdated
             Set once it is shown otherwise again: then there is nothing to do.
         """
-        if not outdated.is_set():
-            self._session = self._current.with_image(image.open())
+        try:
+            with self._until(outdated):
+                self._session = self._current.with_image(image.open())
+        except Cancelled:
+            logger.debug("not looked at again: shown otherwise once more")
         return self._answer(None, is_shown_anew=True)
 
     def click(
@@ -310,12 +349,13 @@ class SessionJobs:
         cancelled: threading.Event,
     ) -> Answer:
         """Add a click; `level` counts for the first prompt of an object."""
-        if cancelled.is_set():
-            return self.snapshot()
         level_or_none = self._first_level(level)
-        return self._answer(
-            self._current.click(point_yx, positive=positive, level=level_or_none, plane=plane)
-        )
+        try:
+            with self._until(cancelled):
+                self._current.click(point_yx, positive=positive, level=level_or_none, plane=plane)
+        except Cancelled:
+            logger.debug("a click was passed over: its object was given up")
+        return self.snapshot()
 
     def box(
         self,
@@ -325,11 +365,12 @@ class SessionJobs:
         cancelled: threading.Event,
     ) -> Answer:
         """Set the box; `level` counts for the first prompt of an object."""
-        if cancelled.is_set():
-            return self.snapshot()
-        return self._answer(
-            self._current.box(box_yxyx, level=self._first_level(level), plane=plane)
-        )
+        try:
+            with self._until(cancelled):
+                self._current.box(box_yxyx, level=self._first_level(level), plane=plane)
+        except Cancelled:
+            logger.debug("a box was passed over: its object was given up")
+        return self.snapshot()
 
     def undo(self) -> Answer:
         """Take back the last prompt of the current object, else the last commit."""
@@ -342,6 +383,29 @@ class SessionJobs:
         step = self._current.redo()
         self._num_committed += isinstance(step, Edit)
         return self._answer(step)
+
+    def read_labels(self) -> NDArray[Any]:
+        """Read all labels on disk, (..., height, width).
+
+        Raises
+        ------
+        LabelsError
+            If they are larger than `MAX_SAVED_PX` or cannot be read.
+        """
+        store = self._store
+        assert store is not None
+        shape = (*store.plane_shape, *store.shape_yx)
+        if math.prod(shape) > MAX_SAVED_PX:
+            raise LabelsError(
+                f"expected labels of at most {MAX_SAVED_PX:,} pixels for one TIFF, got shape "
+                f"{shape}; choose 'a folder ...' for the objects, or export them with napari-hrsam "
+                f"labels export {store.folder}"
+            )
+        labels = np.zeros(shape, store.dtype)
+        box = Box.of_shape(store.shape_yx)
+        for plane in np.ndindex(store.plane_shape):
+            labels[plane] = store.read(box, plane=plane)
+        return labels
 
     def commit(self, strokes: Strokes | None, progress: Progress) -> Answer:
         """Write the current object, with the user's strokes on it if there are any.
@@ -360,13 +424,30 @@ class SessionJobs:
                 prediction.level_mask, prediction.box, strokes, prediction.level_downsample
             )
         try:
-            edit = self._current.commit(mask=mask, progress=progress)
+            edit = self._commit(mask, progress)
         except Cancelled:
             return self._answer(None, is_cancelled=True, strokes=strokes)
         finally:
             progress.finish()
         self._num_committed += 1
         return self._answer(edit)
+
+    def _commit(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
+        def go_on(done: int, total: int) -> None:
+            if self._hurry.is_set():
+                raise Cancelled
+            progress(done, total)
+
+        try:
+            return self._current.commit(mask=mask, progress=go_on)
+        except Cancelled:
+            if progress.is_cancelled:
+                raise
+        # No time for the outline: the object is kept as it was seen.
+        prediction = self._current.prediction
+        assert prediction is not None
+        self._current.outline_level = prediction.field.level
+        return self._current.commit(mask=mask)
 
     def cancel(self) -> Answer:
         """Give up the current object."""
@@ -381,7 +462,7 @@ class SessionJobs:
 
     def read_ahead(self, box0: Box, level: int, plane: tuple[int, ...]) -> bool:
         """Encode a tile of the view ahead; False if there is nothing to do."""
-        if self._session is None:
+        if self._session is None or self._hurry.is_set():
             return False
         return self._session.read_ahead(box0, level, plane)
 
@@ -390,6 +471,20 @@ class SessionJobs:
         if self._session is None:
             raise SessionError("expected a started session, got none; press Start")
         return self._session
+
+    @contextmanager
+    def _until(self, given_up: threading.Event) -> Iterator[None]:
+        """Leave what is done here, by `Cancelled`, once it is given up."""
+        self._given_up = given_up
+        try:
+            self._require_wanted()
+            yield
+        finally:
+            self._given_up = None
+
+    def _require_wanted(self) -> None:
+        if self._given_up is not None and self._given_up.is_set():
+            raise Cancelled
 
     def _first_level(self, level: int) -> int | None:
         return level if self._current.prediction is None else None

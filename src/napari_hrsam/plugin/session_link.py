@@ -13,9 +13,11 @@ from napari_hrsam.plugin.engine_thread import EngineThread
 from napari_hrsam.plugin.loading import ModelLoader, ModelRequest
 from napari_hrsam.plugin.progress import Progress
 from napari_hrsam.plugin.session_jobs import Answer, Opened, SessionJobs
-from napari_hrsam.plugin.warm_up import compile_layers
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.coordinates import BoxPrompt
     from napari_hrsam.plugin.session_jobs import LabelsPlace
@@ -98,8 +100,8 @@ class SessionLink:
         )
 
     def warm_up(self) -> None:
-        """Have ready what a session's layers need; see `compile_layers`."""
-        self.submit(compile_layers, lambda future: future.result())
+        """Have ready what a session's layers need; see `SessionJobs.warm_up`."""
+        self.submit(self._jobs.warm_up, lambda future: future.result())
 
     def use_model(self, request: ModelRequest) -> None:
         """Load a model, and let the session go on with it; see `SessionJobs.use_model`."""
@@ -129,11 +131,14 @@ class SessionLink:
     def close(self) -> None:
         """End the thread after the commits asked for; returns at once, nothing is told any more.
 
-        The current object, which was not committed, is given up; the labels are closed.
+        The current object, which was not committed, is given up; the labels are closed. Nothing
+        else is finished; see `SessionJobs.hurry`.
         """
+        self._jobs.hurry()
         self._opening.set()
         self._loading.cancel()
         self._object_cancelled.set()
+        self._outdated.set()
         self.engine.close(self._jobs.close)
 
     def click(
@@ -189,6 +194,25 @@ class SessionLink:
         self._object_cancelled.set()
         self._object_cancelled = threading.Event()
         self._post(self._jobs.cancel)
+
+    def save(
+        self,
+        array: NDArray[np.integer] | None,
+        write: Callable[[NDArray[np.integer]], None],
+        receive: Callable[[Future[None]], None],
+    ) -> None:
+        """Write the objects, as they are after the commits asked for, to a file.
+
+        Parameters
+        ----------
+        array
+            The labels, if they are in memory.
+        write
+            Does it.
+        receive
+            Gets the finished future.
+        """
+        self.submit(lambda: write(self._jobs.read_labels() if array is None else array), receive)
 
     def submit(self, job: Callable[[], Any], receive: Callable[[Future[Any]], None]) -> None:
         """Run any job on the inference thread."""

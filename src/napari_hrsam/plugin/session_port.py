@@ -42,6 +42,7 @@ from napari_hrsam.plugin.targets import (
     resolve_target,
 )
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_places import LabelFile, ome_zarr_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.mouse import ClickTool
     from napari_hrsam.plugin.session_jobs import Answer, LabelsPlace, Opened
     from napari_hrsam.plugin.strokes import Strokes
-    from napari_hrsam.storage.label_places import LabelFile, OwnPlace
+    from napari_hrsam.storage.label_places import OwnPlace
 
 
 MAX_CHANNELS = 8
@@ -302,12 +303,18 @@ class SessionPort(ModelPort):
             can_redo=opened.can_redo,
             levels=self._display.levels,
             labels_folder=folder,
+            is_beside_image=self._is_beside_image(),
             message=f"{where}{self._hint()}",
         )
         self._on_tool()
         self._show_level()
         # It may have been changed while the model was loaded.
         self._follow_display()
+
+    def _is_beside_image(self) -> bool:
+        assert self._input is not None
+        target = self._target
+        return isinstance(target, LabelFile) and target.path == ome_zarr_of(self._input.layer)
 
     def _warn_of_channels(self) -> str:
         """Say so where the image's own layer is none of the chosen colours."""
@@ -444,6 +451,8 @@ class SessionPort(ModelPort):
                 "expected no object being drawn; commit or cancel it before you change the model"
             )
         self._tools.stop()
+        if self._display is not None:
+            self._tools.listen()
 
     def _go_on(self, message: str, tile_px: int | None = None) -> None:
         display, phase = self._display, Phase.STOPPED

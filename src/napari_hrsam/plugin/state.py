@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 HINT_START = "Choose an image and press Start."
 HINT_CLICK = "Left click adds to the object, right click takes away."
 GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
+STILL_LOADING = "Still loading: click again when it is ready."
 LOOKING = "Looking at this place ..."
 SHOWN_ANEW = "The model sees the image as it is on screen now."
 LOOKING_AGAIN = "The image is shown otherwise now: looking at the object again ..."
@@ -63,7 +64,9 @@ class ControllerState:
     reads_ahead
         Whether tiles of the view are encoded while nothing is asked for.
     labels_folder
-        Where the objects are kept on disk; empty while they are in memory.
+        Where the objects are kept on disk; empty while they are in memory alone.
+    is_beside_image
+        Whether that is in the folder of the image.
     encode_ms, decode_ms
         Time taken by the last prediction, or None.
     num_prompts
@@ -99,6 +102,7 @@ class ControllerState:
     outlines_fully: bool = False
     reads_ahead: bool = True
     labels_folder: str = ""
+    is_beside_image: bool = False
     encode_ms: float | None = None
     decode_ms: float | None = None
     num_prompts: int = 0

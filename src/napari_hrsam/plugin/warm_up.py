@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 
 import numpy as np
 from napari.layers import Labels, Shapes
 
 
-@functools.cache
-def compile_layers() -> None:
-    """Make layers like those of a session once, on any thread, and forget them.
+def compile_layers() -> Iterator[None]:
+    """Make layers like those of a session, on any thread, and forget them, step by step.
 
     Where numba has no cache yet, napari compiles for seconds what it needs for the first Shapes
     layer, its first rectangle and the first Labels: on the window's own thread it would freeze.
     """
     for ndim in (2, 3):
         shapes = Shapes(ndim=ndim)
+        yield
         corners = np.zeros((4, ndim))
         corners[1:3, -1] = corners[2:, -2] = 1.0
         shapes.add_rectangles(corners, edge_width=1.0, face_color="transparent")
+        yield
         shapes.get_value((0.5,) * ndim)
+        yield
     labels = Labels(np.eye(8, dtype=np.uint32))
     labels.data[0, 0] = 2
     labels.refresh()

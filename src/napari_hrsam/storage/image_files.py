@@ -162,7 +162,7 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
-    """Write a (H, W) label image as a PNG of 8 or 16 bits, or a TIFF of up to 32.
+    """Write a (H, W) label image as a PNG of 8 or 16 bits, or a TIFF of up to 32, also of planes.
 
     Raises
     ------
@@ -173,7 +173,8 @@ def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
     if path.suffix.lower() in _TIFF:
         path.parent.mkdir(parents=True, exist_ok=True)
         dtype = np.min_scalar_type(highest)
-        tifffile.imwrite(path, labels.astype(dtype), compression="zlib")
+        # Else three planes would be red, green and blue.
+        tifffile.imwrite(path, labels.astype(dtype), compression="zlib", photometric="minisblack")
         return
     if highest > np.iinfo(np.uint16).max:
         raise ImageError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -37,6 +39,13 @@ _PLANE_AXES = {
     2: [{"name": "t", "type": "time"}, {"name": "z", "type": "space"}],
 }
 
+_TYPES = {
+    **dict.fromkeys(("t", "time", "frame"), "time"),
+    **dict.fromkeys(("c", "ch", "channel"), "channel"),
+    **dict.fromkeys(("z", "depth"), "space"),
+}
+"""Of axes, by their names in small letters; of others nothing is told."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
@@ -64,7 +73,7 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
     like : image, shape or None
         An image (something with ``shape_yx``), or the shape (..., height, width); not needed
         beside an OME-Zarr image, but checked against it. Labels alone take over the axes, scale
-        and units of an opened OME-Zarr image.
+        and units of an opened OME-Zarr image, and what a viewer calls the axes of another one.
 
     Raises
     ------
@@ -138,7 +147,7 @@ def _plan(
             "say how large the label image is"
         )
     zarr_format = 2 if root is not None and root.metadata.zarr_format == 2 else 3
-    return _plan_alone(zarr_format, shape, frame or _Frame.plain(len(shape)))
+    return _plan_alone(zarr_format, shape, frame or _Frame.plain(len(shape), ()))
 
 
 def _plan_beside(path: Path, root: zarr.Group, shape: tuple[int, ...] | None) -> _Plan:
@@ -207,18 +216,44 @@ class _Frame:
     translation: tuple[float, ...]
 
     @classmethod
-    def plain(cls, num_axes: int) -> _Frame:
+    def plain(cls, num_axes: int, plane_names: Sequence[str]) -> _Frame:
         """Pixels of size 1, without a unit."""
-        planes = _PLANE_AXES.get(num_axes - 2, [])
+        planes = _plane_axes(num_axes - 2, plane_names)
         space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
         return cls([*planes, *space], (1.0,) * num_axes, (0.0,) * num_axes)
 
 
-def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
-    """Take over axes, scale and units of an OME-Zarr image; None if it is another one."""
-    ome = getattr(like, "ome", None)
-    if not isinstance(ome, OmeImage) or shape is None:
+def _plane_axes(num: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe the axes before y and x as their names say; those without one are t and z."""
+    plain = _PLANE_AXES.get(num, [])
+    told: list[dict[str, Any] | None] = [_described(name) for name in names]
+    known = [axis["name"] for axis in told if axis is not None]
+    if len(told) != len(plain) or len(set(known)) < len(known):
+        return plain
+    left = [axis for axis in plain if axis["name"] not in known]
+    axes = [axis or left.pop() for axis in reversed(told)][::-1]
+    kinds = [axis.get("type", "") for axis in axes]
+    # OME-Zarr knows each type once, in this order; axes without a type may be of any order.
+    if kinds == sorted(set(kinds), key=["time", "channel", "", "space"].index):
+        return axes
+    return [{"name": axis["name"]} for axis in axes]
+
+
+def _described(name: str) -> dict[str, Any] | None:
+    """Describe an axis by its name; None if a viewer made that up, such as "axis -3"."""
+    if not name.isprintable() or re.fullmatch(r"(axis )?-?\d*|[yx]", name):
         return None
+    kind = _TYPES.get(name.lower())
+    return {"name": name, "type": kind} if kind else {"name": name}
+
+
+def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
+    """Take over axes, scale and units of an OME-Zarr image; of another one the axes' names."""
+    if shape is None:
+        return None
+    ome = getattr(like, "ome", None)
+    if not isinstance(ome, OmeImage):
+        return _Frame.plain(len(shape), getattr(like, "plane_names", ()))
     left_out = {ome.channel_axis, ome.axes.index("y"), ome.axes.index("x")}
     planes = [axis for axis in range(len(ome.axes)) if axis not in left_out]
     order = [*planes, ome.axes.index("y"), ome.axes.index("x")]

@@ -17,6 +17,7 @@ from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, ope
 from napari_hrsam.storage.layers import LayerImage, levels_of
 from napari_hrsam.storage.ome_metadata import parse_ome
 from napari_hrsam.storage.ome_zarr import array_in, open_group
+from napari_hrsam.storage.tile_source import PyramidImage
 
 LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
 """Environment variable with the folder of label images that lie beside no image."""
@@ -44,13 +45,13 @@ class LabelFile:
         """Where the label image lies."""
         return self.path / "labels" / self.name
 
-    def open(self, shape: tuple[int, ...]) -> PyramidLabels:
+    def open(self, like: PyramidImage | tuple[int, ...]) -> PyramidLabels:
         """Go on with the label image, or make it.
 
         Parameters
         ----------
-        shape : (..., height, width)
-            Of the image; for a new one.
+        like : PyramidImage, or its shape (..., height, width)
+            The image; for a new one.
 
         Raises
         ------
@@ -66,7 +67,7 @@ class LabelFile:
                 f"expected a folder that can be written to, got an error at {self.path.parent}: "
                 f"{error}; choose another folder for the objects"
             ) from error
-        return create_labels(self.path, self.name, like=shape)
+        return create_labels(self.path, self.name, like=like)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class LayerImage:
         Whether channels are separate, so that each has limits of its own.
     name : str
         What errors call the image.
+    plane_names : tuple of str
+        What the viewer calls the axes of `plane_shape`.
     """
 
     arrays: tuple[Any, ...]
@@ -69,6 +71,7 @@ class LayerImage:
     looks: tuple[Look, ...] = ()
     is_separate: bool
     name: str
+    plane_names: tuple[str, ...] = ()
 
     def is_same_picture(self, other: LayerImage) -> bool:
         """Whether a model would be shown the same; pixels changed in place are not noticed."""
@@ -129,6 +132,7 @@ class LayerImage:
             self.contrast_limits,
             looks=self.looks,
             separate=self.is_separate,
+            plane_names=self.plane_names,
         )
 
     def plain(self) -> PyramidImage:
@@ -310,6 +314,7 @@ def _take_one(
         looks=looks,
         is_separate=channel_axis is not None,
         name=f"'{layer.name}'",
+        plane_names=_axis_names(layer, order.planes),
     )
 
 
@@ -367,7 +372,14 @@ def _stacked(
         looks=looks,
         is_separate=True,
         name=" + ".join(f"'{chosen[place].name}'" for place in used),
+        plane_names=_axis_names(chosen[0], [axis - 1 for axis in order.planes]),
     )
+
+
+def _axis_names(layer: Any, axes: Iterable[int]) -> tuple[str, ...]:
+    # napari before 0.5 has no names.
+    names = getattr(layer, "axis_labels", None)
+    return () if names is None else tuple(str(names[axis]) for axis in axes)
 
 
 def _look(layer: Any) -> Look:

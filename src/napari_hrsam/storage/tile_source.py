@@ -65,11 +65,15 @@ class PyramidImage:
         Whether channels are separate, so that each has limits of its own.
     ome : OmeImage, optional
         What a file says of itself.
+    plane_names : sequence of str, optional
+        What its source calls the axes before y and x.
 
     Attributes
     ----------
     ome : OmeImage or None
         Path, axes, scales and units of an OME-Zarr image, or of a TIFF that tells its pixel size.
+    plane_names : tuple of str
+        One per axis of `plane_shape`, such as ``("t",)``; empty where no viewer tells them.
 
     Raises
     ------
@@ -86,8 +90,10 @@ class PyramidImage:
         looks: Sequence[Look] = (),
         separate: bool = False,
         ome: OmeImage | None = None,
+        plane_names: Sequence[str] = (),
     ) -> None:
         self.ome = ome
+        self.plane_names = tuple(plane_names)
         self._stored = tuple(stored)
         self._levels = with_coarse_levels(self._stored)
         self._shown = shown
