@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from napari_hrsam.errors import ConfigError
-from napari_hrsam.modeling.catalogue import find_refiner, find_weights
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.models import find_config
+from napari_hrsam.modeling.registry import locate
 from napari_hrsam.modeling.segmenter import Segmenter
 
 
@@ -43,8 +43,8 @@ def _loaded(name: str, _files: tuple[tuple[Path, int, int], ...]) -> Segmenter:
 def _files(name: str) -> tuple[tuple[Path, int, int], ...]:
     """Return path, time (ns) and size (bytes) of the files that the model is made from."""
     try:
-        config = find_config(name)
-        paths = [find_weights(config), find_refiner(config) if config.focus else None]
+        located = locate(find_config(name))
+        paths = [located.model, located.refiner]
     except ConfigError:
         paths = [Path(name)]
     stats = [(path.resolve(), path.stat()) for path in paths if path and path.is_file()]
