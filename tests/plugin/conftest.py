@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from napari_hrsam.modeling.segmenter import ImageFeatures
-from napari_hrsam.plugin.controller import SegmentController
-from napari_hrsam.plugin.segment_widget import SegmentWidget
+from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.storage.label_places import LABELS_VARIABLE
 
 TILE_PX = 64

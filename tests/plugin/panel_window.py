@@ -10,8 +10,8 @@ from qtpy.QtGui import QMouseEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QWidget
 
-from napari_hrsam.plugin.segment_widget import SegmentWidget
-from napari_hrsam.plugin.state import Phase
+from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.state import Phase
 
 LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
 NO_KEY, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier

@@ -1,0 +1,181 @@
+"""What a running session shows: its layers, the prompts of the current object, the level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_hrsam.errors import PromptError
+from napari_hrsam.geometry import FINEST_LEVEL, Box, coarsest_level
+from napari_hrsam.plugin.canvas.view import ImageView
+from napari_hrsam.plugin.overlay.session_layers import SessionLayers
+from napari_hrsam.prompts import Prompts
+
+if TYPE_CHECKING:
+    import napari.components
+
+    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
+    from napari_hrsam.plugin.overlay.objects import ObjectsLayer
+    from napari_hrsam.plugin.overlay.strokes import Strokes
+    from napari_hrsam.plugin.session.image_input import ImageInput
+    from napari_hrsam.plugin.session.inference import Answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GivenUp:
+    """An object that was cancelled, so that it can be brought back.
+
+    Attributes
+    ----------
+    prompts, plane, level, strokes
+        Clicks and box, where, the level of the first of them, and what was painted.
+    """
+
+    prompts: Prompts
+    plane: tuple[int, ...]
+    level: int
+    strokes: Strokes | None
+
+
+class SessionDisplay:
+    """The layers of one session, kept in step with what was asked for and answered.
+
+    Parameters
+    ----------
+    viewer
+        Where it is shown.
+    image
+        What is annotated.
+    objects
+        What shows the committed objects.
+    tile_px
+        Side of the model's tile in level pixels.
+
+    Attributes
+    ----------
+    view
+        What of the image is on screen.
+    layers
+        The session's layers.
+    prompts
+        Clicks and box of the current object, answered or not.
+    plane
+        Where they lie along the axes before y and x.
+    given_up
+        The object that was cancelled last, until the next one begins.
+    """
+
+    def __init__(
+        self,
+        viewer: napari.components.ViewerModel,
+        image: ImageInput,
+        objects: ObjectsLayer,
+        tile_px: int,
+    ) -> None:
+        self.image = image
+        self.view = ImageView(viewer, image)
+        self.layers = SessionLayers(viewer, image, objects)
+        self.tile_px = tile_px
+        self.prompts = Prompts()
+        self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
+        self.given_up: GivenUp | None = None
+        self._object_level: int | None = None
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The finest and the coarsest level at which objects can be looked at."""
+        return FINEST_LEVEL, coarsest_level(self.image.shape_yx, self.tile_px)
+
+    def show_image(self, image: ImageInput) -> None:
+        """Take the image as it is shown now."""
+        self.image = self.view.image = image
+
+    def next_level(self, pinned: int | None) -> int:
+        """Return the level at which a new object is looked at.
+
+        Parameters
+        ----------
+        pinned
+            The user's choice; None: the zoom tells.
+        """
+        if pinned is None:
+            return self.view.level(self.tile_px)
+        return min(max(pinned, self.levels[0]), self.levels[1])
+
+    def level(self, pinned: int | None) -> int:
+        """Return the level of the current object, else that of the next."""
+        if self._object_level is not None and len(self.prompts):
+            return self._object_level
+        return self.next_level(pinned)
+
+    def ask(self, prompts: Prompts, plane: tuple[int, ...]) -> None:
+        """Show prompts before they are answered."""
+        if not len(self.prompts):
+            self._object_level = None
+        self.given_up = None
+        self.prompts, self.plane = prompts, plane
+        self.show_prompts()
+
+    def show_answer(self, answer: Answer) -> None:
+        """Show the session as it is after a step."""
+        self.prompts, prediction = answer.prompts, answer.prediction
+        if answer.edit is not None:
+            self.given_up = None
+        preview = self.layers.preview
+        preview.put_strokes(answer.strokes)
+        if prediction is None:
+            self._object_level = None
+            preview.clear()
+        else:
+            self._object_level = prediction.level
+            self.plane = prediction.tile.plane or (0,) * len(self.plane)
+            preview.show(
+                prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
+            )
+        self.show_prompts()
+
+    def show_prompts(self) -> None:
+        """Draw clicks and box."""
+        screen_px = self.view.screen_px()
+        self.layers.points.show(self.prompts.points_yx, self.prompts.labels, screen_px, self.plane)
+        self.layers.box.show(self.prompts.box, screen_px, self.plane)
+
+    def show_drag(self, box: BoxPrompt, plane: tuple[int, ...]) -> None:
+        """Draw a box that is not a prompt yet."""
+        self.layers.box.show(box, self.view.screen_px(), plane)
+
+    def is_elsewhere(self) -> bool:
+        """Whether there is an object, on another plane than the one that is shown."""
+        if not len(self.prompts) or not self.plane:
+            return False
+        try:
+            return self.view.plane() != self.plane
+        except PromptError:
+            return True
+
+    def give_up_object(self, level: int) -> None:
+        """Show no object any more, but remember it.
+
+        Parameters
+        ----------
+        level
+            At which a new object would be looked at.
+        """
+        if len(self.prompts):
+            self.given_up = GivenUp(
+                prompts=self.prompts,
+                plane=self.plane,
+                level=level if self._object_level is None else self._object_level,
+                strokes=self.layers.preview.strokes(),
+            )
+        self.forget_object()
+        self.layers.preview.clear()
+
+    def forget_object(self) -> None:
+        """Show no prompts any more."""
+        self.prompts = Prompts()
+        self.show_prompts()
+
+    def seen(self) -> Box:
+        """Return the part of the image on screen."""
+        return self.view.box0()
