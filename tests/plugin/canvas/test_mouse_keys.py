@@ -64,8 +64,8 @@ def drag(
 
 def prompts(controller: SegmentController) -> list[tuple[tuple[float, ...], int]]:
     controller.wait()
-    assert controller.layers is not None
-    points = controller.layers.points.layer
+    assert controller.overlay is not None
+    points = controller.overlay.points.layer
     labels = points.features["label"] if len(points.data) else []
     return [(tuple(p), int(n)) for p, n in zip(points.data, labels, strict=True)]
 
@@ -91,7 +91,7 @@ def test_buttons_and_modifiers_give_the_sign(
 
 
 def test_polarity_can_be_swapped(started: SegmentController, viewer: ViewerModel) -> None:
-    started.set_subtracting(True)
+    started.state.update(is_subtracting=True)
     drag(viewer, INSIDE)
     drag(viewer, BESIDE, button=RIGHT)
     assert [label for _, label in prompts(started)] == [0, 1]
@@ -114,12 +114,12 @@ def test_a_drag_is_left_to_napari(started: SegmentController, viewer: ViewerMode
 
 @pytest.mark.parametrize("with_tool", [False, True])
 def test_a_box_is_drawn(with_tool: bool, started: SegmentController, viewer: ViewerModel) -> None:
-    started.set_draws_boxes(with_tool)
+    started.state.update(draws_boxes=with_tool)
     modifiers = () if with_tool else ("Shift",)
     assert drag(viewer, (40, 24), (8, 6), modifiers=modifiers), "the view must not move"
     assert prompts(started) == []
-    assert started.layers is not None
-    corners = started.layers.box.layer.data[0]
+    assert started.overlay is not None
+    corners = started.overlay.box.layer.data[0]
     np.testing.assert_allclose(corners.min(axis=0), (8, 6))
     np.testing.assert_allclose(corners.max(axis=0), (40, 24))
     assert started.state.num_prompts == 1
@@ -131,8 +131,8 @@ def test_a_box_is_shown_while_it_is_drawn(started: SegmentController, viewer: Vi
     mouse_move_callbacks(
         viewer, mouse_event((30, 40), (40, 30), "mouse_move", modifiers=("Shift",))
     )
-    assert started.layers is not None
-    assert len(started.layers.box.layer.data) == 1
+    assert started.overlay is not None
+    assert len(started.overlay.box.layer.data) == 1
     assert started.state.num_prompts == 0
     mouse_move_callbacks(
         viewer, mouse_event((11, 11), (11, 11), "mouse_move", modifiers=("Shift",))
@@ -141,7 +141,7 @@ def test_a_box_is_shown_while_it_is_drawn(started: SegmentController, viewer: Vi
         viewer, mouse_event((11, 11), (11, 11), "mouse_release", modifiers=("Shift",))
     )
     assert prompts(started) == [((11, 11), 0)]
-    assert len(started.layers.box.layer.data) == 0, "taken for a click: no box is left"
+    assert len(started.overlay.box.layer.data) == 0, "taken for a click: no box is left"
 
 
 def test_a_double_click_clicks_and_does_not_zoom(
@@ -158,12 +158,12 @@ def test_a_double_click_clicks_and_does_not_zoom(
 
 
 def test_painting_is_left_to_napari(started: SegmentController, viewer: ViewerModel) -> None:
-    assert started.layers is not None
-    viewer.layers.selection.active = started.layers.preview.layer
-    started.layers.preview.layer.mode = "paint"
+    assert started.overlay is not None
+    viewer.layers.selection.active = started.overlay.preview.layer
+    started.overlay.preview.layer.mode = "paint"
     drag(viewer, INSIDE)
     assert prompts(started) == []
-    started.layers.preview.layer.mode = "pan_zoom"
+    started.overlay.preview.layer.mode = "pan_zoom"
     drag(viewer, INSIDE)
     assert len(prompts(started)) == 1
 
@@ -187,19 +187,19 @@ def press(viewer: ViewerModel, key: str, active: Any) -> None:
 def test_keys_work_whatever_layer_is_active(
     name: str, started: SegmentController, viewer: ViewerModel
 ) -> None:
-    assert started.layers is not None
+    assert started.overlay is not None
     layer = next(layer for layer in viewer.layers if name in layer.name.split("[")[-1])
     limits = viewer.layers["scene"].contrast_limits
     started.click(INSIDE)
     press(viewer, "C", layer)
     started.wait()
-    assert started.layers.target.data.max() == 1
+    assert started.overlay.target.data.max() == 1
     press(viewer, "Control-Z", layer)
     started.wait()
-    assert started.layers.target.data.max() == 0
+    assert started.overlay.target.data.max() == 0
     press(viewer, "Control-Shift-Z", layer)
     started.wait()
-    assert started.layers.target.data.max() == 1
+    assert started.overlay.target.data.max() == 1
     started.click(BESIDE)
     press(viewer, "Escape", layer)
     started.wait()
@@ -223,8 +223,8 @@ def test_keys_work_with_no_layer_active(started: SegmentController, viewer: View
 def test_undo_in_the_painted_target_is_its_own(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    assert started.layers is not None
-    target = started.layers.target
+    assert started.overlay is not None
+    target = started.overlay.target
     started.click(INSIDE)
     started.commit()
     started.wait()
@@ -242,13 +242,13 @@ def test_undo_in_the_painted_target_is_its_own(
 def test_paused_tools_leave_mouse_and_keys_alone(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.set_paused(True)
-    assert started.layers is not None
+    started.canvas.set_paused(True)
+    assert started.overlay is not None
     assert not viewer.keymap
-    assert not started.layers.preview.layer.keymap
+    assert not started.overlay.preview.layer.keymap
     drag(viewer, INSIDE)
     assert prompts(started) == []
-    started.set_paused(False)
+    started.canvas.set_paused(False)
     drag(viewer, INSIDE)
     assert len(prompts(started)) == 1
 

@@ -19,7 +19,7 @@ from napari_hrsam.sample import make_sample
 from napari_hrsam.storage.label_places import ome_zarr_of
 
 PACKAGED = Path(napari_hrsam.__file__).with_name("napari.yaml")
-ROOT_LINK = Path(__file__).parents[2] / "napari.yaml"
+ROOT_LINK = Path(__file__).parents[3] / "napari.yaml"
 
 
 def test_the_manifest_is_valid_and_its_commands_exist() -> None:

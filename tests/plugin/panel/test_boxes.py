@@ -81,9 +81,9 @@ def test_locked_boxes_say_why(open_window: Any, monkeypatch: pytest.MonkeyPatch)
     window.controller.cancel()
     window.idle()
     assert [box.toolTip() for box in boxes] == free
-    window.controller.update(phase=Phase.LOADING)
+    window.controller.state.update(phase=Phase.LOADING)
     assert all("is being loaded" in box.toolTip() for box in boxes)
-    window.controller.update(phase=Phase.READY)
+    window.controller.state.update(phase=Phase.READY)
     opened: list[str] = []
     monkeypatch.setattr(QDesktopServices, "openUrl", lambda url: opened.append(url.toLocalFile()))
     panel.folder_button.click()

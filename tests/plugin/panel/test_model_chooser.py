@@ -14,7 +14,6 @@ from napari_hrsam.plugin.panel.model_chooser import (
     Picked,
 )
 from napari_hrsam.plugin.session.loading import ModelRequest, model_label
-from napari_hrsam.plugin.session.progress import Cancelled, Progress
 
 TINY = ModelInfo(name="hrsam-tiny", description="small", licence="BSD", weights="here")
 MOBILE = ModelInfo(
@@ -108,34 +107,6 @@ def test_a_fetched_model_moves_up(chooser: ModelChooser) -> None:
     chooser.refresh([TINY, fetched])
     assert texts(chooser) == ["hrsam-tiny", "mobile-sam", "--", "Choose a file..."]
     assert chooser.pick("mobile-sam") is Picked.USE
-
-
-# ------------------------------------------------------------------ a loading under way
-
-
-def test_progress_is_thinned_out_but_the_end_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    loading = Progress(lambda *numbers: told.append(numbers))
-    for done in range(1001):
-        loading(done, 1000)
-    assert told[0] == (0, 1000)
-    assert told[-1] == (1000, 1000)
-    assert len(told) < 100
-
-
-def test_a_cancelled_loading_ends_at_its_next_block_and_is_not_finished() -> None:
-    loading = Progress()
-    assert loading.cancel()
-    with pytest.raises(Cancelled):
-        loading(1, 2)
-    assert not loading.finish()
-
-
-def test_a_finished_loading_cannot_be_cancelled() -> None:
-    loading = Progress()
-    assert loading.finish()
-    assert not loading.cancel()
-    assert not loading.is_cancelled
 
 
 def test_a_file_that_was_written_anew_is_another_model(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from panel_window import LEFT, NO_KEY, RIGHT, Window
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
+from napari_hrsam.plugin.panel import target as target_module
 from napari_hrsam.plugin.session.targets import NewLayer
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 from napari_hrsam.storage.label_pyramid import create_labels, open_labels
@@ -25,6 +26,11 @@ def window(open_window: Any, discs: list[Any]) -> Window:
         show=True, data=discs, multiscale=True, name="slide", scale=(0.5, 0.5)
     )
     return made
+
+
+def channels(window: Window) -> Any:
+    image = window.controller._input
+    return {} if image is None else image.channels
 
 
 def is_covered(window: Window, place: tuple[float, float]) -> bool:
@@ -95,7 +101,7 @@ def test_closing_the_window_makes_the_commit_that_waits(window: Window, model: A
     store = Path(window.controller.state.labels_folder)
     window.look_at(MIDDLE, 5)
     errors: list[BaseException] = []
-    window.controller.failed.connect(errors.append)
+    window.controller.state.failed.connect(errors.append)
     model.gate.clear()
     QTest.mousePress(window.canvas, LEFT, NO_KEY, window.place(MIDDLE))
     QTest.mouseRelease(window.canvas, LEFT, NO_KEY, window.place(MIDDLE))
@@ -103,7 +109,7 @@ def test_closing_the_window_makes_the_commit_that_waits(window: Window, model: A
     window.viewer.close()
     window.controller.close()
     model.gate.set()
-    assert window.controller.join(30)
+    assert window.controller.worker.join(30)
     assert errors == []
     with open_labels(store.parent.parent, store.name) as labels:
         level = 4
@@ -195,9 +201,9 @@ def test_colours_can_be_chosen_where_layers_share_a_grid(open_window: Any) -> No
     box = colours.boxes["green"]
     box.setCurrentIndex(2)
     box.activated.emit(2)
-    window.qtbot.waitUntil(lambda: "green" in window.controller.channels, timeout=20_000)
+    window.qtbot.waitUntil(lambda: "green" in channels(window), timeout=20_000)
     # The image itself is not lost from the picture.
-    assert window.controller.channels == {"red": window.viewer.layers["one"], "green": two}
+    assert channels(window) == {"red": window.viewer.layers["one"], "green": two}
     assert colours.boxes["red"].currentText() == "one"
     assert colours.boxes["blue"].itemText(0) == "nothing"
     assert "what you see" in colours.boxes["blue"].toolTip()

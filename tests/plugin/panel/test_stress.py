@@ -72,7 +72,7 @@ def test_rounds_of_changing_layers_leave_napari_alive(open_window: Any) -> None:
                 viewer.layers.remove(image)
             case 1:
                 viewer.layers.move(0, len(viewer.layers))
-                own = [layer for layer in controller.layers.own if layer in viewer.layers]
+                own = [layer for layer in controller.overlay.own if layer in viewer.layers]
                 viewer.layers.remove(own[rng.integers(len(own))])
             case 2:
                 image.name = "renamed"
@@ -81,7 +81,7 @@ def test_rounds_of_changing_layers_leave_napari_alive(open_window: Any) -> None:
             case 3:
                 viewer.layers.clear()
             case _:
-                viewer.layers.remove(controller.layers.target)
+                viewer.layers.remove(controller.overlay.target)
         QTest.qWait(100)
         window.idle()
         window.qtbot.waitUntil(lambda: controller.state.phase is Phase.STOPPED, timeout=TIMEOUT_MS)

@@ -14,9 +14,9 @@ from qtpy.QtTest import QTest
 
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin.panel import qt_binding
+from napari_hrsam.plugin.session.inference_thread import THREAD_NAME
 from napari_hrsam.plugin.session.loading import load_named_model
 from napari_hrsam.plugin.session.state import Phase
-from napari_hrsam.plugin.session.thread import THREAD_NAME
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 
@@ -29,7 +29,7 @@ def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_
     window.click(BESIDE, RIGHT)
     state = window.controller.state
     assert state.num_prompts == 2
-    prompts = window.controller.layers.points.layer
+    prompts = window.controller.overlay.points.layer
     np.testing.assert_allclose(prompts.data, [INSIDE, BESIDE], atol=0.5)
     assert list(prompts.features["label"]) == [1, 0]
     QTest.mouseDClick(window.canvas, LEFT, NO_KEY, window.place(INSIDE))
@@ -37,7 +37,7 @@ def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_
     assert window.camera() == before, "neither clicks nor double clicks move the view"
     QTest.keyClick(window.canvas, Qt.Key.Key_C)
     window.idle()
-    labels = window.controller.layers.target.data
+    labels = window.controller.overlay.target.data
     assert int(((labels == 1) != square).sum()) <= 8
     assert "1" in window.panel.count_label.text()
     QTest.keyClick(window.canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
@@ -45,7 +45,7 @@ def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_
     assert not labels.any()
     window.drag((8, 8), (40, 24), SHIFT)
     assert window.camera() == before, "drawing a box does not move the view"
-    assert len(window.controller.layers.box.layer.data) == 1
+    assert len(window.controller.overlay.box.layer.data) == 1
     QTest.keyClick(window.canvas, Qt.Key.Key_Escape)
     window.idle()
     assert window.controller.state.num_prompts == 0
@@ -140,7 +140,7 @@ def test_closing_the_window_ends_the_thread(open_window: Any, model: Any) -> Non
     window = open_window()
     window.start()
     errors: list[BaseException] = []
-    window.controller.failed.connect(errors.append)
+    window.controller.state.failed.connect(errors.append)
     model.gate.clear()
     window.controller.click(INSIDE)
     assert model.waiting.wait(10)
@@ -171,7 +171,7 @@ def test_a_bad_checkpoint_is_shown_once_and_the_panel_stays_usable(
     notes: list[str] = []
     monkeypatch.setattr("napari_hrsam.plugin.panel.widget.show_error", notes.append)
     errors: list[BaseException] = []
-    window.controller.failed.connect(errors.append)
+    window.controller.state.failed.connect(errors.append)
     window.panel.start_button.click()
     window.qtbot.waitUntil(lambda: bool(errors), timeout=TIMEOUT_MS)
     window.idle()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.plugin.overlay.preview import PreviewLayer
 from napari_hrsam.plugin.session.controller import SegmentController
+from napari_hrsam.plugin.session.inference_thread import THREAD_NAME
 from napari_hrsam.plugin.session.state import Phase
-from napari_hrsam.plugin.session.thread import THREAD_NAME
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 
@@ -27,8 +27,8 @@ def agree(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
 
 def shown(controller: SegmentController) -> NDArray[np.bool_]:
     """The preview as a mask of the whole (64, 64) image."""
-    assert controller.layers is not None
-    preview = controller.layers.preview
+    assert controller.overlay is not None
+    preview = controller.overlay.preview
     mask = np.zeros((64, 64), bool)
     if preview.box is not None:
         mask[preview.box.slices] = preview.layer.data != 0
@@ -36,8 +36,8 @@ def shown(controller: SegmentController) -> NDArray[np.bool_]:
 
 
 def target(controller: SegmentController) -> NDArray[np.uint32]:
-    assert controller.layers is not None
-    return np.asarray(controller.layers.target.data)
+    assert controller.overlay is not None
+    return np.asarray(controller.overlay.target.data)
 
 
 def test_a_click_shows_the_object_and_the_click(
@@ -46,10 +46,10 @@ def test_a_click_shows_the_object_and_the_click(
     started.click(INSIDE)
     started.click(BESIDE, positive=False)
     started.wait()
-    assert started.layers is not None
-    points = started.layers.points.layer
+    assert started.overlay is not None
+    points = started.overlay.points.layer
     assert agree(shown(started), square)
-    assert started.layers.preview.layer.data.dtype == np.uint8
+    assert started.overlay.preview.layer.data.dtype == np.uint8
     np.testing.assert_array_equal(points.data, [INSIDE, BESIDE])
     assert list(points.features["label"]) == [1, 0]
     assert [str(symbol) for symbol in points.symbol] == ["disc", "x"]
@@ -104,11 +104,11 @@ def test_undo_and_redo_go_through_prompts_and_commits(
 def test_box_prompt(started: SegmentController) -> None:
     started.box((8, 8, 40, 24))
     started.wait()
-    assert started.layers is not None
+    assert started.overlay is not None
     mask = np.zeros((64, 64), bool)
     mask[8:40, 8:24] = True
     assert agree(shown(started), mask)
-    corners = started.layers.box.layer.data[0]
+    corners = started.overlay.box.layer.data[0]
     np.testing.assert_allclose(corners.min(axis=0), [7.5, 7.5])
     np.testing.assert_allclose(corners.max(axis=0), [39.5, 23.5])
 
@@ -123,8 +123,8 @@ def test_cancel_gives_up_the_object_and_keeps_commits(
     started.cancel()
     started.wait()
     assert not shown(started).any()
-    assert started.layers is not None
-    assert len(started.layers.points.layer.data) == 0
+    assert started.overlay is not None
+    assert len(started.overlay.points.layer.data) == 0
     assert agree(target(started) == 1, square)
 
 
@@ -143,13 +143,13 @@ def test_no_quick_click_is_dropped_and_only_the_newest_answer_is_shown(
     clicks = [INSIDE, BESIDE, (50, 50), (31, 31)]
     for click in clicks:
         started.click(click)
-    assert started.layers is not None
-    assert len(started.layers.points.layer.data) == 4, "clicks are shown before the answer"
+    assert started.overlay is not None
+    assert len(started.overlay.points.layer.data) == 4, "clicks are shown before the answer"
     model.gate.set()
     started.wait()
     assert model.num_decoded == 4
     assert drawn == [64 * 64]
-    np.testing.assert_array_equal(started.layers.points.layer.data, clicks)
+    np.testing.assert_array_equal(started.overlay.points.layer.data, clicks)
 
 
 def test_cancel_returns_at_once_and_skips_waiting_clicks(
@@ -319,7 +319,7 @@ def test_an_error_is_reported_once_and_the_session_goes_on(
     started: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[BaseException] = []
-    started.failed.connect(errors.append)
+    started.state.failed.connect(errors.append)
 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("boom")
@@ -350,7 +350,8 @@ def test_the_zoom_gives_the_level(
     controller.start()
     controller.wait()
     viewer.scene.camera.zoom = zoom
-    assert controller.view_level() == level
+    assert controller.overlay is not None
+    assert controller.overlay.next_level(None) == level
     assert controller.state.level == level
     controller.click((128, 128))
     controller.wait()
@@ -383,7 +384,8 @@ def test_the_level_counts_scale_and_units(
     controller.start(viewer.layers["scene"])
     controller.wait()
     viewer.scene.camera.zoom = 2 / 1000  # screen pixels per nm: the finer unit rules the world
-    assert controller.view_level() == 0
+    assert controller.overlay is not None
+    assert controller.overlay.next_level(None) == 0
 
 
 def test_3d_view_turns_the_tools_off(started: SegmentController, viewer: ViewerModel) -> None:

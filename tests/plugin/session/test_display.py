@@ -43,7 +43,7 @@ def encoded(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint
 
 
 def session_of(controller: SegmentController) -> Session:
-    session = controller._link._jobs._session
+    session = controller.worker._session._session
     assert session is not None
     return session
 
@@ -66,9 +66,9 @@ def start(controller: SegmentController, layer: Any, **options: Any) -> None:
 def wait_for_quiet(controller: SegmentController) -> None:
     """Deliver as a window does."""
     end = time.monotonic() + 20
-    while controller._shown.is_pending and time.monotonic() < end:
+    while controller._display_watch.is_pending and time.monotonic() < end:
         time.sleep(0.02)
-        controller.deliver()
+        controller.worker.deliver()
     controller.wait()
 
 
@@ -121,17 +121,17 @@ def test_the_object_keeps_its_prompts_and_is_looked_at_again(
     session = session_of(controller)
     assert session.prompts.points_yx == (INSIDE, BESIDE)
     assert controller.state.num_prompts == 2
-    assert controller.layers is not None
-    assert len(controller.layers.points.layer.data) == 2
+    assert controller.overlay is not None
+    assert len(controller.overlay.points.layer.data) == 2
     controller.undo()
     controller.commit()
     controller.wait()
-    target = controller.layers.target.data == 1
+    target = controller.overlay.target.data == 1
     assert int((target != square).sum()) <= 8
     assert controller.state.num_committed == 1
     controller.undo()
     controller.wait()
-    assert not controller.layers.target.data.any(), "commits can still be taken back"
+    assert not controller.overlay.target.data.any(), "commits can still be taken back"
 
 
 def test_nothing_is_encoded_while_a_slider_is_dragged(
@@ -148,7 +148,7 @@ def test_nothing_is_encoded_while_a_slider_is_dragged(
     for high in range(60_000, 3000, -3000):
         layer.contrast_limits = (0, high)
         time.sleep(QUIET_S / 10)
-        controller.deliver()
+        controller.worker.deliver()
     assert len(encoded) == 1
     wait_for_quiet(controller)
     assert len(encoded) == 2
@@ -262,5 +262,5 @@ def test_a_session_that_ended_follows_no_more(
     image.gamma = 0.7
     time.sleep(1.5 * QUIET_S)
     started.wait()
-    assert not started._shown.is_pending
+    assert not started._display_watch.is_pending
     assert started.state.message.startswith("Choose an image")

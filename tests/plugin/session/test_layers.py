@@ -58,7 +58,7 @@ def test_clicks_and_layers_are_right_in_any_frame(
     viewer.scene.camera.zoom = 1 / np.abs(np.linalg.eigvals(image.affine.linear_matrix)).max()
     controller.click_world(image.data_to_world(INSIDE))
     controller.wait()
-    layers = controller.layers
+    layers = controller.overlay
     assert layers is not None
     np.testing.assert_allclose(layers.points.layer.data, [INSIDE])
     box = layers.preview.box
@@ -90,8 +90,8 @@ def test_a_plane_of_a_stack_beside_the_image_does_not_disturb(
     session_on(controller, image)
     controller.click_world((2.0, *INSIDE))
     controller.wait()
-    assert controller.layers is not None
-    np.testing.assert_allclose(controller.layers.points.layer.data, [INSIDE])
+    assert controller.overlay is not None
+    np.testing.assert_allclose(controller.overlay.points.layer.data, [INSIDE])
 
 
 numbers = st.floats(-50, 50).map(lambda x: round(x, 3))
@@ -130,7 +130,7 @@ def test_layers_follow_a_moved_image(started: SegmentController, viewer: ViewerM
     image.scale = (3, 2)
     image.translate = (7, 7)
     image.rotate = 10
-    layers = started.layers
+    layers = started.overlay
     assert layers is not None
     for layer in (*layers.own, layers.target):
         np.testing.assert_allclose(layer.data_to_world((3, 4)), image.data_to_world((3, 4)))
@@ -180,8 +180,8 @@ def test_the_users_image_is_never_modified(
 
 
 def paint(controller: SegmentController, value: int, at_yx: tuple[int, int]) -> None:
-    assert controller.layers is not None
-    preview = controller.layers.preview
+    assert controller.overlay is not None
+    preview = controller.overlay.preview
     assert preview.box is not None
     preview.layer.brush_size = 1
     preview.layer.paint((at_yx[0] - preview.box.y0, at_yx[1] - preview.box.x0), value)
@@ -196,12 +196,12 @@ def test_commit_takes_what_was_painted(
     paint(started, 0, (30, 30))
     started.commit()
     started.wait()
-    assert started.layers is not None
+    assert started.overlay is not None
     expected = square.copy()
     expected[50, 50], expected[30, 30] = True, False
-    assert agree(started.layers.target.data == 1, expected)
-    assert started.layers.target.data[50, 50] == 1
-    assert started.layers.target.data[30, 30] == 0
+    assert agree(started.overlay.target.data == 1, expected)
+    assert started.overlay.target.data[50, 50] == 1
+    assert started.overlay.target.data[30, 30] == 0
 
 
 def test_strokes_survive_further_clicks_but_not_the_object(
@@ -214,7 +214,7 @@ def test_strokes_survive_further_clicks_but_not_the_object(
     started.commit()
     started.click(INSIDE)
     started.wait()
-    layers = started.layers
+    layers = started.overlay
     assert layers is not None
     assert agree(layers.target.data == 1, square)
     assert layers.target.data[50, 50] == 1
@@ -224,16 +224,16 @@ def test_strokes_survive_further_clicks_but_not_the_object(
 def test_an_untouched_preview_commits_the_prediction(started: SegmentController) -> None:
     started.click(INSIDE)
     started.wait()
-    assert started.layers is not None
-    assert started.layers.preview.strokes() is None
+    assert started.overlay is not None
+    assert started.overlay.preview.strokes() is None
     paint(started, 1, (30, 31))
-    assert started.layers.preview.strokes() is None, "painting over the object changes nothing"
+    assert started.overlay.preview.strokes() is None, "painting over the object changes nothing"
 
 
 def test_undo_takes_strokes_first(started: SegmentController, square: NDArray[np.bool_]) -> None:
     started.click(INSIDE)
     started.wait()
-    layers = started.layers
+    layers = started.overlay
     assert layers is not None
     paint(started, 1, (50, 50))
     started.undo()
@@ -252,7 +252,7 @@ def test_old_strokes_are_not_pasted_into_a_new_prediction(started: SegmentContro
     started.click(INSIDE)
     started.wait()
     paint(started, 1, (50, 50))
-    layers = started.layers
+    layers = started.overlay
     assert layers is not None
     layers.preview.layer.mode = "paint"
     started.click((32, 32))
@@ -273,12 +273,12 @@ def test_edits_that_could_not_be_committed_come_back(started: SegmentController)
     started.commit()
     with pytest.raises(LabelsError):
         started.wait()
-    assert started.layers is not None
-    assert started.layers.preview.layer.data[30, 30] == 0
+    assert started.overlay is not None
+    assert started.overlay.preview.layer.data[30, 30] == 0
     paint(started, 1, (50, 50))
     started.commit()
     started.wait()
-    assert started.layers.target.data[50, 50] == 2
+    assert started.overlay.target.data[50, 50] == 2
 
 
 def test_edits_outside_the_box_are_left_out() -> None:
@@ -338,11 +338,11 @@ def test_a_target_that_does_not_fit_is_told(
 def test_going_on_with_the_sessions_own_empty_target(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    assert started.layers is not None
-    kept = started.layers.target
+    assert started.overlay is not None
+    kept = started.overlay.target
     session_on(started, viewer.layers["scene"], target=kept)
-    assert started.layers is not None
-    assert started.layers.target == kept
+    assert started.overlay is not None
+    assert started.overlay.target == kept
     assert kept in viewer.layers
 
 
@@ -387,8 +387,8 @@ def test_renamed_and_hidden_layers_do_no_harm(
     model.gate.set()
     started.commit()
     started.wait()
-    assert started.layers is not None
-    assert agree(started.layers.target.data == 1, square)
+    assert started.overlay is not None
+    assert agree(started.overlay.target.data == 1, square)
 
 
 def test_replaced_pixels_end_the_session_with_a_message(
@@ -429,8 +429,8 @@ def test_level_0_of_a_pyramid_is_taken(
     controller.click(INSIDE)
     controller.commit()
     controller.wait()
-    assert controller.layers is not None
-    assert agree(controller.layers.target.data == 1, square)
+    assert controller.overlay is not None
+    assert agree(controller.overlay.target.data == 1, square)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int16, np.uint16, np.uint32, np.float32, ">f8"])
@@ -442,8 +442,8 @@ def test_pixel_types(
     session_on(controller, viewer.add_image(grey))
     controller.click(INSIDE)
     controller.wait()
-    assert controller.layers is not None
-    assert agree(controller.layers.preview.layer.data == 1, square)
+    assert controller.overlay is not None
+    assert agree(controller.overlay.preview.layer.data == 1, square)
 
 
 def test_constant_and_partly_nan_images_work(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from test_panel_mouse_keys import RIGHT, drag
 
 from napari_hrsam.errors import LabelsError, PromptError
-from napari_hrsam.plugin.overlay.objects import bright_colors
+from napari_hrsam.plugin.overlay.objects import COPY_KEY, bright_colors
 from napari_hrsam.plugin.session.controller import SegmentController
-from napari_hrsam.plugin.session.state import shown_message
-from napari_hrsam.plugin.session.targets import COPY_KEY, NewLayer
+from napari_hrsam.plugin.session.messages import shown_message
+from napari_hrsam.plugin.session.targets import NewLayer, path_beside
 from napari_hrsam.storage.stored_labels import open_stored_labels
 
 INSIDE, BESIDE = (30, 30), (5, 5)
@@ -25,19 +25,19 @@ INSIDE, BESIDE = (30, 30), (5, 5)
 
 def line(controller: SegmentController) -> str:
     controller.wait()
-    controller.deliver()
+    controller.worker.deliver()
     return shown_message(controller.state)
 
 
 def test_the_mouse_goes_back_to_clicking(started: SegmentController, viewer: ViewerModel) -> None:
-    assert started.layers is not None
-    preview = started.layers.preview.layer
+    assert started.overlay is not None
+    preview = started.overlay.preview.layer
     for end in (started.commit, started.cancel):
         started.click(INSIDE)
         started.wait()
         viewer.layers.selection.active = preview
         preview.mode = "fill"
-        started.set_subtracting(True)
+        started.state.update(is_subtracting=True)
         assert "fill tool of 'scene [current]' has the mouse" in line(started)
         end()
         assert "has the mouse" not in line(started)
@@ -57,10 +57,10 @@ def test_the_line_tells_which_tool_has_the_mouse(
 
 
 def test_strokes_of_any_label_show_and_count(started: SegmentController) -> None:
-    assert started.layers is not None
+    assert started.overlay is not None
     started.click(INSIDE)
     before = line(started)
-    preview = started.layers.preview
+    preview = started.overlay.preview
     colors = preview.layer.colormap.map(np.array([0, 1, 2, 7], np.uint8))
     assert colors[0, 3] == 0
     assert (colors[1:] == colors[1]).all()
@@ -77,24 +77,24 @@ def test_strokes_of_any_label_show_and_count(started: SegmentController) -> None
     started.redo()
     started.commit()
     started.wait()
-    assert int((started.layers.target.data == 1).sum()) == count
+    assert int((started.overlay.target.data == 1).sum()) == count
     assert preview.layer.selected_label == 1
 
 
 def test_undo_brings_a_cancelled_object_back(started: SegmentController) -> None:
-    assert started.layers is not None
+    assert started.overlay is not None
     started.click(INSIDE)
     started.click((5, 5), positive=False)
     started.wait()
-    prompts, shown = started.layers.points.layer.data.copy(), started.layers.preview.pixels.copy()
+    prompts, shown = started.overlay.points.layer.data.copy(), started.overlay.preview.pixels.copy()
     started.cancel()
     assert "Ctrl+Z" in line(started)
     assert started.state.can_undo
-    assert not started.layers.preview.pixels.any()
+    assert not started.overlay.preview.pixels.any()
     started.undo()
     started.wait()
-    np.testing.assert_array_equal(started.layers.points.layer.data, prompts)
-    np.testing.assert_array_equal(started.layers.preview.pixels, shown)
+    np.testing.assert_array_equal(started.overlay.points.layer.data, prompts)
+    np.testing.assert_array_equal(started.overlay.preview.pixels, shown)
     started.commit()
     started.wait()
     assert started.state.num_committed == 1
@@ -102,7 +102,7 @@ def test_undo_brings_a_cancelled_object_back(started: SegmentController) -> None
 
 def test_taking_away_from_nothing_is_told(started: SegmentController, viewer: ViewerModel) -> None:
     errors: list[BaseException] = []
-    started.failed.connect(errors.append)
+    started.state.failed.connect(errors.append)
     drag(viewer, INSIDE, button=RIGHT)
     assert "no object yet" in line(started)
     started.commit()
@@ -140,15 +140,15 @@ def test_planes_are_named_and_gone_back_to(
 
 def test_no_point_is_drawn_where_none_is_in_view(started: SegmentController) -> None:
     """napari draws an unseen point of size 0 then, which a smallest size would show."""
-    assert started.layers is not None
-    assert started.layers.points.layer.canvas_size_limits[0] == 0
+    assert started.overlay is not None
+    assert started.overlay.points.layer.canvas_size_limits[0] == 0
 
 
 def test_an_image_on_top_is_told(
     started: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
 ) -> None:
     other = viewer.add_image(pixels[..., 0], name="other", blending="additive")
-    viewer.layers.selection.active = started.layers.preview.layer if started.layers else None
+    viewer.layers.selection.active = started.overlay.preview.layer if started.overlay else None
     drag(viewer, INSIDE)
     started.wait()
     assert started.state.covered_by == "", "one sees through it"
@@ -191,14 +191,14 @@ def test_commits_are_on_disk_and_taken_up_again(
     controller.commit()
     controller.undo()
     controller.wait()
-    assert controller.layers is not None
-    committed = np.asarray(controller.layers.target.data).copy()
+    assert controller.overlay is not None
+    committed = np.asarray(controller.overlay.target.data).copy()
     assert set(np.unique(committed)) == {0, 1}
     # As after a crash: the layer is gone, and nothing was saved.
     viewer.layers.clear()
     again = SegmentController(viewer, load_model=lambda *_, **__: model)
     controller.close()
-    controller.join()
+    controller.worker.join()
     again.start(viewer.add_image(pixels, rgb=True, name="scene"))
     again.wait()
     assert again.layers is not None
@@ -228,14 +228,15 @@ def test_without_a_place_on_disk_it_is_told(
 
 
 def test_objects_are_saved_beside_the_image(started: SegmentController, tmp_path: Path) -> None:
-    assert started.layers is not None
-    assert started.path_beside_image() is None
+    assert started.overlay is not None
+    assert started.image_layer is not None
+    assert path_beside(started.image_layer) is None
     started.click(INSIDE)
     started.commit()
     started.save_objects(tmp_path / "scene-objects.tif")
     assert "scene-objects.tif" in line(started)
     saved = tifffile.imread(tmp_path / "scene-objects.tif")
-    np.testing.assert_array_equal(saved, started.layers.target.data)
+    np.testing.assert_array_equal(saved, started.overlay.target.data)
 
 
 def test_the_users_layer_is_left_alone_by_the_copy(
@@ -299,15 +300,15 @@ def test_a_click_where_there_is_no_data_is_told_and_changes_nothing(
     assert controller.state.num_prompts == 0
     controller.click((25, 25))
     controller.wait()
-    assert controller.layers is not None
-    before = controller.layers.preview.pixels.copy()
+    assert controller.overlay is not None
+    before = controller.overlay.preview.pixels.copy()
     assert before.sum() > 100
     controller.click((30, 30))
     with pytest.raises(PromptError):
         controller.wait()
     assert "No data here" in shown_message(controller.state)
     assert controller.state.num_prompts == 1
-    np.testing.assert_array_equal(controller.layers.preview.pixels, before)
+    np.testing.assert_array_equal(controller.overlay.preview.pixels, before)
 
 
 def test_objects_of_a_stack_are_saved_beside_the_image(

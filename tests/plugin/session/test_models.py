@@ -100,8 +100,8 @@ def session(
 
 
 def labels_of(controller: SegmentController) -> NDArray[Any]:
-    assert controller.layers is not None
-    return np.asarray(controller.layers.target.data)
+    assert controller.overlay is not None
+    return np.asarray(controller.overlay.target.data)
 
 
 def test_commits_and_their_undo_outlive_a_change_of_model(
@@ -175,7 +175,7 @@ def test_after_a_failure_the_model_before_goes_on(
     session: SegmentController, loader: Loader
 ) -> None:
     errors: list[BaseException] = []
-    session.failed.connect(errors.append)
+    session.state.failed.connect(errors.append)
     loader.error = CheckpointError("the file is damaged")
     session.use_model("other")
     with pytest.raises(CheckpointError):
@@ -200,7 +200,7 @@ def test_a_download_shows_how_far_it_is_and_can_be_cancelled(
 ) -> None:
     session.use_model("far", download=True)
     assert loader.half.wait(5)
-    session.deliver()
+    session.worker.deliver()
     assert session.state.progress == (10 * MB, 40 * MB)
     assert session.state.message == "Downloading: 10 MB of 40 MB"
     with pytest.raises(SessionError, match="being loaded already"):
@@ -224,7 +224,7 @@ def test_clicks_while_another_model_is_loaded_are_answered(
 ) -> None:
     session.use_model("far", download=True)
     assert loader.half.wait(10)
-    session.deliver()
+    session.worker.deliver()
     drag(viewer, (5, 5))
     assert "Still loading" in session.state.message
     session.progressed(20 * MB, 40 * MB)
@@ -245,7 +245,7 @@ def test_an_error_after_cancelling_is_not_shown(session: SegmentController, load
         assert loader.go_on.wait(20)
         raise DownloadError("offline")
 
-    session._link._jobs._load_model = load
+    session.worker._session._load_model = load
     session.use_model("far", download=True)
     assert loader.half.wait(5)
     session.cancel()

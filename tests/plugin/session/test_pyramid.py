@@ -19,9 +19,9 @@ from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.plugin.session.image_input import read_image_layers
+from napari_hrsam.plugin.session.inference_thread import REST_S
 from napari_hrsam.plugin.session.state import Phase
 from napari_hrsam.plugin.session.targets import NewLayer, Target, default_target
-from napari_hrsam.plugin.session.thread import REST_S
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
 
@@ -49,8 +49,8 @@ def zoom_to(viewer: ViewerModel, level: int) -> None:
 
 def committed(controller: SegmentController, label: int) -> list[float]:
     """Area of an object, in level-0 pixels, at every level of the shown pyramid."""
-    assert controller.layers is not None
-    levels = list(controller.layers.target.data)
+    assert controller.overlay is not None
+    levels = list(controller.overlay.target.data)
     return [
         float((np.asarray(level[:, :]) == label).sum()) * 4.0**k
         for k, level in enumerate(levels)
@@ -130,7 +130,7 @@ def test_all_layers_lie_on_a_pyramid_in_any_frame(
     controller.pin_level(5)
     controller.click_world(image.data_to_world(MIDDLE))
     controller.wait()
-    layers = controller.layers
+    layers = controller.overlay
     assert layers is not None
     for layer in (layers.target, layers.points.layer, layers.box.layer):
         np.testing.assert_allclose(layer.data_to_world((300, 40)), image.data_to_world((300, 40)))
@@ -168,7 +168,7 @@ def test_the_plane_that_is_shown_is_worked_on(
     controller.pin_level(0)
     controller.click_world((6, 30, 30))
     controller.wait()
-    layers = controller.layers
+    layers = controller.overlay
     assert layers is not None
     np.testing.assert_array_equal(layers.points.layer.data, [[2, 30, 30]])
     np.testing.assert_allclose(layers.preview.layer.data_to_world((0, 0, 0)), (6, 0, 0))
@@ -217,8 +217,8 @@ def test_layers_can_be_the_colours_that_the_model_sees(
     controller.click((30, 30))
     controller.commit()
     controller.wait()
-    assert controller.layers is not None
-    assert int(((controller.layers.target.data == 1) != square).sum()) <= 8
+    assert controller.overlay is not None
+    assert int(((controller.overlay.target.data == 1) != square).sum()) <= 8
     viewer.layers.remove("two")
     with pytest.raises(SessionError, match="'two' was removed"):
         controller.wait()
@@ -397,8 +397,8 @@ def test_existing_labels_are_gone_on_with_by_name(
     controller.start(image, target=LabelFile(path, "cells"))
     controller.wait()
     commit_at(controller, (416, 704), 0)
-    assert controller.layers is not None
-    level0 = np.asarray(controller.layers.target.data[0][:, :])
+    assert controller.overlay is not None
+    level0 = np.asarray(controller.overlay.target.data[0][:, :])
     assert np.unique(level0).tolist() == [0, 41, 42]
 
 
@@ -409,8 +409,8 @@ def test_the_view_of_labels_on_disk_can_be_chosen_as_the_target(
     controller.start(image, target=LabelFile(path, "cells"))
     controller.wait()
     commit_at(controller, (416, 704), 0)
-    assert controller.layers is not None
-    view = controller.layers.target
+    assert controller.overlay is not None
+    view = controller.overlay.target
     controller.stop()
     controller.wait()
     controller.start(image, target=view)
@@ -515,9 +515,9 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
     controller.click((10, 10))
     # Returns although the encoder still waits.
     controller.close()
-    assert not controller.join(0.1)
+    assert not controller.worker.join(0.1)
     model.gate.set()
-    assert controller.join(20)
+    assert controller.worker.join(20)
     assert model.num_decoded == 1, "the object that was not committed is not drawn"
     with open_labels(path, "objects") as labels:
         assert labels.read(Box(410, 700, 420, 710)).all()

@@ -13,19 +13,25 @@ from napari.utils.colormaps import CyclicLabelColormap
 from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.canvas.coordinates import place, placement
 from napari_hrsam.plugin.overlay.levels import LabelView
-from napari_hrsam.plugin.session.targets import COPY_KEY, FOLDER_KEY, MemoryTarget
 
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
 
     from napari_hrsam.errors import LabelsError
-    from napari_hrsam.plugin.session.inference import OpenedLabels
+    from napari_hrsam.plugin.session.commands import OpenedLabels
+    from napari_hrsam.plugin.session.targets import MemoryTarget
     from napari_hrsam.storage.label_places import LabelFile
     from napari_hrsam.storage.label_store import Edit
 
 MAX_THUMBNAIL_PIXELS = 2**24
 NUM_COLORS = 49
+
+FOLDER_KEY = "napari-hrsam labels"
+"""Metadata of a layer that shows a label image on disk: its path and its name."""
+
+COPY_KEY = "napari-hrsam copy"
+"""Metadata of a layer of our own: path and name of the label image with a copy of its objects."""
 
 
 class ObjectsLayer(Protocol):

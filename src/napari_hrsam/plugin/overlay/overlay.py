@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from napari_hrsam.errors import PromptError
-from napari_hrsam.geometry import FINEST_LEVEL, Box, coarsest_level
+from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
 from napari_hrsam.plugin.canvas.view import ImageView
-from napari_hrsam.plugin.overlay.session_layers import SessionLayers
+from napari_hrsam.plugin.overlay.preview import PreviewLayer
+from napari_hrsam.plugin.overlay.prompts import BoxDisplay, PointsDisplay
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
     import napari.components
+    from napari.layers import Labels, Layer
 
     from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
+    from napari_hrsam.plugin.session.commands import Answer
     from napari_hrsam.plugin.session.image_input import ImageInput
-    from napari_hrsam.plugin.session.inference import Answer
+
+
+MOVE_EVENTS = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,17 +42,17 @@ class GivenUp:
     strokes: Strokes | None
 
 
-class SessionDisplay:
-    """The layers of one session, kept in step with what was asked for and answered.
+class Overlay:
+    """The layers of one session on the image's pixel grid, in step with prompts and answers.
 
     Parameters
     ----------
     viewer
-        Where it is shown.
+        Where layers are added; the one with the current object becomes the active one.
     image
-        What is annotated.
+        What is annotated; its layers are only read.
     objects
-        What shows the committed objects.
+        What shows the committed objects, in the viewer already.
     tile_px
         Side of the model's tile in level pixels.
 
@@ -55,8 +60,8 @@ class SessionDisplay:
     ----------
     view
         What of the image is on screen.
-    layers
-        The session's layers.
+    objects, preview, points, box
+        What shows committed objects, the current object, its clicks and its box.
     prompts
         Clicks and box of the current object, answered or not.
     plane
@@ -72,14 +77,76 @@ class SessionDisplay:
         objects: ObjectsLayer,
         tile_px: int,
     ) -> None:
+        self._viewer = viewer
         self.image = image
         self.view = ImageView(viewer, image)
-        self.layers = SessionLayers(viewer, image, objects)
+        self.objects = objects
+        self.preview = PreviewLayer(viewer, image.layer)
+        self.points = PointsDisplay(viewer, image.layer)
+        self.box = BoxDisplay(viewer, image.layer)
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
+        for name in MOVE_EVENTS:
+            getattr(image.layer.events, name).connect(self._move_with_image)
+        viewer.layers.selection.active = self.preview.layer
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def target(self) -> Labels:
+        """The layer with the committed objects."""
+        return self.objects.layer
+
+    @property
+    def own(self) -> list[Layer]:
+        """The layers that go when the session ends."""
+        return [self.preview.layer, self.points.layer, self.box.layer]
+
+    @property
+    def all(self) -> list[Layer]:
+        """Every layer the session needs: its own, the target and the images."""
+        return [*self.own, self.target, *self.image.layers]
+
+    @property
+    def is_painting_target(self) -> bool:
+        """Whether one of napari's tools works on the layer with the committed objects."""
+        is_active = bool(self._viewer.layers.selection.active == self.target)
+        return is_active and str(self.target.mode) != "pan_zoom" and self.objects.is_paintable
+
+    def rescale(self) -> None:
+        """Keep clicks and box as large on screen as before a change of zoom."""
+        screen_px = self.view.screen_px()
+        self.points.rescale(screen_px)
+        self.box.rescale(screen_px)
+
+    def disconnect(self) -> None:
+        """Stop following the image."""
+        for name in MOVE_EVENTS:
+            getattr(self.image.layer.events, name).disconnect(self._move_with_image)
+
+    def remove(self, *, keeps_target: bool) -> None:
+        """Take the session's own layers out of the viewer.
+
+        Parameters
+        ----------
+        keeps_target
+            Whether the layer with the objects stays even if it is empty.
+        """
+        leaving = list(self.own)
+        if not keeps_target and self.objects.is_disposable:
+            leaving.append(self.target)
+        for layer in leaving:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+
+    def _move_with_image(self) -> None:
+        for shown in (self.preview, self.points, self.box, self.objects):
+            shown.move_with_image()
+
+    # ------------------------------------------------------------------ level and image
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -96,7 +163,7 @@ class SessionDisplay:
         Parameters
         ----------
         pinned
-            The user's choice; None: the zoom tells.
+            The user's choice; None: that of the zoom.
         """
         if pinned is None:
             return self.view.level(self.tile_px)
@@ -107,6 +174,8 @@ class SessionDisplay:
         if self._object_level is not None and len(self.prompts):
             return self._object_level
         return self.next_level(pinned)
+
+    # ------------------------------------------------------------------ prompts and answers
 
     def ask(self, prompts: Prompts, plane: tuple[int, ...]) -> None:
         """Show prompts before they are answered."""
@@ -121,7 +190,7 @@ class SessionDisplay:
         self.prompts, prediction = answer.prompts, answer.prediction
         if answer.edit is not None:
             self.given_up = None
-        preview = self.layers.preview
+        preview = self.preview
         preview.put_strokes(answer.strokes)
         if prediction is None:
             self._object_level = None
@@ -137,12 +206,12 @@ class SessionDisplay:
     def show_prompts(self) -> None:
         """Draw clicks and box."""
         screen_px = self.view.screen_px()
-        self.layers.points.show(self.prompts.points_yx, self.prompts.labels, screen_px, self.plane)
-        self.layers.box.show(self.prompts.box, screen_px, self.plane)
+        self.points.show(self.prompts.points_yx, self.prompts.labels, screen_px, self.plane)
+        self.box.show(self.prompts.box, screen_px, self.plane)
 
     def show_drag(self, box: BoxPrompt, plane: tuple[int, ...]) -> None:
         """Draw a box that is not a prompt yet."""
-        self.layers.box.show(box, self.view.screen_px(), plane)
+        self.box.show(box, self.view.screen_px(), plane)
 
     def is_elsewhere(self) -> bool:
         """Whether there is an object, on another plane than the one that is shown."""
@@ -166,16 +235,12 @@ class SessionDisplay:
                 prompts=self.prompts,
                 plane=self.plane,
                 level=level if self._object_level is None else self._object_level,
-                strokes=self.layers.preview.strokes(),
+                strokes=self.preview.strokes(),
             )
         self.forget_object()
-        self.layers.preview.clear()
+        self.preview.clear()
 
     def forget_object(self) -> None:
         """Show no prompts any more."""
         self.prompts = Prompts()
         self.show_prompts()
-
-    def seen(self) -> Box:
-        """Return the part of the image on screen."""
-        return self.view.box0()

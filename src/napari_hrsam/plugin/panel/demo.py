@@ -38,7 +38,7 @@ def open_demo() -> napari.Viewer:
     viewer.layers.selection.active = image
     panel = SegmentWidget(viewer)
     viewer.window.add_dock_widget(panel, name=PANEL_NAME, area="right")
-    panel.controller.guard(panel.start)
+    panel.controller.state.guard(panel.start)
     screen = QGuiApplication.primaryScreen().availableGeometry()
     viewer.window.resize(min(WINDOW_PX[0], screen.width()), min(WINDOW_PX[1], screen.height()))
     # The canvas gets its size when the window is laid out; fitted earlier, the images are cut off.

@@ -8,7 +8,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QHBoxLayout, QSpinBox, QWidget
 
 from napari_hrsam.plugin.panel.parts import narrow
-from napari_hrsam.plugin.session.state import Phase, describe_level
+from napari_hrsam.plugin.session.messages import describe_level
+from napari_hrsam.plugin.session.state import Phase
 
 if TYPE_CHECKING:
     from napari_hrsam.plugin.session.controller import SegmentController
@@ -23,7 +24,7 @@ class LevelBox(QWidget):
     Parameters
     ----------
     controller
-        What is told about changes.
+        What is set.
     """
 
     def __init__(self, controller: SegmentController) -> None:

@@ -9,9 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from napari_hrsam.modeling.registry import ModelInfo
-from napari_hrsam.plugin.session.state import file_size
+from napari_hrsam.plugin.session.loading import DEFAULT_MODEL
+from napari_hrsam.plugin.session.messages import file_size
 
-DEFAULT_MODEL = "hrsam-tiny"
 CHOOSE_FILE = "choose a file"
 CHOOSE_FILE_TEXT = "Choose a file..."
 FILE_KINDS = ("*.safetensors", "*.pth", "*.pt")

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.modeling.registry import list_models
-from napari_hrsam.plugin.overlay.objects import target_name
+from napari_hrsam.plugin.overlay.objects import FOLDER_KEY, target_name
 from napari_hrsam.plugin.panel.colours import ColourBox
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
@@ -44,11 +44,13 @@ from napari_hrsam.plugin.panel.parts import (
 from napari_hrsam.plugin.panel.qt_binding import binding_warning
 from napari_hrsam.plugin.panel.target import TargetBox
 from napari_hrsam.plugin.panel.window import ContextGuard, WindowKeys, focus_canvas
+from napari_hrsam.plugin.session.commands import FindDevices, WarmUp
 from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.plugin.session.image_input import default_image_layer, on_grid_of
 from napari_hrsam.plugin.session.loading import AUTO_DEVICE, load_named_model, model_label
-from napari_hrsam.plugin.session.state import ControllerState, Phase, describe_level, shown_message
-from napari_hrsam.plugin.session.targets import FOLDER_KEY
+from napari_hrsam.plugin.session.messages import describe_level, shown_message
+from napari_hrsam.plugin.session.state import ControllerState, Phase
+from napari_hrsam.plugin.session.targets import path_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,18 +107,17 @@ class SegmentWidget(QWidget):
         self.controller = SegmentController(napari_viewer, load_model=load_model)
         self._bell = Bell()
         self._bell.rang.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
-        self.controller.set_notify(self._bell.ring)
+        self.controller.worker.set_notify(self._bell.ring)
         self._choices = LayerChoices(napari_viewer, self._fill_layers)
         self._asked_for_devices = False
         self._shown_image: tuple[Image | None, bool] = (None, True)
         self.model_box = ModelBox(find_models=find_models)
         self.model_box.picked.connect(self._choose_model)
         self._build()
-        self.controller.changed.connect(self._show_state)
-        self.controller.failed.connect(self._notify)
+        self.controller.state.changed.connect(self._show_state)
+        self.controller.state.failed.connect(self._notify)
         napari_viewer.events.theme.connect(self._show_state)
-        self.controller.devices_found.connect(self._fill_devices)
-        self._keys = WindowKeys(self, self.controller.actions)
+        self._keys = WindowKeys(self, self.controller.canvas.actions)
         watches = (self._choices, ContextGuard(napari_viewer, self))
         self.destroyed.connect(partial(_let_go, self.controller, watches))
         application = QApplication.instance()
@@ -173,17 +174,17 @@ class SegmentWidget(QWidget):
 
     def _build_drawing(self) -> Section:
         section = Section("Draw an object")
-        controller, guard = self.controller, self.controller.guard
+        controller, guard = self.controller, self.controller.state.guard
         self.add_button = button(
             "Add [T]",
             "A plain click adds to the object, a right click takes away",
-            partial(controller.set_subtracting, False),
+            partial(controller.state.update, is_subtracting=False),
             is_checkable=True,
         )
         self.subtract_button = button(
             "Take away [T]",
             "A plain click takes away from the object, a right click adds",
-            partial(controller.set_subtracting, True),
+            partial(controller.state.update, is_subtracting=True),
             is_checkable=True,
         )
         self._polarity = QButtonGroup(self)
@@ -192,7 +193,7 @@ class SegmentWidget(QWidget):
         self.box_button = button(
             "Box [B]",
             "A plain drag draws a box around the object; Shift + drag always does",
-            lambda: controller.set_draws_boxes(self.box_button.isChecked()),
+            lambda: controller.state.update(draws_boxes=self.box_button.isChecked()),
             is_checkable=True,
         )
         self.commit_button = button(
@@ -249,7 +250,7 @@ class SegmentWidget(QWidget):
         self.abort_button = button(
             "Cancel",
             "Stop loading, or give up the current object and what is waiting for it",
-            partial(self.controller.guard, self.controller.cancel),
+            partial(self.controller.state.guard, self.controller.cancel),
         )
         self.cover_label = WrappedLabel()
         self.switch_button = button("", "End this session and begin one there", self._switch)
@@ -277,8 +278,8 @@ class SegmentWidget(QWidget):
         if (image, is_running) != self._shown_image:
             self._shown_image = (image, is_running)
             self.target_box.set_image(image)
-        session = self.controller.layers
-        own_layers = [] if session is None else session.own
+        overlay = self.controller.overlay
+        own_layers = [] if overlay is None else overlay.own
         self.target_box.set_layers(
             [
                 (layer.name, layer)
@@ -313,7 +314,7 @@ class SegmentWidget(QWidget):
             box.setEnabled(is_open)
             box.setToolTip(tooltip if is_open else why_locked)
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
-        self._keys.set_enabled(self.controller.takes_keys)
+        self._keys.set_enabled(self.controller.canvas.is_on)
         self.start_button.setText("Start" if is_stopped else "Stop")
         self.add_button.setChecked(not state.is_subtracting)
         self.subtract_button.setChecked(state.is_subtracting)
@@ -370,7 +371,7 @@ class SegmentWidget(QWidget):
         if self.controller.state.phase is not Phase.STOPPED:
             self.controller.stop()
         else:
-            self.controller.guard(self.start)
+            self.controller.state.guard(self.start)
 
     def start(self) -> None:
         """Start on what the panel's boxes say.
@@ -399,7 +400,8 @@ class SegmentWidget(QWidget):
         self._restart()
 
     def _save(self) -> None:
-        path = self.controller.path_beside_image()
+        image = self.controller.image_layer
+        path = None if image is None else path_beside(image)
         if path is None:
             chosen, _ = QFileDialog.getSaveFileName(self, "Save the objects", "objects.tif")
             path = Path(chosen) if chosen else None
@@ -415,7 +417,7 @@ class SegmentWidget(QWidget):
         found = [layer for layer in self._choices.images if layer.name == name]
         if self.controller.state.phase is not Phase.READY or not found:
             return
-        self.controller.guard(self.controller.cancel)
+        self.controller.state.guard(self.controller.cancel)
         fill_combo(
             self.image_box, [(layer.name, layer) for layer in self._choices.images], found[0]
         )
@@ -426,11 +428,11 @@ class SegmentWidget(QWidget):
         if is_stopped and not is_agreed and self.model_box.chooser.is_named(model):
             self.model_box.keep(model)
         else:
-            self.controller.guard(self._use_model, model, is_agreed)
+            self.controller.state.guard(self._use_model, model, is_agreed)
 
     def _choose_device(self) -> None:
         if self.controller.state.phase is Phase.READY:
-            self.controller.guard(self._use_model, self.model_box.chooser.chosen, False)
+            self.controller.state.guard(self._use_model, self.model_box.chooser.chosen, False)
 
     def _use_model(self, model: str, is_agreed: bool) -> None:
         device = self.device_box.currentData()
@@ -439,26 +441,26 @@ class SegmentWidget(QWidget):
 
     def _restart(self) -> None:
         if self.controller.state.phase is Phase.READY:
-            self.controller.guard(self.start)
+            self.controller.state.guard(self.start)
 
     def _deliver(self) -> None:
-        self.controller.deliver()
+        self.controller.worker.deliver()
         self._fill_layers()
 
     def showEvent(self, event: QShowEvent) -> None:
         """Take mouse and keys while the panel is visible."""
         super().showEvent(event)
-        self.controller.set_paused(False)
-        self._keys.set_enabled(self.controller.takes_keys)
+        self.controller.canvas.set_paused(False)
+        self._keys.set_enabled(self.controller.canvas.is_on)
         if not self._asked_for_devices:
             self._asked_for_devices = True
-            self.controller.find_devices()
-            self.controller.warm_up()
+            self.controller.worker.send(FindDevices(), self._fill_devices)
+            self.controller.worker.send(WarmUp())
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Give mouse and keys back to napari; napari hides a dock that is closed."""
         super().hideEvent(event)
-        self.controller.set_paused(True)
+        self.controller.canvas.set_paused(True)
         self._keys.set_enabled(False)
 
 
@@ -484,4 +486,4 @@ def _finish(
     controller: SegmentController, watches: tuple[LayerChoices | ContextGuard, ...]
 ) -> None:
     _let_go(controller, watches)
-    controller.join()
+    controller.worker.join()

@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from napari_hrsam.errors import LabelsError, PromptError
+from napari_hrsam.errors import HRSAMError, PromptError, SessionError
+from napari_hrsam.plugin.canvas.canvas import Canvas
 from napari_hrsam.plugin.canvas.coordinates import box_between
-from napari_hrsam.plugin.canvas.mouse import ClickTool
-from napari_hrsam.plugin.overlay.objects import MemoryObjects
-from napari_hrsam.plugin.session.loading import ModelLoader, load_named_model
-from napari_hrsam.plugin.session.session_port import SessionPort
-from napari_hrsam.plugin.session.state import HINT_CLICK, HINT_START, LOOKING, STILL_LOADING, Phase
-from napari_hrsam.storage.image_files import write_labels
+from napari_hrsam.plugin.canvas.display_watch import DisplayWatch
+from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
+from napari_hrsam.plugin.overlay.objects import MemoryObjects, ObjectsLayer, StoredObjects
+from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
+from napari_hrsam.plugin.session.commands import (
+    Answer,
+    Cancel,
+    Click,
+    Close,
+    Command,
+    Commit,
+    LabelsPlace,
+    Open,
+    Opened,
+    ReadAhead,
+    Redo,
+    Save,
+    SetBox,
+    SetOutline,
+    Show,
+    Step,
+    Undo,
+    UseModel,
+    WarmUp,
+)
+from napari_hrsam.plugin.session.image_input import (
+    ChannelLayers,
+    ImageInput,
+    default_image_layer,
+    read_image_layers,
+)
+from napari_hrsam.plugin.session.loading import (
+    AUTO_DEVICE,
+    DEFAULT_MODEL,
+    ModelLoader,
+    ModelRequest,
+    load_named_model,
+    model_label,
+)
+from napari_hrsam.plugin.session.messages import (
+    GIVEN_UP,
+    HINT_3D,
+    HINT_CLICK,
+    HINT_START,
+    LOOKING,
+    LOOKING_AGAIN,
+    STILL_LOADING,
+    describe_committed,
+    describe_object,
+    describe_outline,
+    describe_progress,
+    describe_step,
+    warn_of_image,
+)
+from napari_hrsam.plugin.session.state import ControllerState, Phase
+from napari_hrsam.plugin.session.targets import (
+    MemoryTarget,
+    Target,
+    default_target,
+    kept_array,
+    resolve_target,
+)
+from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_places import LabelFile, OwnPlace, ome_zarr_of
 
 if TYPE_CHECKING:
     import napari.components
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from napari_hrsam.plugin.overlay.overlay import GivenUp, SessionDisplay
-    from napari_hrsam.plugin.overlay.session_layers import SessionLayers
+    from napari.layers import Image
 
 
-class SegmentController(SessionPort):
+class SegmentController:
     """Segment objects of an image layer by clicks.
 
     All methods are called on the viewer's thread and return at once; the model and the session
-    live on one inference thread, which takes requests in order. No prompt is dropped; of the
+    live on one inference thread, which takes commands in order. No prompt is dropped; of the
     answers only the newest is shown. A script calls `wait` to have its requests answered; a panel
-    gives `set_notify` a function that makes `deliver` run on the viewer's thread.
+    has ``worker.deliver`` called on the viewer's thread, see ``worker.set_notify``.
 
     Parameters
     ----------
@@ -43,10 +98,14 @@ class SegmentController(SessionPort):
 
     Attributes
     ----------
-    changed, failed, devices_found
-        See `StateBoard` and `EnginePort`.
-    actions
-        What our keys do.
+    state
+        What there is to show; it emits `changed` and `failed`.
+    canvas
+        Mouse, keys and view.
+    worker
+        The way to the inference thread.
+    overlay
+        The layers of the running session, or None.
     """
 
     def __init__(
@@ -55,24 +114,196 @@ class SegmentController(SessionPort):
         *,
         load_model: ModelLoader = load_named_model,
     ) -> None:
-        tool = ClickTool(
+        self._viewer = viewer
+        self.state = state = ControllerState()
+        self.worker = Worker(load_model)
+        self.overlay: Overlay | None = None
+        guard = state.guard
+        self.canvas = Canvas(
             viewer,
-            on_click=partial(self.guard, self.click_world),
-            on_box=partial(self.guard, self.drag_box),
-            is_subtracting=lambda: self.state.is_subtracting,
-            draws_boxes=lambda: self.state.draws_boxes,
+            {
+                "C": partial(guard, self.commit),
+                "Escape": partial(guard, self.cancel),
+                "Control-Z": partial(guard, self.undo),
+                "Control-Shift-Z": partial(guard, self.redo),
+                "T": lambda: state.update(is_subtracting=not state.is_subtracting),
+                "B": lambda: state.update(draws_boxes=not state.draws_boxes),
+            },
+            on_click=partial(guard, self.click_world),
+            on_box=partial(guard, self.drag_box),
+            is_subtracting=lambda: state.is_subtracting,
+            draws_boxes=lambda: state.draws_boxes,
         )
-        actions: dict[str, Callable[[], None]] = {
-            "C": partial(self.guard, self.commit),
-            "Escape": partial(self.guard, self.cancel),
-            "Control-Z": partial(self.guard, self.undo),
-            "Control-Shift-Z": partial(self.guard, self.redo),
-            "T": lambda: self.set_subtracting(not self.state.is_subtracting),
-            "B": lambda: self.set_draws_boxes(not self.state.draws_boxes),
-        }
-        self._told_label = 0
-        self.actions = actions
-        super().__init__(viewer, load_model, tool, actions)
+        self._input: ImageInput | None = None
+        self._target: MemoryTarget | LabelFile | OwnPlace | None = None
+        self._ending: Overlay | None = None
+        self._pinned_level: int | None = None
+        self._described_label = 0
+        self._layer_watch = LayerWatch(viewer, self._on_layer_lost)
+        self._display_watch = DisplayWatch(viewer, self._on_display, self._on_display_quiet)
+        self.canvas.zoomed.connect(self._on_zoom)
+        self.canvas.moved.connect(self._look_ahead)
+        self.canvas.plane_changed.connect(self._on_plane)
+        self.canvas.turned.connect(self._on_turned)
+        self.canvas.tool_changed.connect(self._on_tool)
+        self.worker.answered.connect(self._on_answer)
+        self.worker.failed.connect(self._on_failure)
+        self.worker.progress.connect(self._on_progress)
+        self.worker.sent.connect(self._update)
+        self.worker.delivered.connect(self._on_delivered)
+
+    @property
+    def image_layer(self) -> Image | None:
+        """The layer being annotated, or None while there is no session."""
+        return None if self._input is None else self._input.layer
+
+    @property
+    def target_in_use(self) -> Target | None:
+        """Where the objects of the running session go, or None."""
+        if self.overlay is None:
+            return None
+        if isinstance(self._target, MemoryTarget):
+            return self.overlay.target
+        return self._target
+
+    # ------------------------------------------------------------------ begin and end
+
+    def start(
+        self,
+        image_layer: Image | None = None,
+        model: str = DEFAULT_MODEL,
+        *,
+        channels: ChannelLayers | None = None,
+        target: Target | None = None,
+        device: str = AUTO_DEVICE,
+    ) -> None:
+        """Open a session; the model is loaded in the background.
+
+        Parameters
+        ----------
+        image_layer
+            What to annotate, of any size, flat or a stack; by default the active image layer, else
+            the first visible one. The model sees it as it is on screen: with its contrast limits,
+            gamma and colormap, together with the visible layers on its pixel grid that it is
+            blended with. It goes on doing so when they change.
+        model
+            A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        channels
+            Layers on the same pixel grid that the model sees as colours, such as
+            ``{"red": layer, "green": other}``, whether they are visible or not, between their
+            contrast limits and with their gamma; by default what is on screen.
+        target
+            Where objects go: a Labels layer in memory; `NewLayer`, for a new one; or a label image
+            on disk, a `LabelFile` (gone on with, or made) or an `OwnPlace`. By default a new layer
+            for a small flat image in memory, else the label image "objects" beside an OME-Zarr
+            image, else one in the user's data folder.
+        device
+            "auto", "cpu" or "cuda".
+
+        Raises
+        ------
+        ImageError
+            If there is no usable image layer.
+        LabelsError
+            If `target` cannot take the image's objects.
+        """
+        self._end(HINT_START, next_target=target)
+        if image_layer is None:
+            active = self._viewer.layers.selection.active
+            image_layer = default_image_layer(self._viewer.layers, active)
+        image = read_image_layers(image_layer, channels, self._viewer.layers)
+        if target is None:
+            target = default_target(image.layer, image.image)
+        resolved = resolve_target(target, image.layer, image.image)
+        self._input, self._target = image, resolved
+        self._layer_watch.start(image.layers)
+        self._display_watch.start()
+        request = ModelRequest(model=model, device=device)
+        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
+        self.canvas.listen()
+        place: LabelsPlace
+        if isinstance(resolved, MemoryTarget):
+            place = kept_array(resolved, image.layer, self._viewer.layers)
+        else:
+            place = resolved
+        self.worker.send(WarmUp())
+        self.worker.send(Open(image.image, place, request), self._on_opened)
+
+    def use_model(self, model: str, *, device: str = AUTO_DEVICE, download: bool = False) -> None:
+        """Load a model in the background; a running session goes on with it.
+
+        Committed objects stay and can still be undone. Until the model is loaded no prompts are
+        taken; if it fails or is cancelled, the model before it is used on.
+
+        Parameters
+        ----------
+        model
+            A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        device
+            "auto", "cpu" or "cuda".
+        download
+            Whether missing weights may be fetched from the internet.
+
+        Raises
+        ------
+        SessionError
+            If an object is being drawn, or a model is being loaded already.
+        """
+        if self.state.phase is Phase.LOADING:
+            raise SessionError("a model is being loaded already; wait for it, or cancel it")
+        if self.overlay is not None and len(self.overlay.prompts):
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        self.canvas.stop()
+        if self.overlay is not None:
+            self.canvas.listen()
+        request = ModelRequest(model=model, device=device, download=download)
+        self.state.update(
+            phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False
+        )
+        self.worker.send(UseModel(request), self._on_model)
+
+    def stop(self, message: str = HINT_START) -> None:
+        """End the session; committed objects stay, the current one is given up.
+
+        Commits that were asked for are still made; the session's own layers go after them.
+        """
+        self._end(message)
+
+    def close(self) -> None:
+        """Let go of the viewer and end the inference thread; for the end of panel or viewer.
+
+        Returns at once; the thread ends after the commits that were asked for, and lets others
+        write the labels; ``worker.join`` waits for that. Layers are left as they are.
+        """
+        if self.worker.is_closed:
+            return
+        self.worker.close()
+        self.canvas.close()
+        if self.overlay is not None:
+            self.overlay.disconnect()
+        self._layer_watch.close()
+        self._display_watch.stop()
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Have all requests answered, on the image as it is shown now; for scripts and tests.
+
+        Raises
+        ------
+        SessionError
+            If it takes longer than `timeout_s` seconds.
+        HRSAMError or any other error
+            The first one reported since the last call.
+        """
+        if self._display_watch.is_pending:
+            self._follow_display()
+        if not self.worker.wait(timeout_s):
+            raise SessionError(
+                f"expected all requests answered within {timeout_s:g} s, but the inference thread "
+                "is still busy; wait longer, or cancel"
+            )
+        self.state.raise_reported()
 
     # ------------------------------------------------------------------ prompts and steps
 
@@ -93,39 +324,36 @@ class SegmentController(SessionPort):
         SessionError
             If no session is ready.
         """
-        display = self._ready_as_shown()
-        plane = self._plane_for_prompt(display)
-        prompts = display.prompts.with_click(point_yx, positive).inside(display.image.shape_yx)
-        level = display.next_level(self._pinned_level)
-        display.ask(prompts, plane)
-        self._update(message=LOOKING, is_error=False)
-        self._link.click(prompts.points_yx[-1], positive, level, plane)
+        overlay, plane = self._ready_for_prompt()
+        prompts = overlay.prompts.with_click(point_yx, positive)
+        level = self._ask(overlay, prompts, plane)
+        self.worker.send(Click(prompts.points_yx[-1], positive, level, plane))
 
     def click_world(self, world: Sequence[float], positive: bool = True) -> None:
         """Add a click of the mouse at a world position of the viewer; see `click`.
 
-        The first click of an object that lies on a committed one is not taken, but tells of it; a
+        The first click of an object that lies on a committed one is not taken, but names that; a
         second one there is.
         """
         if self._is_loading():
             return
-        display = self._ready()
-        position = display.view.position(world)
-        if not display.view.holds(position.point_yx):
+        overlay = self._ready()
+        position = overlay.view.position(world)
+        if not overlay.view.holds(position.point_yx):
             raise PromptError(
-                f"this place is outside the image '{display.image.layer.name}': click inside it, "
+                f"this place is outside the image '{overlay.image.layer.name}': click inside it, "
                 "or choose another image in the panel"
             )
         label = 0
-        if not len(display.prompts):
-            label = display.layers.objects.label_at(position.point_yx, position.plane)
-        if label and label != self._told_label:
-            self._told_label = label
-            self._update(message=self._describe_committed(label), is_error=False)
+        if not len(overlay.prompts):
+            label = overlay.objects.label_at(position.point_yx, position.plane)
+        if label and label != self._described_label:
+            self._described_label = label
+            self._update(message=describe_committed(label, overlay.objects), is_error=False)
             return
-        self._told_label = 0
+        self._described_label = 0
         self.click(position.point_yx, positive)
-        cover = display.view.covering(world)
+        cover = overlay.view.covering(world)
         self._update(covered_by="" if cover is None else cover.name)
 
     def box(self, box_yxyx: Sequence[float]) -> None:
@@ -143,27 +371,25 @@ class SegmentController(SessionPort):
         SessionError
             If no session is ready.
         """
-        display = self._ready_as_shown()
-        plane = self._plane_for_prompt(display)
-        prompts = display.prompts.with_box(box_yxyx).inside(display.image.shape_yx)
-        assert prompts.box is not None
-        level = display.next_level(self._pinned_level)
-        display.ask(prompts, plane)
-        self._update(message=LOOKING, is_error=False)
-        self._link.box(prompts.box, level, plane)
+        overlay, plane = self._ready_for_prompt()
+        prompts = overlay.prompts.with_box(box_yxyx)
+        level = self._ask(overlay, prompts, plane)
+        box = overlay.prompts.box
+        assert box is not None
+        self.worker.send(SetBox(box, level, plane))
 
     def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
         """Show a box between two world positions while it is drawn, and set it when done."""
         if self._is_loading():
             return
-        display = self._ready()
-        start, end = display.view.position(first), display.view.position(second)
+        overlay = self._ready()
+        start, end = overlay.view.position(first), overlay.view.position(second)
         drawn = box_between(start.point_yx, end.point_yx)
         if is_done:
-            display.show_prompts()
+            overlay.show_prompts()
             self.box(drawn)
         else:
-            display.show_drag(drawn, end.plane)
+            overlay.show_drag(drawn, end.plane)
 
     def commit(self) -> None:
         """Write the current object, as painted over by hand, to the target.
@@ -171,24 +397,23 @@ class SegmentController(SessionPort):
         The outline of an object larger than a tile is refined first, which takes a while; `cancel`
         gives it up meanwhile.
         """
-        display = self._ready()
+        overlay = self._ready()
         self._begin_anew()
-        if not len(display.prompts):
+        if not len(overlay.prompts):
             self._update(message=f"There is nothing to commit. {HINT_CLICK}", is_error=False)
             return
-        if display.is_elsewhere():
-            display.view.show_plane(display.plane)
-            name = display.view.plane_name(display.plane)
+        if overlay.is_elsewhere():
+            overlay.view.show_plane(overlay.plane)
+            name = overlay.view.plane_name(overlay.plane)
             message = f"This is the object, on {name}. C commits it, Esc cancels it."
             self._update(message=message, is_error=False)
             return
-        preview = display.layers.preview
-        if not self._link.is_busy and not preview.num_pixels:
+        if not self.worker.is_busy and not overlay.preview.num_pixels:
             message = "There is nothing to commit yet: no pixel is marked. Click on the object."
             self._update(message=message, is_error=False)
             return
-        display.forget_object()
-        self._link.commit(preview.take_strokes())
+        overlay.forget_object()
+        self.worker.send(Commit(overlay.preview.take_strokes()))
 
     def cancel(self) -> None:
         """Give up the current object, or the commit under way, or the loading of a model.
@@ -196,96 +421,57 @@ class SegmentController(SessionPort):
         Earlier commits stay. A commit that is given up leaves its object as the current one.
         """
         if self.state.phase is Phase.LOADING:
-            # A session that is not there yet has no model to go on with.
-            if self._input is not None and self._display is None:
-                self.stop(f"Loading was cancelled. {HINT_START}")
-            else:
-                self._cancel_loading()
+            self._cancel_loading()
             return
-        display = self._ready()
-        if not len(display.prompts) and self.state.progress and self._link.cancel_commit():
+        overlay = self._ready()
+        if not len(overlay.prompts) and self.state.progress and self.worker.cancel_commit():
             self._update(message="Giving up the commit ...", is_error=False)
             return
         self._begin_anew()
-        display.give_up_object(display.next_level(self._pinned_level))
-        self._link.cancel()
+        overlay.give_up_object(overlay.next_level(self._pinned_level))
+        self.worker.send(Cancel())
 
     def undo(self) -> None:
-        """Take back the last brush stroke, else the last prompt, cancel or commit."""
-        display = self._ready()
-        layers = display.layers
-        if self._is_painting_target(layers):
-            layers.target.undo()
-        elif layers.preview.undo_stroke():
+        """Undo the last brush stroke, else the last prompt, cancel or commit."""
+        overlay = self._ready()
+        if overlay.is_painting_target:
+            overlay.target.undo()
+        elif overlay.preview.undo_stroke():
             self._count_pixels()
-        elif display.given_up is not None:
-            self._bring_back(display, display.given_up)
+        elif overlay.given_up is not None:
+            self._restore(overlay, overlay.given_up)
         else:
-            self._link.undo()
+            self.worker.send(Undo())
 
     def redo(self) -> None:
-        """Repeat what was taken back last."""
-        layers = self._ready().layers
-        if self._is_painting_target(layers):
-            layers.target.redo()
-        elif layers.preview.redo_stroke():
+        """Redo what was undone last."""
+        overlay = self._ready()
+        if overlay.is_painting_target:
+            overlay.target.redo()
+        elif overlay.preview.redo_stroke():
             self._count_pixels()
         else:
-            self._link.redo()
-
-    def path_beside_image(self) -> Path | None:
-        """Return a new file for the objects beside the image's own; None if it has none."""
-        layer = self.image_layer
-        source = None if layer is None else layer.source.path
-        if not source or "://" in str(source):
-            return None
-        image, number = Path(source), 1
-        stem = image.name.split(".")[0]
-        path = image.with_name(f"{stem}-objects.tif")
-        while path.exists():
-            number += 1
-            path = image.with_name(f"{stem}-objects-{number}.tif")
-        return path
+            self.worker.send(Redo())
 
     def save_objects(self, path: Path) -> None:
         """Write the objects, after the commits asked for, as a label TIFF with all planes.
 
-        Objects on disk that are too large for one file are told as an error in the panel.
+        Objects on disk that are too large for one file are reported as an error in the panel.
 
         Raises
         ------
         SessionError
             If no session is ready.
         """
-        objects = self._ready().layers.objects
+        objects = self._ready().objects
         array = objects.layer.data if isinstance(objects, MemoryObjects) else None
+        message = f"The objects were saved as {path}."
+        self.worker.send(Save(path, array), lambda _: self._update(message=message, is_error=False))
 
-        def receive(future: Future[None]) -> None:
-            error = future.exception()
-            if error is None:
-                self._update(message=f"The objects were saved as {path}.", is_error=False)
-            else:
-                self.report(error)
-
-        self._link.save(array, partial(_write, path), receive)
-
-    # ------------------------------------------------------------------ how it works
-
-    def set_subtracting(self, is_subtracting: bool) -> None:
-        """Let a plain click take away (and a right click add), or the other way round."""
-        self._update(is_subtracting=is_subtracting)
-
-    def set_draws_boxes(self, draws_boxes: bool) -> None:
-        """Let a plain left drag draw a box, or pan."""
-        self._update(draws_boxes=draws_boxes)
-
-    def view_level(self) -> int:
-        """Choose the level for the present zoom."""
-        display = self._ready()
-        return display.view.level(display.tile_px)
+    # ------------------------------------------------------------------ settings
 
     def pin_level(self, level: int | None) -> None:
-        """Look at new objects at one level at every zoom, or let the zoom tell (None).
+        """Look at new objects at one level at every zoom, or at that of the zoom (None).
 
         Parameters
         ----------
@@ -303,7 +489,7 @@ class SegmentController(SessionPort):
         Otherwise they are refined at the level of the object's first prompt, as it was seen.
         """
         self._update(outlines_fully=is_full)
-        self._link.set_outline(0 if is_full else None)
+        self.worker.send(SetOutline(0 if is_full else None))
 
     def set_reads_ahead(self, reads_ahead: bool) -> None:
         """Encode tiles of the view while nothing else is asked for, or do not."""
@@ -311,68 +497,334 @@ class SegmentController(SessionPort):
         if reads_ahead:
             self._look_ahead()
         else:
-            self._link.rest()
+            self.worker.read_ahead(None)
+
+    # ------------------------------------------------------------------ the worker's signals
+
+    def _on_opened(self, opened: Opened) -> None:
+        assert self._input is not None
+        try:
+            objects = self._objects_layer(self._input, opened)
+        except HRSAMError as error:
+            self.stop()
+            self.state.report(error)
+            return
+        file = opened.copy if opened.labels is None else opened.labels.file
+        folder = "" if file is None else str(file.folder)
+        self.overlay = overlay = Overlay(self._viewer, self._input, objects, opened.tile_px)
+        self._layer_watch.add(overlay.all)
+        overlay.preview.layer.events.paint.connect(self._on_paint)
+        self.canvas.start(overlay.all)
+        where = f"Objects are kept in {folder}. " if folder else ""
+        where = f"{where}{warn_of_image(self._input)}"
+        if opened.why_no_copy:
+            where = f"Objects are kept in memory only: {opened.why_no_copy}. "
+        beside = ome_zarr_of(self._input.layer)
+        self._update(
+            phase=Phase.READY,
+            model=opened.model,
+            device=opened.device,
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            levels=overlay.levels,
+            labels_folder=folder,
+            is_beside_image=isinstance(self._target, LabelFile) and self._target.path == beside,
+            message=f"{where}{self._hint()}",
+        )
+        self._on_tool()
+        self._show_level()
+        # It may have been changed while the model was loaded.
+        self._follow_display()
+
+    def _objects_layer(self, image: ImageInput, opened: Opened) -> ObjectsLayer:
+        if opened.labels is None:
+            assert isinstance(self._target, MemoryTarget)
+            return MemoryObjects(self._viewer, image.layer, self._target, opened.copy)
+
+        def report(error: HRSAMError) -> None:
+            # It was found on whatever thread draws.
+            self.worker.call(partial(self.state.report, error))
+
+        return StoredObjects(self._viewer, image.layer, opened.labels, report)
+
+    def _on_model(self, opened: Opened) -> None:
+        self.state.update(
+            model=opened.model,
+            device=opened.device,
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            encode_ms=None,
+            decode_ms=None,
+        )
+        self._go_on(f"{model_label(opened.model)} is loaded.", opened.tile_px)
+
+    def _on_answer(self, answer: Answer, is_newest: bool, follows_error: bool) -> None:
+        overlay = self.overlay
+        # A commit may be made after its session was stopped.
+        shown = overlay or self._ending
+        if shown is not None and answer.edit is not None:
+            shown.objects.edited(answer.edit)
+        self._update(progress=None)
+        if overlay is None or not is_newest:
+            return
+        overlay.show_answer(answer)
+        if answer.prediction is not None:
+            seconds = answer.prediction.seconds
+            self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
+        is_given_up = overlay.given_up is not None
+        if not follows_error:
+            message = describe_step(answer, overlay.view.plane_name)
+            if is_given_up and answer.prediction is None:
+                message = GIVEN_UP
+            self._update(message=message, is_error=False)
+        self._update(
+            can_undo=answer.can_undo or is_given_up,
+            can_redo=answer.can_redo,
+            num_committed=answer.num_committed,
+        )
+        self._show_level()
+
+    def _on_failure(self, command: Command, error: BaseException, is_newest: bool) -> None:
+        match command:
+            case Open():
+                self.stop()
+            case UseModel():
+                # The model before it is still in use.
+                self._go_on("")
+            case Commit() if is_newest and self.overlay is not None:
+                self.overlay.preview.put_strokes(command.strokes)
+        if isinstance(command, Step):
+            self._update(progress=None)
+        self.state.report(error)
+
+    def _on_progress(self, command: Command, done: int, total: int) -> None:
+        is_done = done >= total
+        if not isinstance(command, Commit):
+            self.state.update(progress=None if is_done else (done, total))
+            # Whoever clicked meanwhile has to read that it did not count.
+            if self.state.message != STILL_LOADING:
+                self.state.update(message=describe_progress(done, total))
+        elif self.overlay is not None and not is_done:
+            message = describe_outline(done, total)
+            self._update(progress=(done, total), message=message, is_error=False)
+
+    def _on_delivered(self) -> None:
+        if self.overlay is not None:
+            self.overlay.objects.refresh()
+        self.state.update(is_busy=self.worker.is_busy)
+
+    # ------------------------------------------------------------------ the canvas's signals
+
+    def _on_zoom(self) -> None:
+        if self.overlay is not None:
+            self.overlay.rescale()
+            self._show_level()
+
+    def _on_plane(self) -> None:
+        self._update()
+        self._look_ahead()
+
+    def _on_turned(self) -> None:
+        if self.overlay is not None:
+            self._update(message=self._hint(), is_error=False)
+
+    def _on_tool(self) -> None:
+        tool = self.canvas.tool
+        back = f"{tool}; Esc or C goes back to clicking."
+        self._update(tool=back if tool and self.overlay is not None else "")
+
+    def _on_paint(self) -> None:
+        # napari reports some strokes before they are in the pixels.
+        self.worker.call(self._count_pixels)
+
+    def _on_layer_lost(self, what: str) -> None:
+        message = f"The session ended: {what}. {HINT_START}"
+        self._end(message, error=SessionError(message))
+
+    def _on_display(self) -> None:
+        """Encode nothing ahead that is shown otherwise now."""
+        self.worker.read_ahead(None)
+
+    def _on_display_quiet(self) -> None:
+        # It comes on a thread of its own.
+        self.worker.call(self._settle_display)
+
+    def _settle_display(self) -> None:
+        if self._display_watch.is_quiet:
+            self._follow_display()
+
+    def _follow_display(self) -> None:
+        """Let the model see the image as it is shown now, if that has changed."""
+        self._display_watch.settle()
+        overlay, image = self.overlay, self._input
+        if overlay is None or image is None:
+            return
+        try:
+            now = read_image_layers(image.layer, image.channels, self._viewer.layers)
+        except HRSAMError as error:
+            self._update(message=f"The model sees the image as before: {error}.", is_error=True)
+            return
+        self._input = now
+        overlay.show_image(now)
+        if now.image.is_same_picture(image.image):
+            self._look_ahead()
+            return
+        if len(overlay.prompts):
+            self._update(message=LOOKING_AGAIN, is_error=False)
+        self.worker.send(Show(now.image))
 
     # ------------------------------------------------------------------ inside
 
+    def _ready(self) -> Overlay:
+        if self.overlay is None:
+            raise SessionError(
+                f"expected a started session, but it is {self.state.phase}; press Start and wait "
+                "for the model"
+            )
+        return self.overlay
+
     def _is_loading(self) -> bool:
-        """Whether a model is being loaded; then it is told that the mouse does nothing yet."""
+        """Whether a model is being loaded; then the panel says that the mouse does nothing yet."""
         is_loading = self.state.phase is Phase.LOADING
         if is_loading:
             self._update(message=STILL_LOADING, is_error=False)
         return is_loading
 
-    def _ready_as_shown(self) -> SessionDisplay:
-        """Be ready for a prompt, which is for the image as it is on screen at this moment."""
-        display = self._ready()
-        if self._shown.is_pending:
+    def _ready_for_prompt(self) -> tuple[Overlay, tuple[int, ...]]:
+        """Return what a prompt is shown on, and its plane: the image as it is on screen now."""
+        overlay = self._ready()
+        if self._display_watch.is_pending:
             self._follow_display()
-        return display
-
-    def _plane_for_prompt(self, display: SessionDisplay) -> tuple[int, ...]:
-        plane = display.view.plane()
-        if len(display.prompts) and plane != display.plane:
-            there, here = map(display.view.plane_name, (display.plane, plane))
+        plane = overlay.view.plane()
+        if len(overlay.prompts) and plane != overlay.plane:
+            there, here = map(overlay.view.plane_name, (overlay.plane, plane))
             raise PromptError(
                 f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
                 "to cancel it and begin another one here"
             )
-        return plane
+        return overlay, plane
+
+    def _ask(self, overlay: Overlay, prompts: Prompts, plane: tuple[int, ...]) -> int:
+        """Show prompts before they are answered; return the level of a new object."""
+        prompts = prompts.inside(overlay.image.shape_yx)
+        level = overlay.next_level(self._pinned_level)
+        overlay.ask(prompts, plane)
+        self._update(message=LOOKING, is_error=False)
+        return level
 
     def _begin_anew(self) -> None:
         """Go back to clicks that add."""
-        self._mouse.give_back()
-        self._told_label = 0
+        self.canvas.take_mouse()
+        self._described_label = 0
         self._update(is_subtracting=False, covered_by="")
 
-    def _bring_back(self, display: SessionDisplay, object_: GivenUp) -> None:
+    def _restore(self, overlay: Overlay, object_: GivenUp) -> None:
         """Draw an object that was cancelled once more."""
-        display.view.show_plane(object_.plane)
-        display.ask(object_.prompts, object_.plane)
-        display.layers.preview.put_strokes(object_.strokes)
-        if object_.prompts.box is not None:
-            self._link.box(object_.prompts.box, object_.level, object_.plane)
-        for point, label in zip(object_.prompts.points_yx, object_.prompts.labels, strict=True):
-            self._link.click(point, label, object_.level, object_.plane)
+        overlay.view.show_plane(object_.plane)
+        overlay.ask(object_.prompts, object_.plane)
+        overlay.preview.put_strokes(object_.strokes)
+        prompts, level, plane = object_.prompts, object_.level, object_.plane
+        if prompts.box is not None:
+            self.worker.send(SetBox(prompts.box, level, plane))
+        for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
+            self.worker.send(Click(point, label, level, plane))
 
-    def _describe_committed(self, label: int) -> str:
-        assert self.layers is not None
-        objects = self.layers.objects
-        edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (E)"
-        how = f"To change it, {edit}. " if objects.is_paintable else ""
-        return f"This is object {label}, committed already. {how}Click again for a new one over it."
+    def _cancel_loading(self) -> None:
+        # A session that is not there yet has no model to go on with.
+        if self._input is not None and self.overlay is None:
+            self.stop(f"Loading was cancelled. {HINT_START}")
+        # False: it is done already, and its answer comes at once.
+        elif self.worker.cancel_loading():
+            is_partial = self.state.progress is not None
+            kept = " What has come is kept for next time." if is_partial else ""
+            self._go_on(f"Loading was cancelled.{kept}")
 
-    def _is_painting_target(self, layers: SessionLayers) -> bool:
-        is_active = bool(self._viewer.layers.selection.active == layers.target)
-        is_painting = is_active and str(layers.target.mode) != "pan_zoom"
-        return is_painting and layers.objects.is_paintable
+    def _go_on(self, message: str, tile_px: int | None = None) -> None:
+        """Leave the loading, with the session there is and perhaps a model with other tiles."""
+        overlay, phase = self.overlay, Phase.STOPPED
+        if overlay is not None:
+            overlay.tile_px = overlay.tile_px if tile_px is None else tile_px
+            self.canvas.start(overlay.all)
+            phase = Phase.READY
+            self._update(levels=overlay.levels)
+        message = f"{message} {self._hint()}".strip()
+        self._update(message=message, is_error=False, progress=None, phase=phase)
+        self._show_level()
 
+    def _end(
+        self,
+        message: str,
+        *,
+        next_target: Target | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        self.canvas.stop()
+        self.worker.cancel_loading()
+        image, overlay = self._input, self.overlay
+        self._input, self._target, self.overlay = None, None, None
+        self._layer_watch.stop()
+        self._display_watch.stop()
+        if image is not None:
+            if overlay is not None:
+                overlay.disconnect()
+                self._ending = overlay
+            keeps_target = overlay is not None and next_target == overlay.target
+            self.worker.send(Close(), partial(self._finish_end, overlay, keeps_target, error))
+        self.state.reset(message)
+        self._update()
 
-def _write(path: Path, labels: NDArray[np.integer]) -> None:
-    try:
-        write_labels(path, labels)
-    except OSError as error:
-        raise LabelsError(
-            f"expected a folder that can be written to, got an error at {path}: {error}; save the "
-            "layer elsewhere (File > Save)"
-        ) from error
+    def _finish_end(
+        self, overlay: Overlay | None, keeps_target: bool, error: BaseException | None, _: Any
+    ) -> None:
+        self._ending = None
+        if overlay is not None:
+            overlay.objects.refresh()
+            overlay.remove(keeps_target=keeps_target)
+        # A window that closes removes its layers too, and hides the panel: that is no error.
+        if error is not None and not self.canvas.is_paused:
+            self.state.report(error)
+
+    def _hint(self) -> str:
+        if self.overlay is None:
+            return HINT_START
+        return HINT_3D if self.canvas.is_3d else HINT_CLICK
+
+    def _update(self, **changes: Any) -> None:
+        """Change the state, and what follows from the layers and the worker."""
+        overlay = self.overlay
+        elsewhere = ""
+        if overlay is not None and overlay.is_elsewhere():
+            name = overlay.view.plane_name(overlay.plane)
+            elsewhere = f"The object is on {name}. C goes back to it, Esc cancels it."
+        self.state.update(
+            num_prompts=0 if overlay is None else len(overlay.prompts),
+            is_busy=self.worker.is_busy,
+            elsewhere=elsewhere,
+            **changes,
+        )
+
+    def _count_pixels(self) -> None:
+        """Let the number of pixels follow what was painted."""
+        if self.overlay is not None and len(self.overlay.prompts):
+            preview = self.overlay.preview
+            message = describe_object(preview.num_pixels, preview.step)
+            self._update(message=message, is_error=False)
+
+    def _show_level(self) -> None:
+        if self.overlay is not None:
+            self._update(level=self.overlay.level(self._pinned_level))
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Have the tiles of the view encoded in spare time."""
+        overlay, level = self.overlay, self.state.level
+        if overlay is None or level is None or not self.state.reads_ahead or self.canvas.is_3d:
+            return
+        if self._display_watch.is_pending:
+            return
+        try:
+            plane = overlay.view.plane()
+        except PromptError:
+            self.worker.read_ahead(None)
+            return
+        self.worker.read_ahead(ReadAhead(overlay.view.box0(), level, plane))

@@ -1,4 +1,4 @@
-"""What happens on the inference thread: loading models and driving the session."""
+"""The inference thread's end of a session: every command is carried out here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,28 @@ from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
+from napari_hrsam.plugin.session.commands import (
+    Answer,
+    Cancel,
+    Click,
+    Close,
+    Command,
+    Commit,
+    Describe,
+    FindDevices,
+    Open,
+    Opened,
+    OpenedLabels,
+    ReadAhead,
+    Redo,
+    Save,
+    SetBox,
+    SetOutline,
+    Show,
+    Undo,
+    UseModel,
+    WarmUp,
+)
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
     ModelLoader,
@@ -23,19 +45,16 @@ from napari_hrsam.plugin.session.loading import (
     load_named_model,
 )
 from napari_hrsam.plugin.session.progress import Cancelled, Progress
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.image_files import write_labels
 from napari_hrsam.storage.kept_labels import KeptArray, KeptLabels
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace
 from napari_hrsam.storage.label_pyramid import PyramidLabels
 from napari_hrsam.storage.label_store import Edit
 
 if TYPE_CHECKING:
-    import zarr
     from numpy.typing import NDArray
 
-    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import Session
-    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
     from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.layers import LayerImage
 
@@ -44,116 +63,9 @@ logger = logging.getLogger(__name__)
 MAX_SAVED_PX = 2**28
 """Pixels of labels on disk that are saved as one TIFF: 1 GiB of uint32."""
 
-LabelsPlace = KeptArray | LabelFile | OwnPlace
-"""What receives committed objects: an array, changed in place, or a label image on disk."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class OpenedLabels:
-    """A label image on disk that is open for writing.
-
-    Attributes
-    ----------
-    file
-        Where it is.
-    levels
-        Its stored arrays, finest first, for reading on any thread.
-    """
-
-    file: LabelFile
-    levels: tuple[zarr.Array[Any], ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Opened:
-    """A model is loaded, and the session on it, if there is one, is ready.
-
-    Attributes
-    ----------
-    model
-        Its name or path, as it was asked for.
-    device
-        Where the model runs, such as "cpu" or "cuda:0".
-    tile_px
-        Side of the model's tile in level pixels.
-    can_undo, can_redo
-        Whether the session has a step to take back or to repeat.
-    labels
-        The label image on disk, if there is one.
-    copy
-        Where the objects of an array are kept, too.
-    why_no_copy
-        Why they are not; else empty.
-    """
-
-    model: str
-    device: str
-    tile_px: int
-    can_undo: bool = False
-    can_redo: bool = False
-    labels: OpenedLabels | None = None
-    copy: LabelFile | None = None
-    why_no_copy: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """The session after a step.
-
-    Attributes
-    ----------
-    prediction
-        Of the current object; None if it has no prompts.
-    prompts
-        Of the current object.
-    can_undo, can_redo
-        Whether there is a step to take back or to repeat.
-    num_committed
-        Objects committed in this session and not taken back.
-    edit
-        What this step changed in the label image, if anything.
-    is_taken_back
-        Whether `edit` was undone by this step.
-    is_cancelled
-        Whether the step was a commit that was given up: the object is still the current one.
-    strokes
-        Of a commit that was given up.
-    is_shown_anew
-        Whether the image is shown otherwise from this step on.
-    """
-
-    prediction: Prediction | None
-    prompts: Prompts
-    can_undo: bool
-    can_redo: bool
-    num_committed: int
-    edit: Edit | None = None
-    is_taken_back: bool = False
-    is_cancelled: bool = False
-    strokes: Strokes | None = None
-    is_shown_anew: bool = False
-
-
-def find_devices() -> tuple[str, ...]:
-    """Devices that a model can run on, "auto" first; imports torch."""
-    import torch
-
-    return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
-
-
-def _embeddings() -> EmbeddingStore | None:
-    """Open the user's store of embeddings; without one everything works, more slowly."""
-    from napari_hrsam.storage.embedding_store import EmbeddingStore
-
-    try:
-        return EmbeddingStore()
-    except EmbeddingsError as error:
-        logger.warning("embeddings are kept in memory only: %s", error)
-        return None
-
-
-class SessionJobs:
-    """The session, its model and its labels; every method runs on the inference thread.
+class InferenceSession:
+    """The session, its model and its labels; on the inference thread, but for `hurry`.
 
     Parameters
     ----------
@@ -173,7 +85,7 @@ class SessionJobs:
         self._outline_level: int | None = None
         self._num_committed = 0
         self._is_warm = False
-        self._given_up: threading.Event | None = None
+        self._prompt: Progress | None = None
         self._hurry = threading.Event()
 
     def hurry(self) -> None:
@@ -184,59 +96,192 @@ class SessionJobs:
         """
         self._hurry.set()
 
-    def warm_up(self) -> None:
-        """Have ready what a session's layers need; see `compile_layers`."""
-        if self._is_warm:
-            return
-        for _ in compile_layers():
-            if self._hurry.is_set():
-                return
-        self._is_warm = True
-
-    def open(
-        self, image: LayerImage, place: LabelsPlace, request: ModelRequest, loading: Progress
-    ) -> Opened | None:
-        """Load the model, unless it is loaded, and begin a session; None if cancelled meanwhile.
+    def apply(self, command: Command, progress: Progress) -> Any:
+        """Carry out a command.
 
         Parameters
         ----------
-        image
-            What to annotate; pixels are read here.
-        place
-            Receives committed objects.
-        request
-            The model.
-        loading
-            Told how it goes; the GUI thread gives up through it.
+        command
+            What to do.
+        progress
+            Is told how far it is, and gives it up.
+
+        Returns
+        -------
+        Answer, Opened, tuple of device names, bool or None
+            As the command says; None of a loading that was given up.
         """
-        self.close()
+        match command:
+            case Click() | SetBox():
+                return self._add_prompt(command, progress)
+            case Commit():
+                return self._commit(command.strokes, progress)
+            case Cancel():
+                self._current.cancel()
+                return self._answer()
+            case Undo():
+                step = self._current.undo()
+                self._num_committed -= isinstance(step, Edit)
+                return self._answer(step, is_undone=True)
+            case Redo():
+                step = self._current.redo()
+                self._num_committed += isinstance(step, Edit)
+                return self._answer(step)
+            case Show():
+                return self._show(command.image, progress)
+            case Describe():
+                return self._answer()
+            case _:
+                return self._apply_setting(command, progress)
+
+    def _apply_setting(self, command: Command, progress: Progress) -> Any:
+        match command:
+            case WarmUp():
+                return self._warm_up()
+            case FindDevices():
+                # Whoever closes the window meanwhile does not wait for torch.
+                return () if self._hurry.is_set() else _find_devices()
+            case Open():
+                return self._open(command, progress)
+            case UseModel():
+                return self._use_model(command.request, progress)
+            case SetOutline():
+                self._outline_level = command.level
+                if self._session is not None:
+                    self._session.outline_level = command.level
+            case Save():
+                _write(
+                    command.path, self._read_labels() if command.array is None else command.array
+                )
+            case Close():
+                self._close()
+            case ReadAhead():
+                if self._session is None or self._hurry.is_set():
+                    return False
+                return self._session.read_ahead(command.box0, command.level, command.plane)
+        return None
+
+    # ------------------------------------------------------------------ steps
+
+    def _add_prompt(self, prompt: Click | SetBox, progress: Progress) -> Answer:
+        # The level counts for the first prompt of an object.
+        level = prompt.level if self._current.prediction is None else None
+        try:
+            with self._until_cancelled(progress):
+                if isinstance(prompt, Click):
+                    point, plane = prompt.point_yx, prompt.plane
+                    self._current.click(point, positive=prompt.positive, level=level, plane=plane)
+                else:
+                    self._current.box(prompt.box_yxyx, level=level, plane=prompt.plane)
+        except Cancelled:
+            logger.debug("a prompt was passed over: its object was given up")
+        return self._answer()
+
+    def _show(self, image: LayerImage, progress: Progress) -> Answer:
+        try:
+            with self._until_cancelled(progress):
+                self._session = self._current.with_image(image.open())
+        except Cancelled:
+            logger.debug("not looked at again: shown otherwise once more")
+        return self._answer(is_shown_anew=True)
+
+    def _commit(self, strokes: Strokes | None, progress: Progress) -> Answer:
+        prediction = self._current.prediction
+        mask = None
+        if prediction is not None and strokes is not None:
+            mask = apply_strokes(
+                prediction.level_mask, prediction.box, strokes, prediction.level_downsample
+            )
+        try:
+            edit = self._write_object(mask, progress)
+        except Cancelled:
+            return self._answer(is_cancelled=True, strokes=strokes)
+        finally:
+            progress.finish()
+        self._num_committed += 1
+        return self._answer(edit)
+
+    def _write_object(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
+        def go_on(done: int, total: int) -> None:
+            if self._hurry.is_set():
+                raise Cancelled
+            progress(done, total)
+
+        try:
+            return self._current.commit(mask=mask, progress=go_on)
+        except Cancelled:
+            if progress.is_cancelled:
+                raise
+        # No time for the outline: the object is kept as it was seen.
+        prediction = self._current.prediction
+        assert prediction is not None
+        self._current.outline_level = prediction.field.level
+        return self._current.commit(mask=mask)
+
+    @property
+    def _current(self) -> Session:
+        if self._session is None:
+            raise SessionError("expected a started session, got none; press Start")
+        return self._session
+
+    @contextmanager
+    def _until_cancelled(self, progress: Progress) -> Iterator[None]:
+        """Leave what is done here, by `Cancelled`, once it is given up."""
+        self._prompt = progress
+        try:
+            self._require_wanted()
+            yield
+        finally:
+            self._prompt = None
+
+    def _require_wanted(self) -> None:
+        if self._prompt is not None and self._prompt.is_cancelled:
+            raise Cancelled
+
+    def _answer(self, step: Any = None, **more: Any) -> Answer:
+        session = self._current
+        prediction = session.prediction
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
+        return Answer(
+            prediction=prediction,
+            prompts=session.prompts,
+            can_undo=session.can_undo,
+            can_redo=session.can_redo,
+            num_committed=self._num_committed,
+            edit=step if isinstance(step, Edit) else None,
+            **more,
+        )
+
+    # ------------------------------------------------------------------ sessions and models
+
+    def _open(self, command: Open, loading: Progress) -> Opened | None:
+        self._close()
         if self._hurry.is_set():
             return None
+        opened = None
         try:
-            opened = self._open(image, place, request, loading)
-        except BaseException:
-            self.close()
-            raise
-        if opened is None:
-            self.close()
+            opened = self._begin(command, loading)
+        finally:
+            if opened is None:
+                self._close()
         return opened
 
-    def _open(
-        self, image: LayerImage, place: LabelsPlace, request: ModelRequest, loading: Progress
-    ) -> Opened | None:
+    def _begin(self, command: Open, loading: Progress) -> Opened | None:
         from napari_hrsam.engine.session import Session
 
-        pixels = image.open()
+        pixels, place = command.image.open(), command.place
         if isinstance(place, OwnPlace):
-            place = place.of(image)
+            place = place.of(command.image)
         labels: Any = place
         if isinstance(place, KeptArray):
-            labels = self._open_kept(place, image)
+            labels = self._open_kept(place, command.image)
         if isinstance(place, LabelFile):
-            # Before the model: that it is open elsewhere is told at once.
+            # Before the model: that it is open elsewhere is reported at once.
             self._store = labels = place.open(pixels)
             self._opened_labels = OpenedLabels(file=place, levels=labels.levels)
-        if not self._load(request, loading):
+        if not self._load(command.request, loading):
             return None
         self._session = Session(
             self._model,
@@ -247,7 +292,7 @@ class SessionJobs:
         )
         self._session.outline_level = self._outline_level
         self._num_committed = 0
-        return self._opened(request)
+        return self._opened(command.request)
 
     def _open_kept(self, place: KeptArray, image: LayerImage) -> KeptLabels | np.ndarray:
         """Return labels of which a copy is made, or the array alone if that cannot be."""
@@ -262,16 +307,8 @@ class SessionJobs:
         self._copy = file
         return kept
 
-    def use_model(self, request: ModelRequest, loading: Progress) -> Opened | None:
-        """Load a model, and let the session, if there is one, go on with it; None if cancelled.
-
-        Commits and their undo stay. After an error, or when cancelled, everything is as before.
-
-        Raises
-        ------
-        SessionError
-            If an object is being drawn: it belongs to the model that drew it.
-        """
+    def _use_model(self, request: ModelRequest, loading: Progress) -> Opened | None:
+        # An object that is being drawn belongs to the model that drew it.
         if self._session is not None and self._session.prediction is not None:
             raise SessionError(
                 "expected no object being drawn; commit or cancel it before you change the model"
@@ -314,8 +351,7 @@ class SessionJobs:
             why_no_copy=self._why_no_copy,
         )
 
-    def close(self) -> None:
-        """End the session and let others write its labels; the model stays for the next one."""
+    def _close(self) -> None:
         session, store = self._session, self._store
         self._session = self._store = self._opened_labels = self._copy = None
         self._why_no_copy = ""
@@ -324,79 +360,16 @@ class SessionJobs:
         if store is not None:
             store.close()
 
-    def snapshot(self) -> Answer:
-        """Describe the session as it is."""
-        return self._answer(None)
+    def _warm_up(self) -> None:
+        if self._is_warm:
+            return
+        for _ in compile_layers():
+            if self._hurry.is_set():
+                return
+        self._is_warm = True
 
-    def show(self, image: LayerImage, outdated: threading.Event) -> Answer:
-        """Go on with the image as it is shown now, and look at the current object again.
-
-        Parameters
-        ----------
-        image
-            The session's image, shown otherwise.
-        outdated
-            Set once it is shown otherwise again: then there is nothing to do.
-        """
-        try:
-            with self._until(outdated):
-                self._session = self._current.with_image(image.open())
-        except Cancelled:
-            logger.debug("not looked at again: shown otherwise once more")
-        return self._answer(None, is_shown_anew=True)
-
-    def click(
-        self,
-        point_yx: tuple[float, float],
-        positive: bool,
-        level: int,
-        plane: tuple[int, ...],
-        cancelled: threading.Event,
-    ) -> Answer:
-        """Add a click; `level` counts for the first prompt of an object."""
-        level_or_none = self._first_level(level)
-        try:
-            with self._until(cancelled):
-                self._current.click(point_yx, positive=positive, level=level_or_none, plane=plane)
-        except Cancelled:
-            logger.debug("a click was passed over: its object was given up")
-        return self.snapshot()
-
-    def box(
-        self,
-        box_yxyx: BoxPrompt,
-        level: int,
-        plane: tuple[int, ...],
-        cancelled: threading.Event,
-    ) -> Answer:
-        """Set the box; `level` counts for the first prompt of an object."""
-        try:
-            with self._until(cancelled):
-                self._current.box(box_yxyx, level=self._first_level(level), plane=plane)
-        except Cancelled:
-            logger.debug("a box was passed over: its object was given up")
-        return self.snapshot()
-
-    def undo(self) -> Answer:
-        """Take back the last prompt of the current object, else the last commit."""
-        step = self._current.undo()
-        self._num_committed -= isinstance(step, Edit)
-        return self._answer(step, is_taken_back=True)
-
-    def redo(self) -> Answer:
-        """Repeat what was taken back last."""
-        step = self._current.redo()
-        self._num_committed += isinstance(step, Edit)
-        return self._answer(step)
-
-    def read_labels(self) -> NDArray[Any]:
-        """Read all labels on disk, (..., height, width).
-
-        Raises
-        ------
-        LabelsError
-            If they are larger than `MAX_SAVED_PX` or cannot be read.
-        """
+    def _read_labels(self) -> NDArray[Any]:
+        """Read all labels on disk, (..., height, width)."""
         store = self._store
         assert store is not None
         shape = (*store.plane_shape, *store.shape_yx)
@@ -412,100 +385,29 @@ class SessionJobs:
             labels[plane] = store.read(box, plane=plane)
         return labels
 
-    def commit(self, strokes: Strokes | None, progress: Progress) -> Answer:
-        """Write the current object, with the user's strokes on it if there are any.
 
-        Parameters
-        ----------
-        strokes
-            What the user painted.
-        progress
-            Told how far the outline of a large object is; gives up through it.
-        """
-        prediction = self._current.prediction
-        mask = None
-        if prediction is not None and strokes is not None:
-            mask = apply_strokes(
-                prediction.level_mask, prediction.box, strokes, prediction.level_downsample
-            )
-        try:
-            edit = self._commit(mask, progress)
-        except Cancelled:
-            return self._answer(None, is_cancelled=True, strokes=strokes)
-        finally:
-            progress.finish()
-        self._num_committed += 1
-        return self._answer(edit)
+def _find_devices() -> tuple[str, ...]:
+    import torch
 
-    def _commit(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
-        def go_on(done: int, total: int) -> None:
-            if self._hurry.is_set():
-                raise Cancelled
-            progress(done, total)
+    return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
 
-        try:
-            return self._current.commit(mask=mask, progress=go_on)
-        except Cancelled:
-            if progress.is_cancelled:
-                raise
-        # No time for the outline: the object is kept as it was seen.
-        prediction = self._current.prediction
-        assert prediction is not None
-        self._current.outline_level = prediction.field.level
-        return self._current.commit(mask=mask)
 
-    def cancel(self) -> Answer:
-        """Give up the current object."""
-        self._current.cancel()
-        return self.snapshot()
+def _embeddings() -> EmbeddingStore | None:
+    """Open the user's store of embeddings; without one everything works, more slowly."""
+    from napari_hrsam.storage.embedding_store import EmbeddingStore
 
-    def set_outline(self, level: int | None) -> None:
-        """Set the level at which outlines of large objects are refined, also of later sessions."""
-        self._outline_level = level
-        if self._session is not None:
-            self._session.outline_level = level
+    try:
+        return EmbeddingStore()
+    except EmbeddingsError as error:
+        logger.warning("embeddings are kept in memory only: %s", error)
+        return None
 
-    def read_ahead(self, box0: Box, level: int, plane: tuple[int, ...]) -> bool:
-        """Encode a tile of the view ahead; False if there is nothing to do."""
-        if self._session is None or self._hurry.is_set():
-            return False
-        return self._session.read_ahead(box0, level, plane)
 
-    @property
-    def _current(self) -> Session:
-        if self._session is None:
-            raise SessionError("expected a started session, got none; press Start")
-        return self._session
-
-    @contextmanager
-    def _until(self, given_up: threading.Event) -> Iterator[None]:
-        """Leave what is done here, by `Cancelled`, once it is given up."""
-        self._given_up = given_up
-        try:
-            self._require_wanted()
-            yield
-        finally:
-            self._given_up = None
-
-    def _require_wanted(self) -> None:
-        if self._given_up is not None and self._given_up.is_set():
-            raise Cancelled
-
-    def _first_level(self, level: int) -> int | None:
-        return level if self._current.prediction is None else None
-
-    def _answer(self, step: Any, **more: Any) -> Answer:
-        session = self._current
-        prediction = session.prediction
-        if prediction is not None:
-            # Computed here, so that the viewer need not wait for it.
-            _ = prediction.level_mask
-        return Answer(
-            prediction=prediction,
-            prompts=session.prompts,
-            can_undo=session.can_undo,
-            can_redo=session.can_redo,
-            num_committed=self._num_committed,
-            edit=step if isinstance(step, Edit) else None,
-            **more,
-        )
+def _write(path: Path, labels: NDArray[np.integer]) -> None:
+    try:
+        write_labels(path, labels)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path}: {error}; save the "
+            "layer elsewhere (File > Save)"
+        ) from error

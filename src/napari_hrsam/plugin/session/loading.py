@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+DEFAULT_MODEL = "hrsam-tiny"
 MAX_LABEL = 32
 AUTO_DEVICE = "auto"
 

@@ -1,4 +1,4 @@
-"""How far a long job is, told across threads, and how it is given up."""
+"""How far a long job is, reported across threads, and how it is given up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-TELL_EVERY_S = 0.1
+REPORT_EVERY_S = 0.1
 
 
 class Cancelled(Exception):  # noqa: N818 -- it is no error: the user asked for it
@@ -18,17 +18,17 @@ class Progress:
 
     Parameters
     ----------
-    tell
+    report
         Called on the inference thread with what is done and what there is in all, a few times a
         second.
     """
 
-    def __init__(self, tell: Callable[[int, int], None] | None = None) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int, int], None] | None = None) -> None:
+        self._report = report
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._is_finished = False
-        self._told_at = -TELL_EVERY_S
+        self._reported_at = -REPORT_EVERY_S
 
     @property
     def is_cancelled(self) -> bool:
@@ -63,7 +63,7 @@ class Progress:
         if self.is_cancelled:
             raise Cancelled
         now = time.monotonic()
-        is_due = now - self._told_at >= TELL_EVERY_S or done >= total
-        if self._tell is not None and is_due:
-            self._told_at = now
-            self._tell(done, total)
+        is_due = now - self._reported_at >= REPORT_EVERY_S or done >= total
+        if self._report is not None and is_due:
+            self._reported_at = now
+            self._report(done, total)

@@ -1,32 +1,21 @@
-"""What a panel shows: one frozen snapshot of the controller."""
+"""What a panel shows: the observable state of the controller."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from psygnal import Signal
 
 from napari_hrsam.errors import HRSAMError
-from napari_hrsam.geometry import downsample
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from napari_hrsam.plugin.session.inference import Answer
+from napari_hrsam.plugin.session.messages import HINT_START
 
 logger = logging.getLogger(__name__)
 
-HINT_START = "Choose an image and press Start."
-HINT_CLICK = "Left click adds to the object, right click takes away."
-GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
-STILL_LOADING = "Still loading: click again when it is ready."
-LOOKING = "Looking at this place ..."
-SHOWN_ANEW = "The model sees the image as it is on screen now."
-LOOKING_AGAIN = "The image is shown otherwise now: looking at the object again ..."
-HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
+OUTLIVE_SESSIONS = ("model", "device", "is_level_pinned", "outlines_fully", "reads_ahead")
 
 
 class Phase(StrEnum):
@@ -37,9 +26,9 @@ class Phase(StrEnum):
     READY = "ready"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, eq=False)
 class ControllerState:
-    """All that a panel shows.
+    """All that a panel shows; it emits a signal when it changes.
 
     Attributes
     ----------
@@ -89,6 +78,10 @@ class ControllerState:
         What to do next, what was done, or what went wrong.
     is_error
         Whether `message` is an error.
+    changed
+        Emitted without arguments after changes.
+    failed
+        Emitted once per error, with the exception; its text is in `message`.
     """
 
     phase: Phase = Phase.STOPPED
@@ -117,31 +110,26 @@ class ControllerState:
     message: str = HINT_START
     is_error: bool = False
 
-
-class StateBoard:
-    """Holds the present state and tells when it changes.
-
-    Attributes
-    ----------
-    changed
-        Emitted without arguments after each change of `state`.
-    failed
-        Emitted once per error, with the exception; its text is in ``state.message``.
-    """
-
     changed: ClassVar[Signal] = Signal()
     failed: ClassVar[Signal] = Signal(object)
 
-    def __init__(self) -> None:
-        self.state = ControllerState()
-        self._unraised: BaseException | None = None
+    _unraised: BaseException | None = field(default=None, init=False, repr=False)
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the state."""
-        state = replace(self.state, **changes)
-        if state != self.state:
-            self.state = state
+        """Change fields; `changed` is emitted once if any is another now."""
+        changes = {name: value for name, value in changes.items() if getattr(self, name) != value}
+        for name, value in changes.items():
+            setattr(self, name, value)
+        if changes:
             self.changed.emit()
+
+    def reset(self, message: str) -> None:
+        """Go back to how everything was before the session, but for the user's settings."""
+        fresh = ControllerState(message=message)
+        kept = (*OUTLIVE_SESSIONS, "_unraised")
+        for name in (one.name for one in fields(self) if one.name not in kept):
+            setattr(self, name, getattr(fresh, name))
+        self.changed.emit()
 
     def report(self, error: BaseException) -> None:
         """Show an error once; the traceback goes to the log."""
@@ -161,89 +149,15 @@ class StateBoard:
         self.update(message=message, is_error=True)
         self.failed.emit(error)
 
+    def guard(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Run an action of the user; an expected error is reported instead of raised."""
+        try:
+            action(*arguments)
+        except HRSAMError as error:
+            self.report(error)
+
     def raise_reported(self) -> None:
         """Raise the first error reported since the last call, for callers without a panel."""
         error, self._unraised = self._unraised, None
         if error is not None:
             raise error
-
-
-def describe_progress(done_bytes: int, total_bytes: int) -> str:
-    """Say how far a download is."""
-    if done_bytes >= total_bytes:
-        return "Downloaded. Loading the model ..."
-    return f"Downloading: {file_size(done_bytes)} of {file_size(total_bytes)}"
-
-
-def file_size(num_bytes: int) -> str:
-    """Write a size in MB, or in GB where it is large."""
-    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
-
-
-def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
-    """Say in a few words what a step did and what comes next.
-
-    Parameters
-    ----------
-    answer
-        The session after the step.
-    plane_name
-        Names planes; empty for a flat image.
-    """
-    edit, prediction = answer.edit, answer.prediction
-    if answer.is_cancelled:
-        return "The commit was given up; the object is still there. C commits, Esc cancels."
-    if edit is not None:
-        name = plane_name(edit.plane)
-        where = f"Object {edit.label} on {name}" if name else f"Object {edit.label}"
-        if answer.is_taken_back:
-            return f"{where} was taken back."
-        return f"{where} was committed. Click on the next one."
-    if prediction is None:
-        return f"{SHOWN_ANEW} {HINT_CLICK}" if answer.is_shown_anew else HINT_CLICK
-    num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
-    if not num_pixels and not any(answer.prompts.labels) and answer.prompts.box is None:
-        return "There is no object yet to take away from: click on it with the other button."
-    if num_pixels and prediction.is_cut:
-        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
-    found = describe_object(num_pixels, prediction.level_downsample)
-    return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
-
-
-def describe_object(num_pixels: int, step: int) -> str:
-    """Say how large the current object is.
-
-    Parameters
-    ----------
-    num_pixels
-        Level-0 pixels.
-    step
-        Level-0 pixels per pixel of its mask.
-    """
-    if not num_pixels:
-        return "Nothing was found here: click again, or press Esc and zoom in."
-    about = "About " if step > 1 else ""
-    return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
-
-
-def shown_message(state: ControllerState) -> str:
-    """Put together what a panel says in its line."""
-    if state.is_error:
-        return state.message
-    if state.elsewhere:
-        return state.elsewhere
-    if not state.tool:
-        return state.message
-    # While a tool has the mouse, a click adds nothing.
-    message = state.message.replace(HINT_CLICK, "").strip()
-    return f"{message} {state.tool}".strip()
-
-
-def describe_outline(done: int, total: int) -> str:
-    """Say how far the outline of a large object is."""
-    return f"Drawing the outline: {done} of {total} parts. Cancel stops it."
-
-
-def describe_level(level: int) -> str:
-    """Write a level with the image pixels that one of its pixels covers along an axis."""
-    return f"level {level} · {downsample(level):g}x"

@@ -10,6 +10,7 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.plugin.overlay.objects import COPY_KEY, FOLDER_KEY
 from napari_hrsam.storage.kept_labels import KeptArray
 from napari_hrsam.storage.label_places import (
     DEFAULT_NAME,
@@ -34,17 +35,12 @@ MAX_AUTO_SIDE_PX = 8192
 """An image up to this side has its objects in memory unless the user says otherwise."""
 
 LABEL_DTYPE = np.dtype(np.uint32)
-FOLDER_KEY = "napari-hrsam labels"
-"""Metadata of a layer that shows a label image on disk: its path and its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewLayer:
     """A new Labels layer in memory."""
 
-
-COPY_KEY = "napari-hrsam copy"
-"""Metadata of a layer of our own: path and name of the label image with a copy of its objects."""
 
 Target: TypeAlias = Labels | LabelFile | OwnPlace | NewLayer
 
@@ -206,3 +202,17 @@ def target_array(target: Labels) -> NDArray[np.integer]:
         target.data = np.asarray(target.data).astype(LABEL_DTYPE)
     array: NDArray[np.integer] = target.data
     return array
+
+
+def path_beside(layer: Image) -> Path | None:
+    """Return a new file for objects beside the file of an image layer; None if it has none."""
+    source = layer.source.path
+    if not source or "://" in str(source):
+        return None
+    image, number = Path(source), 1
+    stem = image.name.split(".")[0]
+    path = image.with_name(f"{stem}-objects.tif")
+    while path.exists():
+        number += 1
+        path = image.with_name(f"{stem}-objects-{number}.tif")
+    return path

@@ -1,287 +1,227 @@
-"""Sends steps to the inference thread, and tells which of the answers is the newest."""
+"""The viewer's end of the inference thread: commands go in, signals come out."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar
 
-from napari_hrsam.plugin.session.inference import Answer, Opened, SessionJobs
-from napari_hrsam.plugin.session.loading import ModelLoader, ModelRequest
+from psygnal import Signal
+
+from napari_hrsam.plugin.session.commands import (
+    Cancel,
+    Click,
+    Close,
+    Command,
+    Commit,
+    Describe,
+    Open,
+    ReadAhead,
+    SetBox,
+    Show,
+    Step,
+    UseModel,
+)
+from napari_hrsam.plugin.session.inference import InferenceSession
+from napari_hrsam.plugin.session.inference_thread import InferenceThread
+from napari_hrsam.plugin.session.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.session.progress import Progress
-from napari_hrsam.plugin.session.thread import EngineThread
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from napari_hrsam.geometry import Box
-    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
-    from napari_hrsam.plugin.overlay.strokes import Strokes
-    from napari_hrsam.plugin.session.inference import LabelsPlace
-    from napari_hrsam.storage.layers import LayerImage
 
 logger = logging.getLogger(__name__)
 
-
-class SessionListener(Protocol):
-    """Hears what became of the steps; called on the viewer's thread."""
-
-    def opened(self, opened: Opened) -> None:
-        """Take note that the session is ready."""
-
-    def open_failed(self, error: BaseException) -> None:
-        """Take note that no session could be opened."""
-
-    def model_ready(self, opened: Opened) -> None:
-        """Take note that another model is in use."""
-
-    def model_failed(self, error: BaseException) -> None:
-        """Take note that another model could not be loaded; the one before is still in use."""
-
-    def progressed(self, done_bytes: int, total_bytes: int) -> None:
-        """Take note of how far a download is."""
-
-    def outlined(self, done: int, total: int) -> None:
-        """Take note of how far the outline of an object being committed is."""
-
-    def answered(self, answer: Answer, *, is_newest: bool, follows_error: bool) -> None:
-        """Take an answer; only the newest one is to be shown, but every edit counts."""
-
-    def step_failed(self, error: BaseException, strokes: Strokes | None) -> None:
-        """Take an error; an answer with the session's unchanged state follows."""
-
-    def submitted(self) -> None:
-        """Take note that there is work for the inference thread."""
+Then = Callable[[Any], None]
 
 
-class SessionLink:
-    """The viewer's end of the session.
+class Worker:
+    """Runs commands on the inference thread, in order, and knows which answer is the newest.
 
-    Steps are taken in order and none is dropped, except that prompts of a cancelled object that
-    have not been looked at yet are passed over. Answers that belong to an ended session are not
-    told.
+    No command is dropped, except that prompts of a cancelled object that have not been looked at
+    yet are passed over. All signals are emitted by `deliver` and `wait`, on the viewer's thread;
+    of a session that has ended, only edits and errors are.
 
     Parameters
     ----------
     load_model
-        Makes a model from its name and device.
-    listener
-        Told about answers and errors.
+        Makes a model; see `ModelLoader`.
+
+    Attributes
+    ----------
+    answered
+        Emitted with the `Answer` to a step; whether it is the newest, the only one to be shown
+        (but every edit counts); and whether it follows a step that failed, and has the session's
+        unchanged state.
+    failed
+        Emitted with a command, its error, and whether it was the newest step.
+    progress
+        Emitted with a command, what is done of it, and what there is to do.
+    sent
+        Emitted when there is more work for the inference thread.
+    delivered
+        Emitted once after several answers, when none is left.
     """
 
-    def __init__(self, load_model: ModelLoader, listener: SessionListener) -> None:
-        self.engine = EngineThread()
-        self._jobs = SessionJobs(load_model)
-        self._listener = listener
+    answered: ClassVar[Signal] = Signal(object, bool, bool)
+    failed: ClassVar[Signal] = Signal(object, object, bool)
+    progress: ClassVar[Signal] = Signal(object, int, int)
+    sent: ClassVar[Signal] = Signal()
+    delivered: ClassVar[Signal] = Signal()
+
+    def __init__(self, load_model: ModelLoader = load_named_model) -> None:
+        self._session = InferenceSession(load_model)
+        self._thread = InferenceThread()
         self._generation = 0
-        self._opening = threading.Event()
+        # Each gives up what belongs to it: a session, an object's prompts, a way to be shown.
+        self._opening, self._object, self._shown = Progress(), Progress(), Progress()
         self._loading = Progress()
         self._commit: Progress | None = None
-        self._object_cancelled = threading.Event()
-        self._outdated = threading.Event()
 
     @property
     def is_busy(self) -> bool:
         """Whether anything has not been answered yet."""
-        return self.engine.num_pending > 0
+        return self._thread.num_pending > 0
 
-    def open(self, image: LayerImage, place: LabelsPlace, request: ModelRequest) -> None:
-        """Load a model and begin a session; see `SessionJobs.open`."""
-        self._opening = opening = threading.Event()
-        self._object_cancelled = threading.Event()
-        self.warm_up()
-        self.submit(
-            partial(self._jobs.open, image, place, request, self._new_loading()),
-            partial(self._receive_opened, opening),
-        )
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._thread.is_closed
 
-    def warm_up(self) -> None:
-        """Have ready what a session's layers need; see `SessionJobs.warm_up`."""
-        self.submit(self._jobs.warm_up, lambda future: future.result())
+    def send(self, command: Command, then: Then | None = None) -> None:
+        """Have a command carried out; returns at once.
 
-    def use_model(self, request: ModelRequest) -> None:
-        """Load a model, and let the session go on with it; see `SessionJobs.use_model`."""
-        loading = self._new_loading()
-        self.submit(
-            partial(self._jobs.use_model, request, loading),
-            partial(self._receive_model, self._opening, loading),
-        )
+        Parameters
+        ----------
+        command
+            Steps are answered by `answered`.
+        then
+            Called, on the viewer's thread, with the result of any other command that succeeded
+            and still counts.
+        """
+        progress = self._progress_of(command)
+        if isinstance(command, Step):
+            self._generation += not isinstance(command, Describe)
+            receive = partial(self._receive_step, command, self._opening, self._generation)
+        else:
+            receive = partial(self._receive, command, self._opening, progress, then)
+        self._thread.submit(partial(self._session.apply, command, progress), receive)
+        self.sent.emit()
+
+    def read_ahead(self, command: ReadAhead | None) -> None:
+        """Encode tiles while nothing else is asked for; None: nothing."""
+        work = None if command is None else partial(self._session.apply, command, Progress())
+        self._thread.use_spare_time(work)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have a function called by `deliver`; callable from any thread."""
+        self._thread.call(function)
 
     def cancel_loading(self) -> bool:
         """Give up the loading of a model; False if it is done and its answer is on the way."""
         return self._loading.cancel()
 
-    def end(self, then: Callable[[], None]) -> None:
-        """End the session after the steps asked for; `then` is called once that is done."""
-        self._opening.set()
-        self._loading.cancel()
-        self._object_cancelled.set()
-        self.engine.use_spare_time(None)
-
-        def receive(future: Future[Any]) -> None:
-            future.result()
-            then()
-
-        self.submit(self._jobs.close, receive)
-
-    def close(self) -> None:
-        """End the thread after the commits asked for; returns at once, nothing is told any more.
-
-        The current object, which was not committed, is given up; the labels are closed. Nothing
-        else is finished; see `SessionJobs.hurry`.
-        """
-        self._jobs.hurry()
-        self._opening.set()
-        self._loading.cancel()
-        self._object_cancelled.set()
-        self._outdated.set()
-        self.engine.close(self._jobs.close)
-
-    def click(
-        self, point_yx: tuple[float, float], positive: bool, level: int, plane: tuple[int, ...]
-    ) -> None:
-        """Add a click to the current object."""
-        cancelled = self._object_cancelled
-        self._post(partial(self._jobs.click, point_yx, positive, level, plane, cancelled))
-
-    def box(self, box_yxyx: BoxPrompt, level: int, plane: tuple[int, ...]) -> None:
-        """Set the box of the current object."""
-        self._post(partial(self._jobs.box, box_yxyx, level, plane, self._object_cancelled))
-
-    def show(self, image: LayerImage) -> None:
-        """Go on with the image as it is shown now; see `SessionJobs.show`."""
-        self._outdated.set()
-        self._outdated = threading.Event()
-        self._post(partial(self._jobs.show, image, self._outdated))
-
-    def set_outline(self, level: int | None) -> None:
-        """Set the level at which outlines of large objects are refined."""
-        self.submit(partial(self._jobs.set_outline, level), lambda future: future.result())
-
-    def read_ahead(self, box0: Box, level: int, plane: tuple[int, ...]) -> None:
-        """Encode tiles around a part of the image while nothing else is asked for."""
-        self.engine.use_spare_time(partial(self._jobs.read_ahead, box0, level, plane))
-
-    def rest(self) -> None:
-        """Encode nothing ahead."""
-        self.engine.use_spare_time(None)
-
-    def undo(self) -> None:
-        """Take back the last prompt or commit."""
-        self._post(self._jobs.undo)
-
-    def redo(self) -> None:
-        """Repeat what was taken back."""
-        self._post(self._jobs.redo)
-
-    def commit(self, strokes: Strokes | None) -> None:
-        """Write the current object; prompts from now on belong to the next one."""
-        self._object_cancelled = threading.Event()
-        progress = Progress(self._told(lambda: progress.is_cancelled, self._listener.outlined))
-        self._commit = progress
-        self._post(partial(self._jobs.commit, strokes, progress), strokes=strokes)
-
     def cancel_commit(self) -> bool:
         """Give up the newest commit if it is not made yet; its object is the current one again."""
         return self._commit is not None and self._commit.cancel()
 
-    def cancel(self) -> None:
-        """Give up the current object and pass over its prompts that are still waiting."""
-        self._object_cancelled.set()
-        self._object_cancelled = threading.Event()
-        self._post(self._jobs.cancel)
+    def close(self) -> None:
+        """End the thread after the commits asked for; returns at once, nothing is emitted any more.
 
-    def save(
-        self,
-        array: NDArray[np.integer] | None,
-        write: Callable[[NDArray[np.integer]], None],
-        receive: Callable[[Future[None]], None],
-    ) -> None:
-        """Write the objects, as they are after the commits asked for, to a file.
-
-        Parameters
-        ----------
-        array
-            The labels, if they are in memory.
-        write
-            Does it.
-        receive
-            Gets the finished future.
+        The current object, which was not committed, is given up; the labels are closed. Nothing
+        else is finished; see `InferenceSession.hurry`.
         """
-        self.submit(lambda: write(self._jobs.read_labels() if array is None else array), receive)
+        self._session.hurry()
+        for scope in (self._opening, self._loading, self._object, self._shown):
+            scope.cancel()
+        self._thread.close(partial(self._session.apply, Close(), Progress()))
 
-    def submit(self, job: Callable[[], Any], receive: Callable[[Future[Any]], None]) -> None:
-        """Run any job on the inference thread."""
-        self.engine.submit(job, receive)
-        self._listener.submitted()
+    def join(self, timeout_s: float = 60.0) -> bool:
+        """Wait after `close` until the commits are made; False if they are not in time."""
+        return self._thread.join(timeout_s)
 
-    def _post(self, job: Callable[[], Answer], strokes: Strokes | None = None) -> None:
-        self._generation += 1
-        self.submit(job, partial(self._receive, self._opening, self._generation, strokes=strokes))
+    def set_notify(self, notify: Callable[[], None] | None) -> None:
+        """Set what is called, on the inference thread, when `deliver` has something to do."""
+        self._thread.set_notify(notify)
 
-    def _new_loading(self) -> Progress:
-        # Of a loading that was given up nothing more is told.
-        loading = Progress(self._told(lambda: loading.is_cancelled, self._listener.progressed))
-        self._loading = loading
-        return loading
+    def deliver(self) -> None:
+        """Emit what there is; called on the viewer's thread."""
+        self._thread.deliver()
+        self.delivered.emit()
 
-    def _told(
-        self, is_silent: Callable[[], bool], hear: Callable[[int, int], None]
-    ) -> Callable[[int, int], None]:
-        """Return a function for the inference thread that tells numbers on the viewer's thread."""
+    def wait(self, timeout_s: float) -> bool:
+        """Deliver until nothing is pending; False if it takes longer than ``timeout_s`` seconds."""
+        is_answered = self._thread.wait(timeout_s)
+        self.delivered.emit()
+        return is_answered
 
-        def tell(done: int, total: int) -> None:
-            if not is_silent():
-                hear(done, total)
+    def _progress_of(self, command: Command) -> Progress:
+        """Return what tells how far a command is, and gives it up; end what it puts an end to."""
+        progress = Progress()
+        match command:
+            case Click() | SetBox():
+                return self._object
+            case Cancel():
+                self._object.cancel()
+                self._object = progress
+            case Commit():
+                # Prompts from now on belong to the next object.
+                self._object = Progress()
+                self._commit = progress = self._reporting(command)
+            case Show():
+                self._shown.cancel()
+                self._shown = progress
+            case Open():
+                self._opening, self._object = Progress(), Progress()
+                self._loading = progress = self._reporting(command)
+            case UseModel():
+                self._loading = progress = self._reporting(command)
+            case Close():
+                for scope in (self._opening, self._loading, self._object):
+                    scope.cancel()
+                self.read_ahead(None)
+        return progress
 
-        return lambda done, total: self.engine.tell(partial(tell, done, total))
+    def _reporting(self, command: Command) -> Progress:
+        def emit(done: int, total: int) -> None:
+            # Of what was given up nothing more is reported.
+            if not progress.is_cancelled:
+                self.progress.emit(command, done, total)
 
-    def _receive_model(
-        self, opening: threading.Event, loading: Progress, future: Future[Any]
-    ) -> None:
-        error = future.exception()
-        if error is not None:
-            if loading.is_cancelled:
-                logger.info("the cancelled loading ended with an error", exc_info=error)
-            else:
-                self._listener.model_failed(error)
-        elif future.result() is not None and self._opening is opening:
-            self._listener.model_ready(future.result())
-
-    def _receive_opened(self, opening: threading.Event, future: Future[Any]) -> None:
-        if opening.is_set():
-            return
-        error = future.exception()
-        if error is not None:
-            self._listener.open_failed(error)
-        else:
-            self._listener.opened(future.result())
+        progress = Progress(lambda done, total: self.call(partial(emit, done, total)))
+        return progress
 
     def _receive(
         self,
-        opening: threading.Event,
-        generation: int,
+        command: Command,
+        opening: Progress,
+        progress: Progress,
+        then: Then | None,
         future: Future[Any],
-        *,
-        strokes: Strokes | None = None,
-        follows_error: bool = False,
+    ) -> None:
+        if isinstance(command, Open) and opening.is_cancelled:
+            return
+        error = future.exception()
+        if error is not None and isinstance(command, UseModel) and progress.is_cancelled:
+            logger.info("the cancelled loading ended with an error", exc_info=error)
+        elif error is not None:
+            self.failed.emit(command, error, False)
+        elif isinstance(command, UseModel) and (
+            future.result() is None or opening is not self._opening
+        ):
+            logger.debug("a model that was loaded for an earlier session")
+        elif then is not None:
+            then(future.result())
+
+    def _receive_step(
+        self, command: Step, opening: Progress, generation: int, future: Future[Any]
     ) -> None:
         error = future.exception()
         is_newest = generation == self._generation
+        is_describing = isinstance(command, Describe)
         if error is None:
-            self._listener.answered(
-                future.result(),
-                is_newest=is_newest and not opening.is_set(),
-                follows_error=follows_error,
-            )
+            is_shown = is_newest and not opening.is_cancelled
+            self.answered.emit(future.result(), is_shown, is_describing)
             return
-        self._listener.step_failed(error, strokes if is_newest else None)
-        if not follows_error and not opening.is_set():
-            self.submit(
-                self._jobs.snapshot,
-                partial(self._receive, opening, self._generation, follows_error=True),
-            )
+        self.failed.emit(command, error, is_newest)
+        if not is_describing and not opening.is_cancelled:
+            self.send(Describe())

@@ -24,10 +24,10 @@ EXIT_TIMEOUT_S = 60.0
 """Time for what was asked for at the end of Python."""
 
 SpareWork = Callable[[], bool]
-"""Does a little and tells whether there is more to do."""
+"""Does a little and returns whether there is more to do."""
 
 
-class EngineThread:
+class InferenceThread:
     """Run jobs one after the other on a single persistent thread.
 
     Model, CUDA context and OpenMP pool live on that thread, and a `Session`, which is not
@@ -69,7 +69,7 @@ class EngineThread:
         return self._closed.is_set()
 
     def set_notify(self, notify: Callable[[], None] | None) -> None:
-        """Replace the function that is told about finished jobs."""
+        """Replace the function that is called after finished jobs."""
         self._notify = notify
 
     def submit(self, job: Callable[[], Any], receive: Callable[[Future[Any]], None]) -> None:
@@ -81,7 +81,7 @@ class EngineThread:
             return
         self._num_pending += 1
         future: Future[Any] = Future()
-        future.add_done_callback(lambda done: self.tell(partial(self._receive, receive, done)))
+        future.add_done_callback(lambda done: self.call(partial(self._receive, receive, done)))
         self._jobs.put((job, future))
 
     def use_spare_time(self, work: SpareWork | None) -> None:
@@ -97,11 +97,11 @@ class EngineThread:
         self._busy_at = time.monotonic()
         self._jobs.put(None)
 
-    def tell(self, message: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], None]) -> None:
         """Have a function called on the thread that calls `deliver`; for a job under way."""
         if self.is_closed:
             return
-        self._answers.put(message)
+        self._answers.put(function)
         notify = self._notify
         if notify is not None:
             notify()
@@ -189,7 +189,7 @@ class EngineThread:
         work = self._spare_work
         try:
             return work is not None and work()
-        # Nobody asked for it: whoever asks for the same later is told what is wrong.
+        # Nobody asked for it: whoever asks for the same later gets the error.
         except (HRSAMError, OSError, RuntimeError, ValueError):
             logger.warning("spare work failed", exc_info=True)
             return False

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from napari_hrsam.errors import ImageReadError
-from napari_hrsam.plugin.session.thread import REST_S, THREAD_NAME, EngineThread
+from napari_hrsam.plugin.session.inference_thread import REST_S, THREAD_NAME, InferenceThread
 
 
 @pytest.fixture
-def engine() -> Iterator[EngineThread]:
-    engine = EngineThread()
+def engine() -> Iterator[InferenceThread]:
+    engine = InferenceThread()
     yield engine
     engine.close()
 
 
-def test_jobs_run_in_order_on_one_thread(engine: EngineThread) -> None:
+def test_jobs_run_in_order_on_one_thread(engine: InferenceThread) -> None:
     answers: list[Any] = []
     for number in range(5):
         engine.submit(
@@ -35,7 +35,7 @@ def test_jobs_run_in_order_on_one_thread(engine: EngineThread) -> None:
     assert {name for _, name in answers} == {f"{THREAD_NAME}_0"}
 
 
-def test_answers_come_on_the_thread_that_delivers(engine: EngineThread) -> None:
+def test_answers_come_on_the_thread_that_delivers(engine: InferenceThread) -> None:
     rung, receivers = threading.Event(), []
     engine.set_notify(rung.set)
     engine.submit(lambda: 1, lambda _: receivers.append(threading.current_thread()))
@@ -45,14 +45,14 @@ def test_answers_come_on_the_thread_that_delivers(engine: EngineThread) -> None:
     assert receivers == [threading.current_thread()]
 
 
-def test_errors_come_with_the_future(engine: EngineThread) -> None:
+def test_errors_come_with_the_future(engine: InferenceThread) -> None:
     futures: list[Future[Any]] = []
     engine.submit(lambda: 1 / 0, futures.append)
     assert engine.wait(10)
     assert isinstance(futures[0].exception(), ZeroDivisionError)
 
 
-def test_wait_gives_up_in_time(engine: EngineThread) -> None:
+def test_wait_gives_up_in_time(engine: InferenceThread) -> None:
     release = threading.Event()
     engine.submit(lambda: release.wait(20), lambda _: None)
     assert not engine.wait(0.05)
@@ -61,7 +61,7 @@ def test_wait_gives_up_in_time(engine: EngineThread) -> None:
 
 
 def test_closing_does_what_was_asked_for_and_tells_nothing() -> None:
-    engine = EngineThread()
+    engine = InferenceThread()
     begun, release, ran, told = threading.Event(), threading.Event(), [], []
 
     def slow() -> None:
@@ -83,7 +83,7 @@ def test_closing_does_what_was_asked_for_and_tells_nothing() -> None:
 
 
 def test_spare_time_is_used_after_a_rest_and_until_there_is_nothing_to_do(
-    engine: EngineThread,
+    engine: InferenceThread,
 ) -> None:
     done, finished = [], threading.Event()
 
@@ -102,7 +102,7 @@ def test_spare_time_is_used_after_a_rest_and_until_there_is_nothing_to_do(
     assert engine.num_pending == 0
 
 
-def test_spare_work_gives_way_to_a_job_after_the_piece_under_way(engine: EngineThread) -> None:
+def test_spare_work_gives_way_to_a_job_after_the_piece_under_way(engine: InferenceThread) -> None:
     begun, release, order = threading.Event(), threading.Event(), []
 
     def work() -> bool:
@@ -121,7 +121,7 @@ def test_spare_work_gives_way_to_a_job_after_the_piece_under_way(engine: EngineT
 
 
 def test_spare_work_that_fails_stops_and_disturbs_nobody(
-    engine: EngineThread, caplog: pytest.LogCaptureFixture
+    engine: InferenceThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = threading.Event()
 
