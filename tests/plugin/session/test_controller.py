@@ -228,6 +228,41 @@ def test_starting_again_loads_no_model_twice(viewer: ViewerModel, model: Any, pi
     assert loaded == [("hrsam-tiny", "auto"), ("hrsam-tiny", "cpu")]
 
 
+def test_layers_are_added_in_a_turn_each(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    """napari takes long for a layer: the window is to react between them."""
+    viewer.add_image(pixels, rgb=True)
+    controller.start()
+    nums = [1]
+    while controller.state.phase is Phase.LOADING:
+        controller.worker.deliver()
+        nums.append(len(viewer.layers))
+    assert np.diff(nums).max() == 1
+    assert nums[-1] == 5
+
+
+def test_stopping_between_layers_takes_them_away(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
+) -> None:
+    image = viewer.add_image(pixels, rgb=True)
+    for num_layers in (2, 3, 4):
+        controller.start()
+        while len(viewer.layers) < num_layers:
+            controller.worker.deliver()
+        controller.stop()
+        controller.wait()
+        assert list(viewer.layers) == [image]
+        assert controller.state.phase is Phase.STOPPED
+    controller.start()
+    while len(viewer.layers) < 3:
+        controller.worker.deliver()
+    viewer.layers.remove(viewer.layers[-1])
+    with pytest.raises(SessionError, match="was removed"):
+        controller.wait()
+    assert list(viewer.layers) == [image]
+
+
 def test_stop_takes_its_layers_away_and_an_unused_target_too(
     started: SegmentController, viewer: ViewerModel
 ) -> None:

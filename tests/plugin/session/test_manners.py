@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from mouse_events import RIGHT, drag
 from napari.components import ViewerModel
 from napari.layers import Labels
 from numpy.typing import NDArray
-from test_panel_mouse_keys import RIGHT, drag
 
 from napari_hrsam.errors import LabelsError, PromptError
 from napari_hrsam.plugin.overlay.objects import COPY_KEY, bright_colors
+from napari_hrsam.plugin.overlay.preview import OBJECT_COLOR
 from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.plugin.session.messages import shown_message
 from napari_hrsam.plugin.session.targets import NewLayer, path_beside
@@ -355,3 +356,5 @@ def test_colours_of_labels_are_bright() -> None:
     assert (colors[:, :3].max(axis=1) > 0.99).all()
     assert (colors[:, 3] == 1).all()
     assert bright_colors().map(np.zeros(1, np.uint32))[0, 3] == 0
+    unlike = np.abs(colors[:4, :3] - OBJECT_COLOR[:3]).max(axis=1)
+    assert (unlike > 0.5).all(), "of the current object"

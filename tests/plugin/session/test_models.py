@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mouse_events import drag
 from napari.components import ViewerModel
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog, QLineEdit, QProgressBar
-from test_panel_mouse_keys import drag
 
 from napari_hrsam.cache import CACHE_VARIABLE
 from napari_hrsam.errors import CheckpointError, DownloadError, SessionError

@@ -68,7 +68,8 @@ def target_name(image: Image) -> str:
 def bright_colors() -> CyclicLabelColormap:
     """Return colours for labels, none of which is dark; neighbouring labels differ in hue."""
     # Steps of the golden ratio around the circle of hues come back to none of the earlier ones.
-    hues = (0.55 + 0.618034 * np.arange(NUM_COLORS)) % 1
+    # They begin with orange: the first ones are unlike the current object's.
+    hues = (0.08 + 0.618034 * np.arange(NUM_COLORS)) % 1
     pale = np.where(np.arange(NUM_COLORS) % 2, 0.55, 0.85)
     colors = [(*colorsys.hsv_to_rgb(h, s, 1.0), 1.0) for h, s in zip(hues, pale, strict=True)]
     return CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), *colors], np.float32))

@@ -13,6 +13,8 @@ from napari_hrsam.plugin.overlay.prompts import BoxDisplay, PointsDisplay
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import napari.components
     from napari.layers import Labels, Layer
 
@@ -45,6 +47,8 @@ class GivenUp:
 class Overlay:
     """The layers of one session on the image's pixel grid, in step with prompts and answers.
 
+    `add_layers` adds all but the objects, before anything else is asked of it.
+
     Parameters
     ----------
     viewer
@@ -62,6 +66,8 @@ class Overlay:
         What of the image is on screen.
     objects, preview, points, box
         What shows committed objects, the current object, its clicks and its box.
+    own
+        The layers that go when the session ends.
     prompts
         Clicks and box of the current object, answered or not.
     plane
@@ -81,17 +87,27 @@ class Overlay:
         self.image = image
         self.view = ImageView(viewer, image)
         self.objects = objects
-        self.preview = PreviewLayer(viewer, image.layer)
-        self.points = PointsDisplay(viewer, image.layer)
-        self.box = BoxDisplay(viewer, image.layer)
+        self.own: list[Layer] = []
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
+
+    def add_layers(self) -> Iterator[None]:
+        """Add the layers, one at each step; napari takes long for each."""
+        image = self.image.layer
+        self.preview = PreviewLayer(self._viewer, image)
+        self.own.append(self.preview.layer)
+        yield
+        self.points = PointsDisplay(self._viewer, image)
+        self.own.append(self.points.layer)
+        yield
+        self.box = BoxDisplay(self._viewer, image)
+        self.own.append(self.box.layer)
         for name in MOVE_EVENTS:
-            getattr(image.layer.events, name).connect(self._move_with_image)
-        viewer.layers.selection.active = self.preview.layer
+            getattr(image.events, name).connect(self._move_with_image)
+        self._viewer.layers.selection.active = self.preview.layer
 
     # ------------------------------------------------------------------ layers
 
@@ -99,11 +115,6 @@ class Overlay:
     def target(self) -> Labels:
         """The layer with the committed objects."""
         return self.objects.layer
-
-    @property
-    def own(self) -> list[Layer]:
-        """The layers that go when the session ends."""
-        return [self.preview.layer, self.points.layer, self.box.layer]
 
     @property
     def all(self) -> list[Layer]:

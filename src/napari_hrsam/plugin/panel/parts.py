@@ -151,6 +151,8 @@ class WrappedLabel(QLabel):
 
     def ask_for_height(self) -> None:
         """Ask for the height of the present text at the present width."""
+        # Qt never answers less than the present minimum: a line that was long would stay high.
+        self.setMinimumHeight(0)
         # Before it is laid out it has no width, and Qt answers -1.
         self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
 

@@ -153,6 +153,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class NextTurn:
+    """Do nothing: what follows it is for the next turn of the window's event loop."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """Encode one tile around a part of the image: whether there is more to do."""
 
@@ -162,7 +167,7 @@ class ReadAhead:
 
 
 Command: TypeAlias = (
-    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | ReadAhead
+    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | NextTurn | ReadAhead
 )
 
 

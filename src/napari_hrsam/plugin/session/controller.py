@@ -22,6 +22,7 @@ from napari_hrsam.plugin.session.commands import (
     Command,
     Commit,
     LabelsPlace,
+    NextTurn,
     Open,
     Opened,
     ReadAhead,
@@ -77,8 +78,12 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_places import LabelFile, OwnPlace, ome_zarr_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import napari.components
     from napari.layers import Image
+
+_DONE = object()
 
 
 class SegmentController:
@@ -509,10 +514,32 @@ class SegmentController:
             self.stop()
             self.state.report(error)
             return
+        overlay = Overlay(self._viewer, self._input, objects, opened.tile_px)
+        self._layer_watch.add([objects.layer])
+        self._add_next_layer(opened, overlay, overlay.add_layers())
+
+    def _add_next_layer(self, opened: Opened, overlay: Overlay, left: Iterator[None]) -> None:
+        """Add a layer in the next turn of the window's event loop."""
+        self.worker.send(NextTurn(), lambda _: self._add_layer(opened, overlay, left))
+
+    def _add_layer(self, opened: Opened, overlay: Overlay, left: Iterator[None]) -> None:
+        if self._input is not overlay.image:
+            # It was stopped meanwhile.
+            overlay.remove(keeps_target=False)
+            return
+        known = len(overlay.own)
+        is_more = next(left, _DONE) is not _DONE
+        self._layer_watch.add(overlay.own[known:])
+        if is_more:
+            self._add_next_layer(opened, overlay, left)
+        else:
+            self._take_prompts(opened, overlay)
+
+    def _take_prompts(self, opened: Opened, overlay: Overlay) -> None:
+        assert self._input is not None
         file = opened.copy if opened.labels is None else opened.labels.file
         folder = "" if file is None else str(file.folder)
-        self.overlay = overlay = Overlay(self._viewer, self._input, objects, opened.tile_px)
-        self._layer_watch.add(overlay.all)
+        self.overlay = overlay
         overlay.preview.layer.events.paint.connect(self._on_paint)
         self.canvas.start(overlay.all)
         where = f"Objects are kept in {folder}. " if folder else ""

@@ -107,11 +107,17 @@ class InferenceThread:
             notify()
 
     def deliver(self) -> None:
-        """Hand finished jobs and messages, in order, to the calling thread."""
-        while not self.is_closed:
+        """Hand what is finished by now, jobs and messages, in order, to the calling thread.
+
+        What comes of it is for the next call: between them a window gets its turn.
+        """
+        for _ in range(self._answers.qsize()):
+            if self.is_closed:
+                return
             try:
                 answer = self._answers.get_nowait()
             except queue.Empty:
+                # A dialog ran an event loop of its own, in which it was handed on.
                 return
             answer()
 
