@@ -29,8 +29,8 @@ def window(open_window: Any, discs: list[Any]) -> Window:
 
 
 def channels(window: Window) -> Any:
-    image = window.controller._input
-    return {} if image is None else image.channels
+    setup = window.controller._setup
+    return {} if setup is None else setup.image.channels
 
 
 def is_covered(window: Window, place: tuple[float, float]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from psygnal import Signal
 
@@ -36,21 +37,12 @@ class Canvas:
     ----------
     actions
         What our keys do.
-    zoomed, moved
-        Emitted when the zoom or the centre of the view changed.
-    plane_changed
-        Emitted when another plane is shown.
-    turned
-        Emitted when the view turned 2-D or 3-D.
-    tool_changed
-        Emitted when the mouse went to one of napari's tools, or came back.
+    changed
+        Emitted with what changed: "zoom", "center", "point" (the plane that is shown), "ndisplay"
+        (the view turned 2-D or 3-D) or "tool" (one of napari's tools took the mouse or left it).
     """
 
-    zoomed: ClassVar[Signal] = Signal()
-    moved: ClassVar[Signal] = Signal()
-    plane_changed: ClassVar[Signal] = Signal()
-    turned: ClassVar[Signal] = Signal()
-    tool_changed: ClassVar[Signal] = Signal()
+    changed: ClassVar[Signal] = Signal(str)
 
     def __init__(
         self,
@@ -72,19 +64,14 @@ class Canvas:
             is_subtracting=is_subtracting,
             draws_boxes=draws_boxes,
         )
-        self._tools = ToolWatch(viewer, self.tool_changed.emit)
+        self._tools = ToolWatch(viewer, partial(self.changed.emit, "tool"))
         self._layers: list[Layer] = []
         self._is_paused = False
         self._is_on = False
         camera, dims = viewer.scene.camera.events, viewer.dims.events
-        self._connections = [
-            (camera.zoom, self._on_zoom),
-            (camera.center, self._on_center),
-            (dims.point, self._on_point),
-            (dims.ndisplay, self._on_ndisplay),
-        ]
-        for emitter, callback in self._connections:
-            emitter.connect(callback)
+        self._emitters = (camera.zoom, camera.center, dims.point, dims.ndisplay)
+        for emitter in self._emitters:
+            emitter.connect(self._on_view)
 
     @property
     def is_paused(self) -> bool:
@@ -134,22 +121,14 @@ class Canvas:
     def close(self) -> None:
         """Stop, and let go of the viewer."""
         self.stop()
-        for emitter, callback in self._connections:
-            emitter.disconnect(callback)
+        for emitter in self._emitters:
+            emitter.disconnect(self._on_view)
         self._tools.close()
 
-    def _on_zoom(self) -> None:
-        self.zoomed.emit()
-
-    def _on_center(self) -> None:
-        self.moved.emit()
-
-    def _on_point(self) -> None:
-        self.plane_changed.emit()
-
-    def _on_ndisplay(self) -> None:
-        self._update()
-        self.turned.emit()
+    def _on_view(self, event: Any) -> None:
+        if event.type == "ndisplay":
+            self._update()
+        self.changed.emit(event.type)
 
     def _update(self) -> None:
         is_on = bool(self._layers) and not self._is_paused and not self.is_3d

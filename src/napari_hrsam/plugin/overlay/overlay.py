@@ -224,14 +224,16 @@ class Overlay:
         """Draw a box that is not a prompt yet."""
         self.box.show(box, self.view.screen_px(), plane)
 
-    def is_elsewhere(self) -> bool:
-        """Whether there is an object, on another plane than the one that is shown."""
+    @property
+    def elsewhere(self) -> str:
+        """Name of the plane with the current object, if another one is shown; else empty."""
         if not len(self.prompts) or not self.plane:
-            return False
+            return ""
         try:
-            return self.view.plane() != self.plane
+            is_here = self.view.plane() == self.plane
         except PromptError:
-            return True
+            is_here = False
+        return "" if is_here else self.view.plane_name(self.plane)
 
     def give_up_object(self, level: int) -> None:
         """Show no object any more, but remember it.

@@ -221,6 +221,12 @@ class Opened:
     copy: LabelFile | None = None
     why_no_copy: str = ""
 
+    @property
+    def folder(self) -> str:
+        """Where objects are kept on disk; empty if they are not."""
+        file = self.copy if self.labels is None else self.labels.file
+        return "" if file is None else str(file.folder)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,36 +13,10 @@ from napari_hrsam.plugin.canvas.canvas import Canvas
 from napari_hrsam.plugin.canvas.coordinates import box_between
 from napari_hrsam.plugin.canvas.display_watch import DisplayWatch
 from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
-from napari_hrsam.plugin.overlay.objects import MemoryObjects, ObjectsLayer, StoredObjects
+from napari_hrsam.plugin.overlay.objects import MemoryObjects
 from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
-from napari_hrsam.plugin.session.commands import (
-    Answer,
-    Cancel,
-    Click,
-    Close,
-    Command,
-    Commit,
-    LabelsPlace,
-    NextTurn,
-    Open,
-    Opened,
-    ReadAhead,
-    Redo,
-    Save,
-    SetBox,
-    SetOutline,
-    Show,
-    Step,
-    Undo,
-    UseModel,
-    WarmUp,
-)
-from napari_hrsam.plugin.session.image_input import (
-    ChannelLayers,
-    ImageInput,
-    default_image_layer,
-    read_image_layers,
-)
+from napari_hrsam.plugin.session import commands, messages
+from napari_hrsam.plugin.session.image_input import ChannelLayers, read_image_layers
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
     DEFAULT_MODEL,
@@ -50,36 +25,13 @@ from napari_hrsam.plugin.session.loading import (
     load_named_model,
     model_label,
 )
-from napari_hrsam.plugin.session.messages import (
-    GIVEN_UP,
-    HINT_3D,
-    HINT_CLICK,
-    HINT_START,
-    LOOKING,
-    LOOKING_AGAIN,
-    STILL_LOADING,
-    describe_committed,
-    describe_object,
-    describe_outline,
-    describe_progress,
-    describe_step,
-    warn_of_image,
-)
+from napari_hrsam.plugin.session.setup import Setup
 from napari_hrsam.plugin.session.state import ControllerState, Phase
-from napari_hrsam.plugin.session.targets import (
-    MemoryTarget,
-    Target,
-    default_target,
-    kept_array,
-    resolve_target,
-)
+from napari_hrsam.plugin.session.targets import MemoryTarget, Target
 from napari_hrsam.plugin.session.worker import Worker
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.label_places import LabelFile, OwnPlace, ome_zarr_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import napari.components
     from napari.layers import Image
 
@@ -139,18 +91,12 @@ class SegmentController:
             is_subtracting=lambda: state.is_subtracting,
             draws_boxes=lambda: state.draws_boxes,
         )
-        self._input: ImageInput | None = None
-        self._target: MemoryTarget | LabelFile | OwnPlace | None = None
+        self._setup: Setup | None = None
         self._ending: Overlay | None = None
-        self._pinned_level: int | None = None
         self._described_label = 0
         self._layer_watch = LayerWatch(viewer, self._on_layer_lost)
         self._display_watch = DisplayWatch(viewer, self._on_display, self._on_display_quiet)
-        self.canvas.zoomed.connect(self._on_zoom)
-        self.canvas.moved.connect(self._look_ahead)
-        self.canvas.plane_changed.connect(self._on_plane)
-        self.canvas.turned.connect(self._on_turned)
-        self.canvas.tool_changed.connect(self._on_tool)
+        self.canvas.changed.connect(self._on_canvas)
         self.worker.answered.connect(self._on_answer)
         self.worker.failed.connect(self._on_failure)
         self.worker.progress.connect(self._on_progress)
@@ -160,16 +106,15 @@ class SegmentController:
     @property
     def image_layer(self) -> Image | None:
         """The layer being annotated, or None while there is no session."""
-        return None if self._input is None else self._input.layer
+        return None if self._setup is None else self._setup.image.layer
 
     @property
     def target_in_use(self) -> Target | None:
         """Where the objects of the running session go, or None."""
-        if self.overlay is None:
+        if self.overlay is None or self._setup is None:
             return None
-        if isinstance(self._target, MemoryTarget):
-            return self.overlay.target
-        return self._target
+        target = self._setup.target
+        return self.overlay.target if isinstance(target, MemoryTarget) else target
 
     # ------------------------------------------------------------------ begin and end
 
@@ -212,27 +157,17 @@ class SegmentController:
         LabelsError
             If `target` cannot take the image's objects.
         """
-        self._end(HINT_START, next_target=target)
-        if image_layer is None:
-            active = self._viewer.layers.selection.active
-            image_layer = default_image_layer(self._viewer.layers, active)
-        image = read_image_layers(image_layer, channels, self._viewer.layers)
-        if target is None:
-            target = default_target(image.layer, image.image)
-        resolved = resolve_target(target, image.layer, image.image)
-        self._input, self._target = image, resolved
-        self._layer_watch.start(image.layers)
+        self._end(messages.HINT_START, next_target=target)
+        layers = self._viewer.layers
+        self._setup = setup = Setup.choose(layers, image_layer, channels, target)
+        self._layer_watch.start(setup.image.layers)
         self._display_watch.start()
         request = ModelRequest(model=model, device=device)
-        self._update(phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False)
+        self._say(f"Loading {request.label} ...", phase=Phase.LOADING)
         self.canvas.listen()
-        place: LabelsPlace
-        if isinstance(resolved, MemoryTarget):
-            place = kept_array(resolved, image.layer, self._viewer.layers)
-        else:
-            place = resolved
-        self.worker.send(WarmUp())
-        self.worker.send(Open(image.image, place, request), self._on_opened)
+        self.worker.send(commands.WarmUp())
+        opening = commands.Open(setup.image.image, setup.place(layers), request)
+        self.worker.send(opening, self._on_opened)
 
     def use_model(self, model: str, *, device: str = AUTO_DEVICE, download: bool = False) -> None:
         """Load a model in the background; a running session goes on with it.
@@ -267,9 +202,9 @@ class SegmentController:
         self.state.update(
             phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False
         )
-        self.worker.send(UseModel(request), self._on_model)
+        self.worker.send(commands.UseModel(request), self._on_model)
 
-    def stop(self, message: str = HINT_START) -> None:
+    def stop(self, message: str = messages.HINT_START) -> None:
         """End the session; committed objects stay, the current one is given up.
 
         Commits that were asked for are still made; the session's own layers go after them.
@@ -332,7 +267,7 @@ class SegmentController:
         overlay, plane = self._ready_for_prompt()
         prompts = overlay.prompts.with_click(point_yx, positive)
         level = self._ask(overlay, prompts, plane)
-        self.worker.send(Click(prompts.points_yx[-1], positive, level, plane))
+        self.worker.send(commands.Click(prompts.points_yx[-1], positive, level, plane))
 
     def click_world(self, world: Sequence[float], positive: bool = True) -> None:
         """Add a click of the mouse at a world position of the viewer; see `click`.
@@ -354,7 +289,7 @@ class SegmentController:
             label = overlay.objects.label_at(position.point_yx, position.plane)
         if label and label != self._described_label:
             self._described_label = label
-            self._update(message=describe_committed(label, overlay.objects), is_error=False)
+            self._say(messages.describe_committed(label, overlay.objects))
             return
         self._described_label = 0
         self.click(position.point_yx, positive)
@@ -381,7 +316,7 @@ class SegmentController:
         level = self._ask(overlay, prompts, plane)
         box = overlay.prompts.box
         assert box is not None
-        self.worker.send(SetBox(box, level, plane))
+        self.worker.send(commands.SetBox(box, level, plane))
 
     def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
         """Show a box between two world positions while it is drawn, and set it when done."""
@@ -405,20 +340,17 @@ class SegmentController:
         overlay = self._ready()
         self._begin_anew()
         if not len(overlay.prompts):
-            self._update(message=f"There is nothing to commit. {HINT_CLICK}", is_error=False)
+            self._say(f"There is nothing to commit. {messages.HINT_CLICK}")
             return
-        if overlay.is_elsewhere():
+        if elsewhere := overlay.elsewhere:
             overlay.view.show_plane(overlay.plane)
-            name = overlay.view.plane_name(overlay.plane)
-            message = f"This is the object, on {name}. C commits it, Esc cancels it."
-            self._update(message=message, is_error=False)
+            self._say(f"This is the object, on {elsewhere}. C commits it, Esc cancels it.")
             return
         if not self.worker.is_busy and not overlay.preview.num_pixels:
-            message = "There is nothing to commit yet: no pixel is marked. Click on the object."
-            self._update(message=message, is_error=False)
+            self._say("There is nothing to commit yet: no pixel is marked. Click on the object.")
             return
         overlay.forget_object()
-        self.worker.send(Commit(overlay.preview.take_strokes()))
+        self.worker.send(commands.Commit(overlay.preview.take_strokes()))
 
     def cancel(self) -> None:
         """Give up the current object, or the commit under way, or the loading of a model.
@@ -430,11 +362,11 @@ class SegmentController:
             return
         overlay = self._ready()
         if not len(overlay.prompts) and self.state.progress and self.worker.cancel_commit():
-            self._update(message="Giving up the commit ...", is_error=False)
+            self._say("Giving up the commit ...")
             return
         self._begin_anew()
-        overlay.give_up_object(overlay.next_level(self._pinned_level))
-        self.worker.send(Cancel())
+        overlay.give_up_object(overlay.next_level(self.state.pinned_level))
+        self.worker.send(commands.Cancel())
 
     def undo(self) -> None:
         """Undo the last brush stroke, else the last prompt, cancel or commit."""
@@ -446,7 +378,7 @@ class SegmentController:
         elif overlay.given_up is not None:
             self._restore(overlay, overlay.given_up)
         else:
-            self.worker.send(Undo())
+            self.worker.send(commands.Undo())
 
     def redo(self) -> None:
         """Redo what was undone last."""
@@ -456,7 +388,7 @@ class SegmentController:
         elif overlay.preview.redo_stroke():
             self._count_pixels()
         else:
-            self.worker.send(Redo())
+            self.worker.send(commands.Redo())
 
     def save_objects(self, path: Path) -> None:
         """Write the objects, after the commits asked for, as a label TIFF with all planes.
@@ -471,7 +403,7 @@ class SegmentController:
         objects = self._ready().objects
         array = objects.layer.data if isinstance(objects, MemoryObjects) else None
         message = f"The objects were saved as {path}."
-        self.worker.send(Save(path, array), lambda _: self._update(message=message, is_error=False))
+        self.worker.send(commands.Save(path, array), lambda _: self._say(message))
 
     # ------------------------------------------------------------------ settings
 
@@ -484,8 +416,7 @@ class SegmentController:
             -2 (full size enlarged four times) to the coarsest level of the image; the nearest that
             there is will be taken. The current object keeps its own.
         """
-        self._pinned_level = level
-        self._update(is_level_pinned=level is not None)
+        self._update(pinned_level=level)
         self._show_level()
 
     def set_outlines_fully(self, is_full: bool) -> None:
@@ -494,7 +425,7 @@ class SegmentController:
         Otherwise they are refined at the level of the object's first prompt, as it was seen.
         """
         self._update(outlines_fully=is_full)
-        self.worker.send(SetOutline(0 if is_full else None))
+        self.worker.send(commands.SetOutline(0 if is_full else None))
 
     def set_reads_ahead(self, reads_ahead: bool) -> None:
         """Encode tiles of the view while nothing else is asked for, or do not."""
@@ -506,47 +437,48 @@ class SegmentController:
 
     # ------------------------------------------------------------------ the worker's signals
 
-    def _on_opened(self, opened: Opened) -> None:
-        assert self._input is not None
+    def _on_opened(self, opened: commands.Opened) -> None:
+        setup = self._setup
+        assert setup is not None
+
+        def report(error: HRSAMError) -> None:
+            # It was found on whatever thread draws.
+            self.worker.call(partial(self.state.report, error))
+
         try:
-            objects = self._objects_layer(self._input, opened)
+            objects = setup.objects_layer(self._viewer, opened, report)
         except HRSAMError as error:
             self.stop()
             self.state.report(error)
             return
-        overlay = Overlay(self._viewer, self._input, objects, opened.tile_px)
+        overlay = Overlay(self._viewer, setup.image, objects, opened.tile_px)
         self._layer_watch.add([objects.layer])
         self._add_next_layer(opened, overlay, overlay.add_layers())
 
-    def _add_next_layer(self, opened: Opened, overlay: Overlay, left: Iterator[None]) -> None:
+    def _add_next_layer(
+        self, opened: commands.Opened, overlay: Overlay, left: Iterator[None]
+    ) -> None:
         """Add a layer in the next turn of the window's event loop."""
-        self.worker.send(NextTurn(), lambda _: self._add_layer(opened, overlay, left))
 
-    def _add_layer(self, opened: Opened, overlay: Overlay, left: Iterator[None]) -> None:
-        if self._input is not overlay.image:
-            # It was stopped meanwhile.
-            overlay.remove(keeps_target=False)
-            return
-        known = len(overlay.own)
-        is_more = next(left, _DONE) is not _DONE
-        self._layer_watch.add(overlay.own[known:])
-        if is_more:
-            self._add_next_layer(opened, overlay, left)
-        else:
-            self._take_prompts(opened, overlay)
+        def add(_: None) -> None:
+            if self._setup is None or self._setup.image is not overlay.image:
+                # It was stopped meanwhile.
+                overlay.remove(keeps_target=False)
+                return
+            known = len(overlay.own)
+            is_more = next(left, _DONE) is not _DONE
+            self._layer_watch.add(overlay.own[known:])
+            if is_more:
+                self._add_next_layer(opened, overlay, left)
+            else:
+                self._take_prompts(opened, overlay, self._setup)
 
-    def _take_prompts(self, opened: Opened, overlay: Overlay) -> None:
-        assert self._input is not None
-        file = opened.copy if opened.labels is None else opened.labels.file
-        folder = "" if file is None else str(file.folder)
+        self.worker.send(commands.NextTurn(), add)
+
+    def _take_prompts(self, opened: commands.Opened, overlay: Overlay, setup: Setup) -> None:
         self.overlay = overlay
         overlay.preview.layer.events.paint.connect(self._on_paint)
         self.canvas.start(overlay.all)
-        where = f"Objects are kept in {folder}. " if folder else ""
-        where = f"{where}{warn_of_image(self._input)}"
-        if opened.why_no_copy:
-            where = f"Objects are kept in memory only: {opened.why_no_copy}. "
-        beside = ome_zarr_of(self._input.layer)
         self._update(
             phase=Phase.READY,
             model=opened.model,
@@ -554,27 +486,16 @@ class SegmentController:
             can_undo=opened.can_undo,
             can_redo=opened.can_redo,
             levels=overlay.levels,
-            labels_folder=folder,
-            is_beside_image=isinstance(self._target, LabelFile) and self._target.path == beside,
-            message=f"{where}{self._hint()}",
+            labels_folder=opened.folder,
+            is_beside_image=setup.is_beside_image,
+            message=f"{messages.describe_opened(opened, setup.image)}{self._hint()}",
         )
-        self._on_tool()
+        self._on_canvas("tool")
         self._show_level()
         # It may have been changed while the model was loaded.
         self._follow_display()
 
-    def _objects_layer(self, image: ImageInput, opened: Opened) -> ObjectsLayer:
-        if opened.labels is None:
-            assert isinstance(self._target, MemoryTarget)
-            return MemoryObjects(self._viewer, image.layer, self._target, opened.copy)
-
-        def report(error: HRSAMError) -> None:
-            # It was found on whatever thread draws.
-            self.worker.call(partial(self.state.report, error))
-
-        return StoredObjects(self._viewer, image.layer, opened.labels, report)
-
-    def _on_model(self, opened: Opened) -> None:
+    def _on_model(self, opened: commands.Opened) -> None:
         self.state.update(
             model=opened.model,
             device=opened.device,
@@ -585,7 +506,7 @@ class SegmentController:
         )
         self._go_on(f"{model_label(opened.model)} is loaded.", opened.tile_px)
 
-    def _on_answer(self, answer: Answer, is_newest: bool, follows_error: bool) -> None:
+    def _on_answer(self, answer: commands.Answer, is_newest: bool, follows_error: bool) -> None:
         overlay = self.overlay
         # A commit may be made after its session was stopped.
         shown = overlay or self._ending
@@ -600,10 +521,10 @@ class SegmentController:
             self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
         is_given_up = overlay.given_up is not None
         if not follows_error:
-            message = describe_step(answer, overlay.view.plane_name)
+            message = messages.describe_step(answer, overlay.view.plane_name)
             if is_given_up and answer.prediction is None:
-                message = GIVEN_UP
-            self._update(message=message, is_error=False)
+                message = messages.GIVEN_UP
+            self._say(message)
         self._update(
             can_undo=answer.can_undo or is_given_up,
             can_redo=answer.can_redo,
@@ -611,29 +532,28 @@ class SegmentController:
         )
         self._show_level()
 
-    def _on_failure(self, command: Command, error: BaseException, is_newest: bool) -> None:
+    def _on_failure(self, command: commands.Command, error: BaseException, is_newest: bool) -> None:
         match command:
-            case Open():
+            case commands.Open():
                 self.stop()
-            case UseModel():
+            case commands.UseModel():
                 # The model before it is still in use.
                 self._go_on("")
-            case Commit() if is_newest and self.overlay is not None:
+            case commands.Commit() if is_newest and self.overlay is not None:
                 self.overlay.preview.put_strokes(command.strokes)
-        if isinstance(command, Step):
+        if isinstance(command, commands.Step):
             self._update(progress=None)
         self.state.report(error)
 
-    def _on_progress(self, command: Command, done: int, total: int) -> None:
+    def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if not isinstance(command, Commit):
+        if not isinstance(command, commands.Commit):
             self.state.update(progress=None if is_done else (done, total))
             # Whoever clicked meanwhile has to read that it did not count.
-            if self.state.message != STILL_LOADING:
-                self.state.update(message=describe_progress(done, total))
+            if self.state.message != messages.STILL_LOADING:
+                self.state.update(message=messages.describe_progress(done, total))
         elif self.overlay is not None and not is_done:
-            message = describe_outline(done, total)
-            self._update(progress=(done, total), message=message, is_error=False)
+            self._say(messages.describe_outline(done, total), progress=(done, total))
 
     def _on_delivered(self) -> None:
         if self.overlay is not None:
@@ -642,30 +562,30 @@ class SegmentController:
 
     # ------------------------------------------------------------------ the canvas's signals
 
-    def _on_zoom(self) -> None:
-        if self.overlay is not None:
-            self.overlay.rescale()
-            self._show_level()
-
-    def _on_plane(self) -> None:
-        self._update()
-        self._look_ahead()
-
-    def _on_turned(self) -> None:
-        if self.overlay is not None:
-            self._update(message=self._hint(), is_error=False)
-
-    def _on_tool(self) -> None:
-        tool = self.canvas.tool
-        back = f"{tool}; Esc or C goes back to clicking."
-        self._update(tool=back if tool and self.overlay is not None else "")
+    def _on_canvas(self, what: str) -> None:
+        overlay = self.overlay
+        match what:
+            case "zoom" if overlay is not None:
+                overlay.rescale()
+                self._show_level()
+            case "center":
+                self._look_ahead()
+            case "point":
+                self._update()
+                self._look_ahead()
+            case "ndisplay" if overlay is not None:
+                self._say(self._hint())
+            case "tool":
+                tool = self.canvas.tool
+                back = f"{tool}; Esc or C goes back to clicking."
+                self._update(tool=back if tool and overlay is not None else "")
 
     def _on_paint(self) -> None:
         # napari reports some strokes before they are in the pixels.
         self.worker.call(self._count_pixels)
 
     def _on_layer_lost(self, what: str) -> None:
-        message = f"The session ended: {what}. {HINT_START}"
+        message = f"The session ended: {what}. {messages.HINT_START}"
         self._end(message, error=SessionError(message))
 
     def _on_display(self) -> None:
@@ -683,22 +603,23 @@ class SegmentController:
     def _follow_display(self) -> None:
         """Let the model see the image as it is shown now, if that has changed."""
         self._display_watch.settle()
-        overlay, image = self.overlay, self._input
-        if overlay is None or image is None:
+        overlay, setup = self.overlay, self._setup
+        if overlay is None or setup is None:
             return
+        image = setup.image
         try:
             now = read_image_layers(image.layer, image.channels, self._viewer.layers)
         except HRSAMError as error:
-            self._update(message=f"The model sees the image as before: {error}.", is_error=True)
+            self._say(f"The model sees the image as before: {error}.", is_error=True)
             return
-        self._input = now
+        self._setup = replace(setup, image=now)
         overlay.show_image(now)
         if now.image.is_same_picture(image.image):
             self._look_ahead()
             return
         if len(overlay.prompts):
-            self._update(message=LOOKING_AGAIN, is_error=False)
-        self.worker.send(Show(now.image))
+            self._say(messages.LOOKING_AGAIN)
+        self.worker.send(commands.Show(now.image))
 
     # ------------------------------------------------------------------ inside
 
@@ -714,7 +635,7 @@ class SegmentController:
         """Whether a model is being loaded; then the panel says that the mouse does nothing yet."""
         is_loading = self.state.phase is Phase.LOADING
         if is_loading:
-            self._update(message=STILL_LOADING, is_error=False)
+            self._say(messages.STILL_LOADING)
         return is_loading
 
     def _ready_for_prompt(self) -> tuple[Overlay, tuple[int, ...]]:
@@ -734,9 +655,9 @@ class SegmentController:
     def _ask(self, overlay: Overlay, prompts: Prompts, plane: tuple[int, ...]) -> int:
         """Show prompts before they are answered; return the level of a new object."""
         prompts = prompts.inside(overlay.image.shape_yx)
-        level = overlay.next_level(self._pinned_level)
+        level = overlay.next_level(self.state.pinned_level)
         overlay.ask(prompts, plane)
-        self._update(message=LOOKING, is_error=False)
+        self._say(messages.LOOKING)
         return level
 
     def _begin_anew(self) -> None:
@@ -752,14 +673,14 @@ class SegmentController:
         overlay.preview.put_strokes(object_.strokes)
         prompts, level, plane = object_.prompts, object_.level, object_.plane
         if prompts.box is not None:
-            self.worker.send(SetBox(prompts.box, level, plane))
+            self.worker.send(commands.SetBox(prompts.box, level, plane))
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
-            self.worker.send(Click(point, label, level, plane))
+            self.worker.send(commands.Click(point, label, level, plane))
 
     def _cancel_loading(self) -> None:
         # A session that is not there yet has no model to go on with.
-        if self._input is not None and self.overlay is None:
-            self.stop(f"Loading was cancelled. {HINT_START}")
+        if self._setup is not None and self.overlay is None:
+            self.stop(f"Loading was cancelled. {messages.HINT_START}")
         # False: it is done already, and its answer comes at once.
         elif self.worker.cancel_loading():
             is_partial = self.state.progress is not None
@@ -775,7 +696,7 @@ class SegmentController:
             phase = Phase.READY
             self._update(levels=overlay.levels)
         message = f"{message} {self._hint()}".strip()
-        self._update(message=message, is_error=False, progress=None, phase=phase)
+        self._say(message, progress=None, phase=phase)
         self._show_level()
 
     def _end(
@@ -787,16 +708,17 @@ class SegmentController:
     ) -> None:
         self.canvas.stop()
         self.worker.cancel_loading()
-        image, overlay = self._input, self.overlay
-        self._input, self._target, self.overlay = None, None, None
+        setup, overlay = self._setup, self.overlay
+        self._setup = self.overlay = None
         self._layer_watch.stop()
         self._display_watch.stop()
-        if image is not None:
+        if setup is not None:
             if overlay is not None:
                 overlay.disconnect()
                 self._ending = overlay
             keeps_target = overlay is not None and next_target == overlay.target
-            self.worker.send(Close(), partial(self._finish_end, overlay, keeps_target, error))
+            finish = partial(self._finish_end, overlay, keeps_target, error)
+            self.worker.send(commands.Close(), finish)
         self.state.reset(message)
         self._update()
 
@@ -813,33 +735,31 @@ class SegmentController:
 
     def _hint(self) -> str:
         if self.overlay is None:
-            return HINT_START
-        return HINT_3D if self.canvas.is_3d else HINT_CLICK
+            return messages.HINT_START
+        return messages.HINT_3D if self.canvas.is_3d else messages.HINT_CLICK
 
     def _update(self, **changes: Any) -> None:
         """Change the state, and what follows from the layers and the worker."""
         overlay = self.overlay
-        elsewhere = ""
-        if overlay is not None and overlay.is_elsewhere():
-            name = overlay.view.plane_name(overlay.plane)
-            elsewhere = f"The object is on {name}. C goes back to it, Esc cancels it."
         self.state.update(
             num_prompts=0 if overlay is None else len(overlay.prompts),
             is_busy=self.worker.is_busy,
-            elsewhere=elsewhere,
+            elsewhere="" if overlay is None else messages.describe_elsewhere(overlay.elsewhere),
             **changes,
         )
+
+    def _say(self, message: str, *, is_error: bool = False, **changes: Any) -> None:
+        self._update(message=message, is_error=is_error, **changes)
 
     def _count_pixels(self) -> None:
         """Let the number of pixels follow what was painted."""
         if self.overlay is not None and len(self.overlay.prompts):
             preview = self.overlay.preview
-            message = describe_object(preview.num_pixels, preview.step)
-            self._update(message=message, is_error=False)
+            self._say(messages.describe_object(preview.num_pixels, preview.step))
 
     def _show_level(self) -> None:
         if self.overlay is not None:
-            self._update(level=self.overlay.level(self._pinned_level))
+            self._update(level=self.overlay.level(self.state.pinned_level))
             self._look_ahead()
 
     def _look_ahead(self) -> None:
@@ -854,4 +774,4 @@ class SegmentController:
         except PromptError:
             self.worker.read_ahead(None)
             return
-        self.worker.read_ahead(ReadAhead(overlay.view.box0(), level, plane))
+        self.worker.read_ahead(commands.ReadAhead(overlay.view.box0(), level, plane))

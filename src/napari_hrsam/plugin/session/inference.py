@@ -16,28 +16,7 @@ from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
-from napari_hrsam.plugin.session.commands import (
-    Answer,
-    Cancel,
-    Click,
-    Close,
-    Command,
-    Commit,
-    Describe,
-    FindDevices,
-    Open,
-    Opened,
-    OpenedLabels,
-    ReadAhead,
-    Redo,
-    Save,
-    SetBox,
-    SetOutline,
-    Show,
-    Undo,
-    UseModel,
-    WarmUp,
-)
+from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
     ModelLoader,
@@ -79,7 +58,7 @@ class InferenceSession:
         self._model: Any = None
         self._session: Session | None = None
         self._store: PyramidLabels | None = None
-        self._opened_labels: OpenedLabels | None = None
+        self._opened_labels: commands.OpenedLabels | None = None
         self._copy: LabelFile | None = None
         self._why_no_copy = ""
         self._outline_level: int | None = None
@@ -96,7 +75,7 @@ class InferenceSession:
         """
         self._hurry.set()
 
-    def apply(self, command: Command, progress: Progress) -> Any:
+    def apply(self, command: commands.Command, progress: Progress) -> Any:
         """Carry out a command.
 
         Parameters
@@ -112,50 +91,50 @@ class InferenceSession:
             As the command says; None of a loading that was given up.
         """
         match command:
-            case Click() | SetBox():
+            case commands.Click() | commands.SetBox():
                 return self._add_prompt(command, progress)
-            case Commit():
+            case commands.Commit():
                 return self._commit(command.strokes, progress)
-            case Cancel():
+            case commands.Cancel():
                 self._current.cancel()
                 return self._answer()
-            case Undo():
+            case commands.Undo():
                 step = self._current.undo()
                 self._num_committed -= isinstance(step, Edit)
                 return self._answer(step, is_undone=True)
-            case Redo():
+            case commands.Redo():
                 step = self._current.redo()
                 self._num_committed += isinstance(step, Edit)
                 return self._answer(step)
-            case Show():
+            case commands.Show():
                 return self._show(command.image, progress)
-            case Describe():
+            case commands.Describe():
                 return self._answer()
             case _:
                 return self._apply_setting(command, progress)
 
-    def _apply_setting(self, command: Command, progress: Progress) -> Any:
+    def _apply_setting(self, command: commands.Command, progress: Progress) -> Any:
         match command:
-            case WarmUp():
+            case commands.WarmUp():
                 return self._warm_up()
-            case FindDevices():
+            case commands.FindDevices():
                 # Whoever closes the window meanwhile does not wait for torch.
                 return () if self._hurry.is_set() else _find_devices()
-            case Open():
+            case commands.Open():
                 return self._open(command, progress)
-            case UseModel():
+            case commands.UseModel():
                 return self._use_model(command.request, progress)
-            case SetOutline():
+            case commands.SetOutline():
                 self._outline_level = command.level
                 if self._session is not None:
                     self._session.outline_level = command.level
-            case Save():
+            case commands.Save():
                 _write(
                     command.path, self._read_labels() if command.array is None else command.array
                 )
-            case Close():
+            case commands.Close():
                 self._close()
-            case ReadAhead():
+            case commands.ReadAhead():
                 if self._session is None or self._hurry.is_set():
                     return False
                 return self._session.read_ahead(command.box0, command.level, command.plane)
@@ -163,12 +142,14 @@ class InferenceSession:
 
     # ------------------------------------------------------------------ steps
 
-    def _add_prompt(self, prompt: Click | SetBox, progress: Progress) -> Answer:
+    def _add_prompt(
+        self, prompt: commands.Click | commands.SetBox, progress: Progress
+    ) -> commands.Answer:
         # The level counts for the first prompt of an object.
         level = prompt.level if self._current.prediction is None else None
         try:
             with self._until_cancelled(progress):
-                if isinstance(prompt, Click):
+                if isinstance(prompt, commands.Click):
                     point, plane = prompt.point_yx, prompt.plane
                     self._current.click(point, positive=prompt.positive, level=level, plane=plane)
                 else:
@@ -177,7 +158,7 @@ class InferenceSession:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
 
-    def _show(self, image: LayerImage, progress: Progress) -> Answer:
+    def _show(self, image: LayerImage, progress: Progress) -> commands.Answer:
         try:
             with self._until_cancelled(progress):
                 self._session = self._current.with_image(image.open())
@@ -185,7 +166,7 @@ class InferenceSession:
             logger.debug("not looked at again: shown otherwise once more")
         return self._answer(is_shown_anew=True)
 
-    def _commit(self, strokes: Strokes | None, progress: Progress) -> Answer:
+    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
         prediction = self._current.prediction
         mask = None
         if prediction is not None and strokes is not None:
@@ -238,13 +219,13 @@ class InferenceSession:
         if self._prompt is not None and self._prompt.is_cancelled:
             raise Cancelled
 
-    def _answer(self, step: Any = None, **more: Any) -> Answer:
+    def _answer(self, step: Any = None, **more: Any) -> commands.Answer:
         session = self._current
         prediction = session.prediction
         if prediction is not None:
             # Computed here, so that the viewer need not wait for it.
             _ = prediction.level_mask
-        return Answer(
+        return commands.Answer(
             prediction=prediction,
             prompts=session.prompts,
             can_undo=session.can_undo,
@@ -256,7 +237,7 @@ class InferenceSession:
 
     # ------------------------------------------------------------------ sessions and models
 
-    def _open(self, command: Open, loading: Progress) -> Opened | None:
+    def _open(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
         self._close()
         if self._hurry.is_set():
             return None
@@ -268,7 +249,7 @@ class InferenceSession:
                 self._close()
         return opened
 
-    def _begin(self, command: Open, loading: Progress) -> Opened | None:
+    def _begin(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
         from napari_hrsam.engine.session import Session
 
         pixels, place = command.image.open(), command.place
@@ -280,7 +261,7 @@ class InferenceSession:
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is reported at once.
             self._store = labels = place.open(pixels)
-            self._opened_labels = OpenedLabels(file=place, levels=labels.levels)
+            self._opened_labels = commands.OpenedLabels(file=place, levels=labels.levels)
         if not self._load(command.request, loading):
             return None
         self._session = Session(
@@ -307,7 +288,7 @@ class InferenceSession:
         self._copy = file
         return kept
 
-    def _use_model(self, request: ModelRequest, loading: Progress) -> Opened | None:
+    def _use_model(self, request: ModelRequest, loading: Progress) -> commands.Opened | None:
         # An object that is being drawn belongs to the model that drew it.
         if self._session is not None and self._session.prediction is not None:
             raise SessionError(
@@ -339,8 +320,8 @@ class InferenceSession:
         self._model, self._model_key = model, key
         return True
 
-    def _opened(self, request: ModelRequest) -> Opened:
-        return Opened(
+    def _opened(self, request: ModelRequest) -> commands.Opened:
+        return commands.Opened(
             model=request.model,
             device=str(self._model.device),
             tile_px=int(self._model.config.tile_px),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
-    from napari_hrsam.plugin.session.commands import Answer
+    from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
 
@@ -127,3 +127,18 @@ def warn_of_image(image: ImageInput) -> str:
     if image.channels and image.layer not in image.seen:
         warning += f"The model does not see '{name}' itself, but the layers chosen as colours. "
     return warning
+
+
+def describe_opened(opened: Opened, image: ImageInput) -> str:
+    """Say where the objects of a session are kept, and what is odd about its image."""
+    if opened.why_no_copy:
+        return f"Objects are kept in memory only: {opened.why_no_copy}. "
+    where = f"Objects are kept in {opened.folder}. " if opened.folder else ""
+    return f"{where}{warn_of_image(image)}"
+
+
+def describe_elsewhere(plane_name: str) -> str:
+    """Say on which plane the current object is, if it is not the one that is shown."""
+    if not plane_name:
+        return ""
+    return f"The object is on {plane_name}. C goes back to it, Esc cancels it."

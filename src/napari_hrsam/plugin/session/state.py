@@ -15,7 +15,7 @@ from napari_hrsam.plugin.session.messages import HINT_START
 
 logger = logging.getLogger(__name__)
 
-OUTLIVE_SESSIONS = ("model", "device", "is_level_pinned", "outlines_fully", "reads_ahead")
+OUTLIVE_SESSIONS = ("model", "device", "pinned_level", "outlines_fully", "reads_ahead")
 
 
 class Phase(StrEnum):
@@ -46,8 +46,8 @@ class ControllerState:
         stopped.
     levels
         The finest and the coarsest level of the image; None while stopped.
-    is_level_pinned
-        Whether new objects are looked at one level at every zoom.
+    pinned_level
+        The level at which new objects are looked at, at every zoom; None: that of the zoom.
     outlines_fully
         Whether outlines of large objects are refined at full resolution.
     reads_ahead
@@ -91,7 +91,7 @@ class ControllerState:
     progress: tuple[int, int] | None = None
     level: int | None = None
     levels: tuple[int, int] | None = None
-    is_level_pinned: bool = False
+    pinned_level: int | None = None
     outlines_fully: bool = False
     reads_ahead: bool = True
     labels_folder: str = ""
@@ -114,6 +114,11 @@ class ControllerState:
     failed: ClassVar[Signal] = Signal(object)
 
     _unraised: BaseException | None = field(default=None, init=False, repr=False)
+
+    @property
+    def is_level_pinned(self) -> bool:
+        """Whether new objects are looked at one level at every zoom."""
+        return self.pinned_level is not None
 
     def update(self, **changes: Any) -> None:
         """Change fields; `changed` is emitted once if any is another now."""

@@ -10,20 +10,7 @@ from typing import Any, ClassVar
 
 from psygnal import Signal
 
-from napari_hrsam.plugin.session.commands import (
-    Cancel,
-    Click,
-    Close,
-    Command,
-    Commit,
-    Describe,
-    Open,
-    ReadAhead,
-    SetBox,
-    Show,
-    Step,
-    UseModel,
-)
+from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.inference import InferenceSession
 from napari_hrsam.plugin.session.inference_thread import InferenceThread
 from napari_hrsam.plugin.session.loading import ModelLoader, load_named_model
@@ -87,7 +74,7 @@ class Worker:
         """Whether `close` was called."""
         return self._thread.is_closed
 
-    def send(self, command: Command, then: Then | None = None) -> None:
+    def send(self, command: commands.Command, then: Then | None = None) -> None:
         """Have a command carried out; returns at once.
 
         Parameters
@@ -99,15 +86,15 @@ class Worker:
             and still counts.
         """
         progress = self._progress_of(command)
-        if isinstance(command, Step):
-            self._generation += not isinstance(command, Describe)
+        if isinstance(command, commands.Step):
+            self._generation += not isinstance(command, commands.Describe)
             receive = partial(self._receive_step, command, self._opening, self._generation)
         else:
             receive = partial(self._receive, command, self._opening, progress, then)
         self._thread.submit(partial(self._session.apply, command, progress), receive)
         self.sent.emit()
 
-    def read_ahead(self, command: ReadAhead | None) -> None:
+    def read_ahead(self, command: commands.ReadAhead | None) -> None:
         """Encode tiles while nothing else is asked for; None: nothing."""
         work = None if command is None else partial(self._session.apply, command, Progress())
         self._thread.use_spare_time(work)
@@ -133,7 +120,7 @@ class Worker:
         self._session.hurry()
         for scope in (self._opening, self._loading, self._object, self._shown):
             scope.cancel()
-        self._thread.close(partial(self._session.apply, Close(), Progress()))
+        self._thread.close(partial(self._session.apply, commands.Close(), Progress()))
 
     def join(self, timeout_s: float = 60.0) -> bool:
         """Wait after `close` until the commits are made; False if they are not in time."""
@@ -154,34 +141,34 @@ class Worker:
         self.delivered.emit()
         return is_answered
 
-    def _progress_of(self, command: Command) -> Progress:
+    def _progress_of(self, command: commands.Command) -> Progress:
         """Return what tells how far a command is, and gives it up; end what it puts an end to."""
         progress = Progress()
         match command:
-            case Click() | SetBox():
+            case commands.Click() | commands.SetBox():
                 return self._object
-            case Cancel():
+            case commands.Cancel():
                 self._object.cancel()
                 self._object = progress
-            case Commit():
+            case commands.Commit():
                 # Prompts from now on belong to the next object.
                 self._object = Progress()
                 self._commit = progress = self._reporting(command)
-            case Show():
+            case commands.Show():
                 self._shown.cancel()
                 self._shown = progress
-            case Open():
+            case commands.Open():
                 self._opening, self._object = Progress(), Progress()
                 self._loading = progress = self._reporting(command)
-            case UseModel():
+            case commands.UseModel():
                 self._loading = progress = self._reporting(command)
-            case Close():
+            case commands.Close():
                 for scope in (self._opening, self._loading, self._object):
                     scope.cancel()
                 self.read_ahead(None)
         return progress
 
-    def _reporting(self, command: Command) -> Progress:
+    def _reporting(self, command: commands.Command) -> Progress:
         def emit(done: int, total: int) -> None:
             # Of what was given up nothing more is reported.
             if not progress.is_cancelled:
@@ -192,20 +179,20 @@ class Worker:
 
     def _receive(
         self,
-        command: Command,
+        command: commands.Command,
         opening: Progress,
         progress: Progress,
         then: Then | None,
         future: Future[Any],
     ) -> None:
-        if isinstance(command, Open) and opening.is_cancelled:
+        if isinstance(command, commands.Open) and opening.is_cancelled:
             return
         error = future.exception()
-        if error is not None and isinstance(command, UseModel) and progress.is_cancelled:
+        if error is not None and isinstance(command, commands.UseModel) and progress.is_cancelled:
             logger.info("the cancelled loading ended with an error", exc_info=error)
         elif error is not None:
             self.failed.emit(command, error, False)
-        elif isinstance(command, UseModel) and (
+        elif isinstance(command, commands.UseModel) and (
             future.result() is None or opening is not self._opening
         ):
             logger.debug("a model that was loaded for an earlier session")
@@ -213,15 +200,15 @@ class Worker:
             then(future.result())
 
     def _receive_step(
-        self, command: Step, opening: Progress, generation: int, future: Future[Any]
+        self, command: commands.Step, opening: Progress, generation: int, future: Future[Any]
     ) -> None:
         error = future.exception()
         is_newest = generation == self._generation
-        is_describing = isinstance(command, Describe)
+        is_describing = isinstance(command, commands.Describe)
         if error is None:
             is_shown = is_newest and not opening.is_cancelled
             self.answered.emit(future.result(), is_shown, is_describing)
             return
         self.failed.emit(command, error, is_newest)
         if not is_describing and not opening.is_cancelled:
-            self.send(Describe())
+            self.send(commands.Describe())
