@@ -103,6 +103,18 @@ def test_a_box_is_shown_while_it_is_drawn(started: SegmentController, viewer: Vi
     assert len(started.overlay.box.layer.data) == 0, "taken for a click: no box is left"
 
 
+def test_a_double_click_that_another_plugin_added_meanwhile_is_kept(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    def other(*_: Any) -> None:
+        """Do nothing."""
+
+    viewer.mouse_double_click_callbacks.append(other)
+    started.stop()
+    assert viewer.mouse_double_click_callbacks[-1] is other
+    assert len(viewer.mouse_double_click_callbacks) == 2, "and napari's own"
+
+
 def test_a_double_click_clicks_and_does_not_zoom(
     started: SegmentController, viewer: ViewerModel
 ) -> None:

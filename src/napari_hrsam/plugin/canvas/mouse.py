@@ -31,7 +31,7 @@ def tool_with_mouse(viewer: napari.components.ViewerModel) -> str:
 
 
 class ToolWatch:
-    """Tells when the mouse goes to one of napari's tools, or comes back from it.
+    """Notices when the mouse goes to one of napari's tools, or comes back from it.
 
     Parameters
     ----------
@@ -91,9 +91,9 @@ class ClickTool:
     on_box
         Called with two opposite world corners and whether the drag has ended.
     is_subtracting
-        Tells whether a plain click takes away (and a right click adds).
+        Whether a plain click takes away (and a right click adds).
     draws_boxes
-        Tells whether a plain left drag draws a box.
+        Whether a plain left drag draws a box.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ClickTool:
         self._on_box = on_box
         self._is_subtracting = is_subtracting
         self._draws_boxes = draws_boxes
-        self._saved_double_click: list[Any] = []
+        self._set_aside: list[Any] = []
         self.is_started = False
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class ClickTool:
         self.is_started = True
         self._viewer.mouse_drag_callbacks.append(self._drag)
         double_click = self._viewer.mouse_double_click_callbacks
-        self._saved_double_click = list(double_click)
+        self._set_aside = list(double_click)
         double_click[:] = [self._double_click]
 
     def stop(self) -> None:
@@ -129,7 +129,10 @@ class ClickTool:
             return
         self.is_started = False
         self._viewer.mouse_drag_callbacks.remove(self._drag)
-        self._viewer.mouse_double_click_callbacks[:] = self._saved_double_click
+        double_click = self._viewer.mouse_double_click_callbacks
+        # Others may have added theirs meanwhile.
+        added = [callback for callback in double_click if callback != self._double_click]
+        double_click[:] = [*self._set_aside, *added]
 
     def _is_free(self, event: Any) -> bool:
         is_ours = event.button in (LEFT, RIGHT) and "Alt" not in event.modifiers

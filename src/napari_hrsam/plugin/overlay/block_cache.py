@@ -36,7 +36,7 @@ class BlockCache:
     """Reads levels of a label image block by block; blocks seen lately stay in memory.
 
     Every method may be called from any thread. A block that cannot be read counts as background,
-    and is told once.
+    and is reported once.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class BlockCache:
         self._blocks: OrderedDict[Key, NDArray[Any] | None] = OrderedDict()
         self._num_bytes = 0
         self._num_changes = 0
-        self._is_damage_told = False
+        self._is_damage_reported = False
         self._lock = threading.Lock()
 
     @property
@@ -146,7 +146,7 @@ class BlockCache:
             pixels = read_labels(self._arrays[level], (*plane, *box.slices))
         except LabelsError as error:
             with self._lock:
-                is_first, self._is_damage_told = not self._is_damage_told, True
+                is_first, self._is_damage_reported = not self._is_damage_reported, True
             if is_first:
                 self._on_damage(error)
             return np.zeros(box.shape_yx, self.dtype(level))

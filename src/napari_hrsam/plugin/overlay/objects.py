@@ -40,7 +40,7 @@ class ObjectsLayer(Protocol):
     layer: Labels
 
     def edited(self, edit: Edit) -> None:
-        """Take note of a commit, or of one that was taken back."""
+        """Take note of a commit, or of one that was undone."""
 
     def refresh(self) -> None:
         """Draw what was edited since the last time."""
@@ -121,7 +121,7 @@ class MemoryObjects:
         return self._is_own and not np.any(self.layer.data)
 
     def edited(self, edit: Edit) -> None:  # noqa: ARG002  the array has it already
-        """Take note of a commit, or of one that was taken back."""
+        """Take note of a commit, or of one that was undone."""
         self._is_stale = True
 
     def refresh(self) -> None:

@@ -235,6 +235,23 @@ class Overlay:
             is_here = False
         return "" if is_here else self.view.plane_name(self.plane)
 
+    def plane_for_prompt(self) -> tuple[int, ...]:
+        """Return the plane that is shown, for a prompt of the current object.
+
+        Raises
+        ------
+        PromptError
+            If the object is on another plane, or the view shows none of the image.
+        """
+        plane = self.view.plane()
+        if len(self.prompts) and plane != self.plane:
+            there, here = map(self.view.plane_name, (self.plane, plane))
+            raise PromptError(
+                f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
+                "to cancel it and begin another one here"
+            )
+        return plane
+
     def give_up_object(self, level: int) -> None:
         """Show no object any more, but remember it.
 

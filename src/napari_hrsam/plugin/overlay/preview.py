@@ -123,7 +123,7 @@ class PreviewLayer:
         place(self.layer, self._image, offset, step=self._step, plane=self._plane)
 
     def strokes(self) -> Strokes | None:
-        """Tell what the user painted for the current object; None if nothing was painted."""
+        """Return what the user painted for the current object; None if nothing was painted."""
         pixels = self.pixels
         if self._box is None or pixels.shape != self._drawn.shape:
             return self._edits
@@ -150,7 +150,7 @@ class PreviewLayer:
             self._edits = edits
 
     def undo_stroke(self) -> bool:
-        """Take back the last brush stroke since the last prediction; False if there is none."""
+        """Undo the last brush stroke since the last prediction; False if there is none."""
         if not self._num_strokes:
             return False
         self._num_strokes -= 1
@@ -159,7 +159,7 @@ class PreviewLayer:
         return True
 
     def redo_stroke(self) -> bool:
-        """Repeat the last stroke that was taken back; False if there is none."""
+        """Redo the last stroke that was undone; False if there is none."""
         if not self._num_undone:
             return False
         self._num_strokes += 1

@@ -152,7 +152,7 @@ class ModelBox(QComboBox):
         dialog.setNameFilters([f"Weights ({' '.join(FILE_KINDS)})", "All files (*)"])
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.fileSelected.connect(self._file_chosen)
-        # Not exec: that would hold up what the inference thread has to tell.
+        # Not exec: that would hold up what the inference thread delivers.
         dialog.open()
 
     def _file_chosen(self, path: str) -> None:

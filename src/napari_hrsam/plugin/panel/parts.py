@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 MIN_WIDTH_PX = 300
 
 
-class Bell(QObject):
+class Notifier(QObject):
     """Carries "there is something to deliver" from the inference thread to the panel's thread."""
 
-    rang = Signal()
+    notified = Signal()
 
-    def ring(self) -> None:
-        """Emit `rang`; callable from any thread."""
-        self.rang.emit()
+    def notify(self) -> None:
+        """Emit `notified`; callable from any thread."""
+        self.notified.emit()
 
 
 class Section(QWidget):
@@ -222,7 +222,7 @@ def fill_combo(combo: QComboBox, items: Sequence[tuple[str, Any]], chosen: Any) 
 
 
 def _without_arguments(action: Callable[[], Any]) -> Callable[..., None]:
-    # Qt tells a slot whether the button is checked, when the slot takes an argument.
+    # Qt passes whether the button is checked to a slot that takes an argument.
     def run(*_: Any) -> None:
         action()
 

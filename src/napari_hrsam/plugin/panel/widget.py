@@ -31,8 +31,8 @@ from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
 from napari_hrsam.plugin.panel.model import TOOLTIP_LOADING, ModelBox
 from napari_hrsam.plugin.panel.parts import (
-    Bell,
     Column,
+    Notifier,
     QuietInput,
     Section,
     WrappedLabel,
@@ -105,9 +105,9 @@ class SegmentWidget(QWidget):
         super().__init__()
         self._viewer = napari_viewer
         self.controller = SegmentController(napari_viewer, load_model=load_model)
-        self._bell = Bell()
-        self._bell.rang.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
-        self.controller.worker.set_notify(self._bell.ring)
+        self._notifier = Notifier()
+        self._notifier.notified.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self.controller.worker.set_notify(self._notifier.notify)
         self._choices = LayerChoices(napari_viewer, self._fill_layers)
         self._asked_for_devices = False
         self._shown_image: tuple[Image | None, bool] = (None, True)
@@ -204,11 +204,11 @@ class SegmentWidget(QWidget):
         )
         self.undo_button = button(
             "Undo [Ctrl+Z]",
-            "Take back the last brush stroke, else click, else commit",
+            "Undo the last brush stroke, else click, else commit",
             partial(guard, controller.undo),
         )
         self.redo_button = button(
-            "Redo [Ctrl+Shift+Z]", "Repeat what was taken back", partial(guard, controller.redo)
+            "Redo [Ctrl+Shift+Z]", "Redo what was undone last", partial(guard, controller.redo)
         )
         self.count_label = QLabel()
         self.save_button = button(

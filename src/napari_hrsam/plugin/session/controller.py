@@ -163,7 +163,7 @@ class SegmentController:
         self._layer_watch.start(setup.image.layers)
         self._display_watch.start()
         request = ModelRequest(model=model, device=device)
-        self._say(f"Loading {request.label} ...", phase=Phase.LOADING)
+        self._show_message(f"Loading {request.label} ...", phase=Phase.LOADING)
         self.canvas.listen()
         self.worker.send(commands.WarmUp())
         opening = commands.Open(setup.image.image, setup.place(layers), request)
@@ -289,7 +289,7 @@ class SegmentController:
             label = overlay.objects.label_at(position.point_yx, position.plane)
         if label and label != self._described_label:
             self._described_label = label
-            self._say(messages.describe_committed(label, overlay.objects))
+            self._show_message(messages.describe_committed(label, overlay.objects))
             return
         self._described_label = 0
         self.click(position.point_yx, positive)
@@ -340,14 +340,16 @@ class SegmentController:
         overlay = self._ready()
         self._begin_anew()
         if not len(overlay.prompts):
-            self._say(f"There is nothing to commit. {messages.HINT_CLICK}")
+            self._show_message(f"There is nothing to commit. {messages.HINT_CLICK}")
             return
         if elsewhere := overlay.elsewhere:
             overlay.view.show_plane(overlay.plane)
-            self._say(f"This is the object, on {elsewhere}. C commits it, Esc cancels it.")
+            self._show_message(f"This is the object, on {elsewhere}. C commits it, Esc cancels it.")
             return
         if not self.worker.is_busy and not overlay.preview.num_pixels:
-            self._say("There is nothing to commit yet: no pixel is marked. Click on the object.")
+            self._show_message(
+                "There is nothing to commit yet: no pixel is marked. Click on the object."
+            )
             return
         overlay.forget_object()
         self.worker.send(commands.Commit(overlay.preview.take_strokes()))
@@ -362,7 +364,7 @@ class SegmentController:
             return
         overlay = self._ready()
         if not len(overlay.prompts) and self.state.progress and self.worker.cancel_commit():
-            self._say("Giving up the commit ...")
+            self._show_message("Giving up the commit ...")
             return
         self._begin_anew()
         overlay.give_up_object(overlay.next_level(self.state.pinned_level))
@@ -403,7 +405,7 @@ class SegmentController:
         objects = self._ready().objects
         array = objects.layer.data if isinstance(objects, MemoryObjects) else None
         message = f"The objects were saved as {path}."
-        self.worker.send(commands.Save(path, array), lambda _: self._say(message))
+        self.worker.send(commands.Save(path, array), lambda _: self._show_message(message))
 
     # ------------------------------------------------------------------ settings
 
@@ -524,7 +526,7 @@ class SegmentController:
             message = messages.describe_step(answer, overlay.view.plane_name)
             if is_given_up and answer.prediction is None:
                 message = messages.GIVEN_UP
-            self._say(message)
+            self._show_message(message)
         self._update(
             can_undo=answer.can_undo or is_given_up,
             can_redo=answer.can_redo,
@@ -553,7 +555,7 @@ class SegmentController:
             if self.state.message != messages.STILL_LOADING:
                 self.state.update(message=messages.describe_progress(done, total))
         elif self.overlay is not None and not is_done:
-            self._say(messages.describe_outline(done, total), progress=(done, total))
+            self._show_message(messages.describe_outline(done, total), progress=(done, total))
 
     def _on_delivered(self) -> None:
         if self.overlay is not None:
@@ -574,7 +576,7 @@ class SegmentController:
                 self._update()
                 self._look_ahead()
             case "ndisplay" if overlay is not None:
-                self._say(self._hint())
+                self._show_message(self._hint())
             case "tool":
                 tool = self.canvas.tool
                 back = f"{tool}; Esc or C goes back to clicking."
@@ -610,7 +612,7 @@ class SegmentController:
         try:
             now = read_image_layers(image.layer, image.channels, self._viewer.layers)
         except HRSAMError as error:
-            self._say(f"The model sees the image as before: {error}.", is_error=True)
+            self._show_message(f"The model sees the image as before: {error}.", is_error=True)
             return
         self._setup = replace(setup, image=now)
         overlay.show_image(now)
@@ -618,7 +620,7 @@ class SegmentController:
             self._look_ahead()
             return
         if len(overlay.prompts):
-            self._say(messages.LOOKING_AGAIN)
+            self._show_message(messages.LOOKING_AGAIN)
         self.worker.send(commands.Show(now.image))
 
     # ------------------------------------------------------------------ inside
@@ -635,7 +637,7 @@ class SegmentController:
         """Whether a model is being loaded; then the panel says that the mouse does nothing yet."""
         is_loading = self.state.phase is Phase.LOADING
         if is_loading:
-            self._say(messages.STILL_LOADING)
+            self._show_message(messages.STILL_LOADING)
         return is_loading
 
     def _ready_for_prompt(self) -> tuple[Overlay, tuple[int, ...]]:
@@ -643,21 +645,14 @@ class SegmentController:
         overlay = self._ready()
         if self._display_watch.is_pending:
             self._follow_display()
-        plane = overlay.view.plane()
-        if len(overlay.prompts) and plane != overlay.plane:
-            there, here = map(overlay.view.plane_name, (overlay.plane, plane))
-            raise PromptError(
-                f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
-                "to cancel it and begin another one here"
-            )
-        return overlay, plane
+        return overlay, overlay.plane_for_prompt()
 
     def _ask(self, overlay: Overlay, prompts: Prompts, plane: tuple[int, ...]) -> int:
         """Show prompts before they are answered; return the level of a new object."""
         prompts = prompts.inside(overlay.image.shape_yx)
         level = overlay.next_level(self.state.pinned_level)
         overlay.ask(prompts, plane)
-        self._say(messages.LOOKING)
+        self._show_message(messages.LOOKING)
         return level
 
     def _begin_anew(self) -> None:
@@ -696,7 +691,7 @@ class SegmentController:
             phase = Phase.READY
             self._update(levels=overlay.levels)
         message = f"{message} {self._hint()}".strip()
-        self._say(message, progress=None, phase=phase)
+        self._show_message(message, progress=None, phase=phase)
         self._show_level()
 
     def _end(
@@ -748,14 +743,14 @@ class SegmentController:
             **changes,
         )
 
-    def _say(self, message: str, *, is_error: bool = False, **changes: Any) -> None:
+    def _show_message(self, message: str, *, is_error: bool = False, **changes: Any) -> None:
         self._update(message=message, is_error=is_error, **changes)
 
     def _count_pixels(self) -> None:
         """Let the number of pixels follow what was painted."""
         if self.overlay is not None and len(self.overlay.prompts):
             preview = self.overlay.preview
-            self._say(messages.describe_object(preview.num_pixels, preview.step))
+            self._show_message(messages.describe_object(preview.num_pixels, preview.step))
 
     def _show_level(self) -> None:
         if self.overlay is not None:

@@ -96,7 +96,7 @@ def read_image_layers(
                 f"expected channels on the pixel grid of '{image_layer.name}', got "
                 f"'{channel.name}' of another shape, place or kind; choose channels of one image"
             )
-    # The main one first, also where it is not shown: it tells one image from another.
+    # The main one first, also where it is not shown: it distinguishes images.
     distinct = list(dict.fromkeys([image_layer, *channels.values()]))
     places = {colour: distinct.index(channel) for colour, channel in channels.items()}
     image = take_layers(distinct, channels=places)

@@ -58,9 +58,7 @@ class InferenceSession:
         self._model: Any = None
         self._session: Session | None = None
         self._store: PyramidLabels | None = None
-        self._opened_labels: commands.OpenedLabels | None = None
-        self._copy: LabelFile | None = None
-        self._why_no_copy = ""
+        self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
         self._num_committed = 0
         self._is_warm = False
@@ -83,7 +81,7 @@ class InferenceSession:
         command
             What to do.
         progress
-            Is told how far it is, and gives it up.
+            Reports how far it is, and cancels it.
 
         Returns
         -------
@@ -261,7 +259,7 @@ class InferenceSession:
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is reported at once.
             self._store = labels = place.open(pixels)
-            self._opened_labels = commands.OpenedLabels(file=place, levels=labels.levels)
+            self._labels["labels"] = commands.OpenedLabels(file=place, levels=labels.levels)
         if not self._load(command.request, loading):
             return None
         self._session = Session(
@@ -283,9 +281,9 @@ class InferenceSession:
             kept = KeptLabels(place.array, self._store, takes_up=place.is_new)
         except LabelsError as error:
             logger.warning("objects are kept in memory only: %s", error)
-            self._why_no_copy = str(error)
+            self._labels["why_no_copy"] = str(error)
             return place.array
-        self._copy = file
+        self._labels["copy"] = file
         return kept
 
     def _use_model(self, request: ModelRequest, loading: Progress) -> commands.Opened | None:
@@ -327,15 +325,13 @@ class InferenceSession:
             tile_px=int(self._model.config.tile_px),
             can_undo=self._session is not None and self._session.can_undo,
             can_redo=self._session is not None and self._session.can_redo,
-            labels=self._opened_labels,
-            copy=self._copy,
-            why_no_copy=self._why_no_copy,
+            **self._labels,
         )
 
     def _close(self) -> None:
         session, store = self._session, self._store
-        self._session = self._store = self._opened_labels = self._copy = None
-        self._why_no_copy = ""
+        self._session = self._store = None
+        self._labels = {}
         if session is not None:
             session.close()
         if store is not None:

@@ -63,7 +63,7 @@ class ControllerState:
     num_committed
         Objects committed in this session and not undone.
     can_undo, can_redo
-        Whether there is a step to take back or to repeat.
+        Whether there is a step to undo or to redo.
     is_subtracting
         Whether a plain click takes away.
     draws_boxes

@@ -142,7 +142,7 @@ class Worker:
         return is_answered
 
     def _progress_of(self, command: commands.Command) -> Progress:
-        """Return what tells how far a command is, and gives it up; end what it puts an end to."""
+        """Return what reports and cancels a command; cancel what the command puts an end to."""
         progress = Progress()
         match command:
             case commands.Click() | commands.SetBox():
