@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 from measure import RESULTS, print_table, save
 
-COLUMNS = ("case", "work", "gaps", "longest_cpu_ms", "over_200_cpu_ms", "longest_ms", "seconds")
+COLUMNS = (
+    "case",
+    "numba_cache",
+    "work",
+    "gaps",
+    "longest_cpu_ms",
+    "over_200_cpu_ms",
+    "longest_ms",
+    "seconds",
+)
 CASES = ("Start at once", "Start after a rest", "stack, Start at once")
 WINDOW_PX = (800, 600)
 TICK_MS = 5
@@ -199,21 +208,23 @@ def run_for(seconds: float) -> None:
     run_until(lambda: time.perf_counter() > end)
 
 
-def in_new_environment(case: str, *, tells_stacks: bool) -> list[dict[str, Any]]:
-    """Measure one case in a process whose numba cache, settings and stores are empty."""
+def in_new_environment(case: str, *, is_warm: bool, tells_stacks: bool) -> list[dict[str, Any]]:
+    """Measure one case in a process with empty settings and stores; if warm, not numba's cache."""
     with tempfile.TemporaryDirectory() as folder:
         own = ("NUMBA_CACHE_DIR", "NAPARI_HRSAM_EMBEDDINGS", "NAPARI_HRSAM_LABELS")
-        empty = {name: str(Path(folder) / name.lower()) for name in own}
+        empty = {name: str(Path(folder) / name.lower()) for name in own[is_warm:]}
         env = {**os.environ, **empty, "NAPARI_CONFIG": ""}
         command = [sys.executable, __file__, "--only", case, *["--stacks"] * tells_stacks]
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, text=True)
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return [{**row, "numba_cache": "at hand" if is_warm else "empty"} for row in rows]
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", choices=CASES, action="append", help="all by default")
+    parser.add_argument("--warm", action="store_true", help="with the numba cache that there is")
     parser.add_argument("--stacks", action="store_true", help="tell what the long gaps are made of")
     parser.add_argument("--only", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=RESULTS / "first-start.json")
@@ -223,7 +234,7 @@ def main() -> None:
         return
     rows = []
     for case in args.case or CASES:
-        rows += in_new_environment(case, tells_stacks=args.stacks)
+        rows += in_new_environment(case, is_warm=args.warm, tells_stacks=args.stacks)
     print_table(rows, COLUMNS)
     save(args.json, rows)
 
