@@ -23,7 +23,7 @@ import napari_hrsam as hrsam
 from napari_hrsam.geometry import Box, coarsest_level
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.sample import Sample, make_sample, open_sample
-from napari_hrsam.scene.scene import SceneObject
+from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.training.clicks import next_click
 from napari_hrsam.training.datasets import open_samples
 from napari_hrsam.training.evaluate import click_curve, view_level

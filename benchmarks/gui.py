@@ -21,8 +21,8 @@ from napari_hrsam.bench.window import chosen_objects, show_slide
 from napari_hrsam.plugin.panel.widget import SegmentWidget
 from napari_hrsam.plugin.session.state import Phase
 from napari_hrsam.sample import Sample, make_sample, open_sample
+from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.sample.slide import PIXEL_UM
-from napari_hrsam.scene.scene import SceneObject
 from napari_hrsam.storage.label_places import LabelFile
 
 COLUMNS = ("work", "gaps", "p50_ms", "p99_ms", "longest_ms", "over_100_ms")

@@ -17,6 +17,13 @@ STALL_S = 5.0
 SHORT_S = 1.5
 """A timeout for tests in which the server stalls."""
 
+PIECE_S = 0.1
+PIECE_BYTES = 2**8
+"""A server that is slow, or drips, sends pieces with a pause behind each."""
+
+NUM_PIECES = 12
+"""After so many it answers others."""
+
 BOMB = gzip.compress(bytes(2**25), 1)
 
 
@@ -30,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
         self.query = ""
+        self.retry_after = "0"
+        self.num_pieces = 0
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -65,9 +74,12 @@ class Handler(SimpleHTTPRequestHandler):
             with suppress(OSError):
                 while True:
                     self.wfile.write(bytes(2**20))
-        elif fault in ("packed", "packed bomb"):
+        elif fault in ("drip", "flow", "slow", "waits for others"):
+            self._answer_slowly(fault)
+        elif fault in ("packed", "packed bomb", "packed with a tail"):
             body = (self.server.folder / self.path.lstrip("/")).read_bytes()
-            body = gzip.compress(body) if fault == "packed" else BOMB
+            body = BOMB if fault == "packed bomb" else gzip.compress(body)
+            body += bytes(2**25) if fault == "packed with a tail" else b""
             self.send_response(200)
             self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
@@ -83,9 +95,33 @@ class Handler(SimpleHTTPRequestHandler):
             self.close_connection = True
         else:
             self.send_response(fault)
-            self.send_header("Retry-After", "0")
+            self.send_header("Retry-After", self.server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+    def _answer_slowly(self, fault: str) -> None:
+        if fault == "waits for others":
+            while self.server.num_pieces < NUM_PIECES:
+                time.sleep(PIECE_S)
+            super().do_GET()
+            return
+        body = (self.server.folder / self.path.lstrip("/")).read_bytes()
+        self.send_response(200)
+        if fault == "slow":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.close_connection = True
+        for start in range(0, len(body) if fault == "slow" else 2**40, PIECE_BYTES):
+            piece = {"drip": b"\0", "flow": bytes(PIECE_BYTES)}
+            with suppress(OSError):
+                self._send_piece(piece.get(fault, body[start : start + PIECE_BYTES]))
+                continue
+            break
+
+    def _send_piece(self, piece: bytes) -> None:
+        self.wfile.write(piece)
+        self.server.num_pieces += 1
+        time.sleep(PIECE_S)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""

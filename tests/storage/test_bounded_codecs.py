@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+from zarr.codecs.numcodecs import FixedScaleOffset
+from zarr.errors import ZarrUserWarning
 
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.geometry import Tile
-from napari_hrsam.storage.bounded_codecs import decode_at_most, zstd_at_most
+from napari_hrsam.storage.bounded_codecs import bounded, decode_at_most, zstd_at_most
 from napari_hrsam.storage.opening import open_image
 
 SIZE = 3_000_000
@@ -201,3 +203,61 @@ def test_a_bomb_inside_a_shard_is_refused(tmp_path: Path) -> None:
     shard.write_bytes(whole[:start] + bomb + whole[start + len(bomb) :])
     with pytest.raises(ImageReadError, match="when it is decoded, got more"):
         image.read(Tile(0, 0, 64, 64))
+
+
+def test_streams_behind_one_another_are_read_and_empty_ones_have_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = [bytes([i]) * 20_000 for i in range(9)]
+    for name in ("gzip", "bz2", "lzma"):
+        codec, pack = CODECS[name], PACKERS[name]
+        packed = b"".join(map(pack, [*parts, b""]))
+        assert bytes(decode_at_most(codec, packed, 180_000)) == b"".join(parts)
+        with pytest.raises(ValueError, match="cut short"):
+            decode_at_most(codec, pack(bytes(range(256)) * 999)[:-9], 2**20)
+        with monkeypatch.context() as few:
+            few.setattr("napari_hrsam.storage.bounded_codecs.MAX_PARTS", 100)
+            with pytest.raises(ValueError, match="more than 100 streams"):
+                decode_at_most(codec, pack(b"") * 200, 100)
+
+
+def test_frames_and_blocks_that_hold_nothing_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.bounded_codecs.MAX_PARTS", 100)
+    head = b"\x28\xb5\x2f\xfd\x00\x58"
+    skipped = bytes.fromhex("502a4d1800000000")
+    for data in (head + b"\0\0\0" * 200 + b"\1\0\0", skipped * 200 + head + b"\1\0\0"):
+        with pytest.raises(ValueError, match="more than 100 (blocks|frames)"):
+            zstd_at_most(data, 0, is_exact=False)
+
+
+WIDE = {"scale": 1, "offset": 0, "dtype": "|u1", "astype": "<f8"}
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "named"),
+    [
+        (2, {"filters": [numcodecs.FixedScaleOffset(**WIDE)], "compressors": numcodecs.GZip()}),
+        (2, {"filters": [numcodecs.GZip()], "compressors": numcodecs.GZip()}),
+        (3, {"filters": "wide", "compressors": [ZstdCodec()]}),
+        (3, {"compressors": [ZstdCodec(), GzipCodec()]}),
+    ],
+)
+def test_codecs_that_may_take_more_than_the_chunk_are_refused(zarr_format: Any, named: Any) -> None:
+    """A byte per pixel may be eight on the way to it."""
+    if named.get("filters") == "wide":
+        with pytest.warns(ZarrUserWarning, match="not in the Zarr version 3 spec"):
+            named = {**named, "filters": [FixedScaleOffset(**WIDE)]}
+    for side, is_refused in ((4096, False), (20_000, True)):
+        array = zarr.create_array(
+            {},
+            shape=(side, side),
+            chunks=(side, side),
+            dtype="u1",
+            zarr_format=zarr_format,
+            **named,
+        )
+        if is_refused:
+            with pytest.raises(ValueError, match="448 MiB are there for decoding a chunk"):
+                bounded(array)
+        else:
+            bounded(array)

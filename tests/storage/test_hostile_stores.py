@@ -213,6 +213,11 @@ ROWS |= {
     "many": lambda db: db.executemany(
         "INSERT INTO blocks VALUES (1, 5, 5, 6, 6, NULL, NULL)", [()] * 50
     ),
+    "interrupted": lambda db: db.execute(
+        "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending, y0, x0, y1,"
+        " x1) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1001) SELECT"
+        " label, plane, prompts, model, time, 0, 1, y0, x0, y1, x1 FROM edits, n"
+    ),
     "endless": lambda db: db.executescript(
         "ALTER TABLE edits RENAME TO e0; CREATE VIEW edits AS WITH RECURSIVE n(i) AS"
         " (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS number FROM n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,3 +221,34 @@ def test_too_many_labels_for_a_png_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="65535.*70000.*TIFF"):
         write_labels(tmp_path / "most.png", np.full((2, 2), 70000, np.uint32))
     assert not (tmp_path / "most.png").exists()
+
+
+def test_a_large_picture_of_hardly_any_bytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((900, 900), np.uint8)).save(path)
+    assert open_image(path).shape_yx == (900, 900)
+    monkeypatch.setattr("napari_hrsam.storage.image_files.AMPLE_BYTES", 100_000)
+    with pytest.raises(
+        ImageError, match=r"or 200 times the size of the file, got 0 MiB from .*a.png"
+    ):
+        open_image(path)
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900), np.uint8)
+    Image.fromarray(noise).save(path)
+    assert open_image(path).shape_yx == (900, 900)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_file_for_which_there_is_no_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.zeros((90, 90), np.uint8)).save(path)
+    monkeypatch.setattr("napari_hrsam.storage.image_files._pixels", full)
+    monkeypatch.setattr("napari_hrsam.storage.tiff_files._find", full)
+    with pytest.raises(ImageError, match="expected an image that fits into memory"):
+        open_image(path)

@@ -122,7 +122,7 @@ ABSURD: dict[str, tuple[dict[str, Any], str]] = {
     "shape of exabytes": ({"shape": [2**62] * 2}, "at most 2147483648 pixels along each axis"),
     "one endless axis": ({"shape": [900, 2**33]}, "at most 2147483648 pixels along each axis"),
     "endless chunks": ({"chunks": [2**40] * 2}, r"chunks \(or shards\) of at most 1024 MiB"),
-    "chunks of nothing": ({"chunks": [0, 512]}, "in chunks of 1 or more"),
+    "chunks of nothing": ({"chunks": [0, 512]}, r"chunks of 1 pixel or more, got \[0, 512\]"),
     "negative shape": ({"shape": [-5, 900]}, "metadata that cannot be used"),
     "no shape": ({"shape": "huge"}, "metadata that cannot be used"),
     "fractions": ({"shape": [900, 900.5]}, "metadata that cannot be used"),

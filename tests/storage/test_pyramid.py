@@ -23,6 +23,7 @@ from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.storage.fingerprint import identify
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.pyramid import DerivedLevel
+from napari_hrsam.storage.stored import AxisOrder, stored_levels
 from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
 FILL = (1, 2, 3)
@@ -391,7 +392,7 @@ def test_absurd_shapes_and_chunks_are_refused_without_reading() -> None:
     huge, chunky = absurd((2**62, 2**62), (1024, 1024)), absurd((2**20, 2**20), (2**20, 2**20))
     with pytest.raises(ImageError, match=r"at most 2147483648 pixels along an axis.*damaged"):
         open_image(huge)
-    with pytest.raises(ImageError, match=r"at most 512 MiB, got \(1048576, 1048576\) of uint8"):
+    with pytest.raises(ImageError, match=r"at most 448 MiB, got \(1048576, 1048576\) of uint8"):
         open_image(chunky)
     with pytest.raises(ImageError, match=r"chunks of 1 pixel or more.*got \(0, 5\)"):
         open_image(absurd((100, 100), (0, 5)))
@@ -440,3 +441,24 @@ def test_several_threads_may_read_a_made_level(monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(4) as threads:
         read = threads.map(lambda box: made.read(box, (), (0,)), boxes * 100)
         assert not any(block.any() for block in read)
+
+
+def test_large_chunks_are_read_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chunked:
+        def __init__(self, values: NDArray[Any]) -> None:
+            self.values, self.shape, self.dtype = values, values.shape, values.dtype
+            self.chunks = (1, 16, 24)
+            self.asked: list[Any] = []
+
+        def __getitem__(self, index: Any) -> Any:
+            self.asked.append(index)
+            return self.values[index]
+
+    values = np.arange(3 * 50 * 70, dtype=np.uint16).reshape(3, 50, 70)
+    for num_bytes, num in ((10**6, 1), (1000, 9)):
+        monkeypatch.setattr("napari_hrsam.storage.stored.MAX_AT_ONCE_BYTES", num_bytes)
+        array = Chunked(values)
+        (level,) = stored_levels([array], AxisOrder(y=1, x=2, planes=(0,)))
+        found = level.read(Box(10, 20, 41, 70), (2,), (0,))
+        np.testing.assert_array_equal(found[..., 0], values[2, 10:41, 20:70])
+        assert len(array.asked) == num

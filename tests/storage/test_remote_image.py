@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_server import SHORT_S, Server, serving
+from faulty_server import NUM_PIECES, PIECE_BYTES, SHORT_S, Server, serving
 from ome_files import halves, write_ome
+from zarr.core.sync import sync
 
 from napari_hrsam.errors import ImageError, ImageReadError, MissingExtraError
 from napari_hrsam.geometry import Tile
+from napari_hrsam.storage.http_files import HttpFiles
 from napari_hrsam.storage.opening import open_image
 
 GREY = np.random.default_rng(0).integers(0, 256, (128, 192), np.uint8)
 LIMITS = (0, 255)
 CHUNK = "/a.zarr/0/c/1/2"
+HTTP = "napari_hrsam.storage.http_files"
 
 
 @pytest.fixture
@@ -53,13 +57,11 @@ def test_a_chunk_that_is_not_there_is_filled(server: Server) -> None:
     assert server.asked[CHUNK] == 1
 
 
-@pytest.mark.parametrize("fault", [500, 503, 429, "hang up", "short", "stall"])
+@pytest.mark.parametrize("fault", [500, 503, 429, "hang up", "short"])
 def test_a_passing_fault_is_waited_for(
-    fault: Any, server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fault: Any, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = open_image(server.url, contrast_limits=LIMITS)
-    if fault == "stall":
-        monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
     server.faults[CHUNK] = [fault, fault]
     with caplog.at_level(logging.WARNING, logger="napari_hrsam"):
         pixels = image.read(Tile(0, 64, 128, 64))
@@ -68,18 +70,63 @@ def test_a_passing_fault_is_waited_for(
     assert "trying again in" in caplog.text
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is not borne for long."""
+    monkeypatch.setattr(f"{HTTP}.SECOND_TRY_S", SHORT_S / 3)
+    monkeypatch.setattr(f"{HTTP}.SILENCE_S", SHORT_S)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_stalls_is_asked_once_more(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = ["stall"]
+    server.asked.clear()
+    assert (image.read(Tile(0, 64, 128, 64))[..., 0] == GREY[64:, 128:]).all()
+    assert server.asked[CHUNK] == 2
+
+
+@pytest.fixture
+def clock(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time goes on by a second with every piece that the server sends."""
+    monkeypatch.setattr(f"{HTTP}.time.monotonic", lambda: 100.0 + server.num_pieces)
+    monkeypatch.setattr(f"{HTTP}.LIFE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(f"{HTTP}.SECOND_TRY_S", 1.0)
+    monkeypatch.setattr(f"{HTTP}.SILENCE_S", 5.0)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_server_that_is_slow_but_goes_on_is_waited_for(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults = {CHUNK: ["slow"], "/a.zarr/0/c/1/1": ["waits for others"] * 2}
+    assert (image.read(Tile(0, 64, 64, 128))[:64, :, 0] == GREY[64:, 64:]).all()
+    assert server.num_pieces > NUM_PIECES
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_server_that_drips_is_not_waited_for(server: Server) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.faults[CHUNK] = ["drip"] * 100
+    with pytest.raises(ImageReadError, match=r"no answer within 5 s in 1 attempt"):
+        image.read(Tile(0, 64, 128, 64))
+
+
 @pytest.mark.parametrize(
-    ("fault", "told"),
-    [(503, "HTTP status 503"), ("stall", "no answer within"), ("hang up", "Disconnected|reset")],
+    ("fault", "told", "num"),
+    [
+        (503, "HTTP status 503", 5),
+        ("hang up", "Disconnected|reset", 5),
+        ("stall", "no answer within", 1),
+    ],
 )
+@pytest.mark.usefixtures("impatient")
 def test_a_lasting_fault_names_the_url_and_is_never_shown_as_pixels(
-    fault: Any, told: str, server: Server, monkeypatch: pytest.MonkeyPatch
+    fault: Any, told: str, num: int, server: Server
 ) -> None:
     image = open_image(server.url, contrast_limits=LIMITS)
-    if fault == "stall":
-        monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
     server.faults[CHUNK] = [fault] * 100
-    with pytest.raises(ImageReadError, match=rf"{server.url}/0/c/1/2, got .*({told}).* in 5 att"):
+    named = rf"{server.url}/0/c/1/2, got .*({told}).* in {num} att"
+    with pytest.raises(ImageReadError, match=named):
         image.read(Tile(0, 64, 128, 64))
     # The rest of the image can still be seen.
     assert (image.read(Tile(0, 0, 0, 64))[..., 0] == GREY[:64, :64]).all()
@@ -109,14 +156,26 @@ def test_forbidden_is_missing_where_the_user_says_so(
         open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 64, 128))
 
 
-def test_no_more_tries_are_made_after_the_whole_time(
+def test_no_answer_may_take_longer_than_the_whole_time(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = open_image(server.url, contrast_limits=LIMITS)
-    monkeypatch.setattr("napari_hrsam.storage.remote.TIMEOUT_S", SHORT_S)
-    monkeypatch.setattr("napari_hrsam.storage.remote.TOTAL_S", 1.9 * SHORT_S)
-    server.faults[CHUNK] = ["stall"] * 100
-    with pytest.raises(ImageReadError, match=r"in 2 attempt\(s\)"):
+    monkeypatch.setattr("napari_hrsam.storage.remote.TOTAL_S", SHORT_S)
+    monkeypatch.setattr("napari_hrsam.storage.checked_store.loose_limit", lambda _: 2**40)
+    server.faults[CHUNK] = ["flow"] * 100
+    with pytest.raises(ImageReadError, match=r"no whole answer within . s in 1 attempt\(s\)"):
+        open_image(server.url, contrast_limits=LIMITS).read(Tile(0, 64, 128, 64))
+    # Other chunks can still be read.
+    assert (image.read(Tile(0, 0, 0, 64))[..., 0] == GREY[:64, :64]).all()
+
+
+@pytest.mark.parametrize("asked", ["99999999", "9" * 400, "\xb2"])
+def test_a_server_that_asks_to_wait_for_long_is_not_waited_for(server: Server, asked: str) -> None:
+    image = open_image(server.url, contrast_limits=LIMITS)
+    server.retry_after = asked
+    server.faults[CHUNK] = [429] * 100
+    num, told = (5, "") if asked == "\xb2" else (1, "which asks to wait for .* s, ")
+    with pytest.raises(ImageReadError, match=rf"HTTP status 429.*{told}in {num} attempt"):
         image.read(Tile(0, 64, 128, 64))
 
 
@@ -168,8 +227,9 @@ def read_corner(url: str) -> None:
     open_image(url, contrast_limits=LIMITS).read(Tile(0, 64, 128, 64))
 
 
-def test_an_answer_that_is_packed_on_its_way_is_unpacked(server: Server) -> None:
-    server.faults[CHUNK] = ["packed"]
+@pytest.mark.parametrize("fault", ["packed", "packed with a tail"])
+def test_an_answer_that_is_packed_on_its_way_is_unpacked(server: Server, fault: str) -> None:
+    server.faults[CHUNK] = [fault]
     image = open_image(server.url, contrast_limits=LIMITS)
     assert (image.read(Tile(0, 64, 128, 64))[..., 0] == GREY[64:, 128:]).all()
 
@@ -193,3 +253,15 @@ def test_a_signed_link_goes_with_every_request_and_is_never_told(
         told.append(str(caught.value))
     assert server.url in told[1]
     assert "sig=" not in "".join(told)
+
+
+def test_connections_are_closed_with_the_image() -> None:
+    opened = HttpFiles(query="", asynchronous=True)
+    other = HttpFiles(query="", asynchronous=True)
+    assert opened is not other
+    session = sync(opened.set_session())
+    assert sync(opened.set_session()) is session
+    assert not session.closed
+    del opened
+    gc.collect()
+    assert session.closed

@@ -439,3 +439,34 @@ def test_a_large_file_is_read_in_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert image.shape_yx == (8192, 8192)
     assert peak < 60 * 2**20
+
+
+def with_tags(path: Path, **tags: int) -> None:
+    for name, value in tags.items():
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags[name].overwrite(value)
+
+
+@pytest.mark.parametrize("side", [2**14, 2**31])
+def test_a_strip_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), compression="zlib", rowsperstrip=64)
+    with_tags(path, ImageLength=side, ImageWidth=side, RowsPerStrip=side)
+    monkeypatch.setattr(TiffLevel, "_decode", None)
+    with pytest.raises(ImageError, match=r"got .* (MiB from|GiB)"):
+        open_image(path)
+
+
+def test_planes_without_number_in_metadata_are_refused(tmp_path: Path) -> None:
+    sizes = 'SizeX="64" SizeY="64" SizeC="1" SizeZ="4096" SizeT="4096"'
+    pixels = f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" {sizes}>'
+    path = tmp_path / "a.ome.tif"
+    description = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image ID="Image:0">{pixels}<TiffData/></Pixels></Image></OME>'
+    )
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), description=description, metadata=None)
+    with pytest.raises(ImageError, match="at most 1048576 planes, got 1 x 4096 x 4096"):
+        open_image(path)

@@ -16,7 +16,7 @@ from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.sample import Sample
-from napari_hrsam.scene.scene import SceneObject
+from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.tile_source import PyramidImage
 

@@ -13,8 +13,8 @@ from napari_hrsam.bench.clicks import level_for_object
 from napari_hrsam.bench.measure import peak_bytes
 from napari_hrsam.bench.settings import LABELS_NAME, Settings
 from napari_hrsam.sample import Sample
+from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.sample.slide import PIXEL_UM
-from napari_hrsam.scene.scene import SceneObject
 
 if TYPE_CHECKING:
     import napari

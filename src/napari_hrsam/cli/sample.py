@@ -19,7 +19,7 @@ from napari_hrsam.cli.options import (
 )
 from napari_hrsam.errors import ShapeError
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.recipe import LOOKS
+from napari_hrsam.sample.scene.recipe import LOOKS
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands

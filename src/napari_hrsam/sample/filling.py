@@ -10,9 +10,9 @@ from numcodecs import Zstd
 
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.geometry import Box
+from napari_hrsam.sample.generated import ZSTD_LEVEL, encode_chunk
+from napari_hrsam.sample.scene.recipe import CHUNK_PX
 from napari_hrsam.sample.slide import Sample
-from napari_hrsam.scene.recipe import CHUNK_PX
-from napari_hrsam.storage.generated import ZSTD_LEVEL, encode_chunk
 
 Progress = Callable[[int, int], object]
 """Called with chunks done and chunks to do."""

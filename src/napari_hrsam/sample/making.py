@@ -15,10 +15,10 @@ from zarr.codecs import ZstdCodec
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample.filling import Progress, fill_levels
+from napari_hrsam.sample.generated import ZSTD_LEVEL
+from napari_hrsam.sample.scene.looks import LOOKS
+from napari_hrsam.sample.scene.recipe import CHUNK_PX, FILE_NAME, Recipe
 from napari_hrsam.sample.slide import PIXEL_UM, Sample
-from napari_hrsam.scene.looks import LOOKS
-from napari_hrsam.scene.recipe import CHUNK_PX, FILE_NAME, Recipe
-from napari_hrsam.storage.generated import ZSTD_LEVEL
 
 COARSE_PX = 2048
 """Levels up to this side are always written, so that every program shows the whole picture."""

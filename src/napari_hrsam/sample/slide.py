@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.recipe import Recipe
-from napari_hrsam.scene.scene import Scene, SceneObject
-from napari_hrsam.storage.generated import read_recipe
+from napari_hrsam.sample.generated import read_recipe
+from napari_hrsam.sample.scene.recipe import Recipe
+from napari_hrsam.sample.scene.scene import Scene, SceneObject
 from napari_hrsam.storage.ome_zarr import array_in, open_node
 from napari_hrsam.storage.opening import open_image
 from napari_hrsam.storage.tile_source import PyramidImage

@@ -28,14 +28,21 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.core.metadata import ArrayV2Metadata
 
+from napari_hrsam.storage.stored import MAX_CHUNK_BYTES
+
 MAX_CHUNKS_PER_SHARD = 2**20
 """Chunks in a shard: its index is held in memory as a whole."""
 
 MAX_DICTIONARY_BYTES = 128 * 2**20
 """Memory that an LZMA stream may ask for; the strongest preset needs half of it."""
 
+MAX_PARTS = 2**20
+"""Streams, frames or blocks in a chunk: those that hold nothing could be any number."""
+
+_PIECE = 2**14
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK = 2**17
+_CHECKSUMS = ("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3")
 _OBJECT_CODECS = ("categorize", "json", "msgpack", "pickle", "vlen")
 _DTYPE_SETTINGS = ("dtype", "astype", "encode_dtype", "decode_dtype")
 
@@ -145,11 +152,14 @@ def _announced(data: Any, size: int) -> bytes:
 
 def _zstd_bound(data: Any) -> int:
     """Return a number of bytes that some frames do not exceed, from the heads of their blocks."""
-    total, at, end = 0, 0, len(data)
+    total, at, end, num_parts = 0, 0, len(data), 0
     while at + 5 <= end:
+        num_parts += 1
         magic = int.from_bytes(data[at : at + 4], "little")
         if magic & 0xFFFFFFF0 == 0x184D2A50:
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+            if num_parts > MAX_PARTS:
+                raise ValueError(f"more than {MAX_PARTS} frames in a chunk")
             continue
         if bytes(data[at : at + 4]) != _ZSTD_MAGIC:
             break
@@ -161,6 +171,9 @@ def _zstd_bound(data: Any) -> int:
             is_last, kind, length = bool(block & 1), block >> 1 & 3, block >> 3
             size += _ZSTD_BLOCK if kind == 2 else length
             at += 3 + (1 if kind == 1 else length)
+            num_parts += 1
+            if num_parts > MAX_PARTS:
+                raise ValueError(f"more than {MAX_PARTS} blocks in a chunk")
         total += size if told is None else told
         at += 4 if descriptor & 4 else 0
     return total
@@ -181,30 +194,31 @@ def _require_whole_blosc(data: memoryview) -> None:
         raise ValueError(f"{expected} bytes were expected in the chunk, got {len(data)}")
 
 
-def _from_streams(name: str, codec: Any, data: memoryview, limit: int) -> bytes:
+def _from_streams(name: str, codec: Any, data: memoryview, limit: int) -> bytearray:
     """Unpack one stream after the other until the data ends."""
-    parts: list[bytes] = []
-    left = limit
-    rest: Any = data
-    while len(rest):
+    found, at = bytearray(), 0
+    for number in range(MAX_PARTS):
         stream = _STREAMS[name](codec)
         try:
-            part = stream.decompress(rest, left + 1)
+            while not stream.eof:
+                # Piece by piece: each stream copies what is left over behind it.
+                piece = data[at : at + _PIECE]
+                if not len(piece):
+                    raise ValueError("the chunk is empty" if at == 0 else "the chunk is cut short")
+                at += len(piece)
+                found += stream.decompress(piece, limit + 1 - len(found))
+                _require_modest(len(found), limit)
         except (OSError, zlib.error, lzma.LZMAError):
             # What follows the first stream and is none is no part of the chunk.
-            if parts:
+            if number:
                 break
             raise
-        parts.append(part)
-        left -= len(part)
-        if left < 0:
-            _require_modest(limit + 1, limit)
-        if not stream.eof:
-            raise ValueError("the chunk is cut short")
-        rest = b"" if name == "zlib" else stream.unused_data
-    if not parts:
-        raise ValueError("the chunk is empty")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        at -= len(stream.unused_data)
+        if name == "zlib" or at == len(data):
+            break
+    else:
+        raise ValueError(f"more than {MAX_PARTS} streams behind one another in a chunk")
+    return found
 
 
 def _lzma_stream(codec: Any) -> lzma.LZMADecompressor:
@@ -302,7 +316,8 @@ def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
     Raises
     ------
     ValueError
-        If the array has a codec whose output cannot be limited, such as pickle.
+        If the array has a codec whose output cannot be limited, such as pickle, or its codecs may
+        give more than `MAX_CHUNK_BYTES` in all.
     """
     metadata = array.metadata
     num_items, itemsize = math.prod(array.shards or array.chunks), np.dtype(array.dtype).itemsize
@@ -325,6 +340,7 @@ def _bounded_v2(codecs: tuple[Any, ...], num_items: int, itemsize: int) -> tuple
         is_exact = number == 0
         limit = num_items * itemsize if is_exact else loose_limit(num_items * wide)
         found.append(BoundedNumcodec(plain(codec), limit, is_exact=is_exact))
+    _require_room(codecs, [codec.limit for codec in found], num_items * itemsize)
     return tuple(found)
 
 
@@ -332,9 +348,12 @@ def _bounded_v3(codecs: tuple[Any, ...], num_items: int, itemsize: int) -> tuple
     """Limit every codec of bytes, inside shards too; they are in the order of encoding."""
     wide, is_exact = max([itemsize, *map(_widest, codecs)]), True
     found: list[Any] = []
+    room: list[int] = []
     for codec in codecs:
+        is_view = isinstance(codec, TransposeCodec | ArrayBytesCodec)
+        limit = num_items * itemsize if is_exact else loose_limit(num_items * wide)
+        room.append(0 if is_view else limit)
         if isinstance(codec, BytesBytesCodec):
-            limit = num_items * itemsize if is_exact else loose_limit(num_items * wide)
             found.append(BoundedCodec(plain(codec), limit, is_exact))
             is_exact = False
         elif isinstance(codec, ShardingCodec):
@@ -343,8 +362,27 @@ def _bounded_v3(codecs: tuple[Any, ...], num_items: int, itemsize: int) -> tuple
         else:
             found.append(codec)
             # Other filters may make numbers of another width.
-            is_exact &= isinstance(codec, TransposeCodec | ArrayBytesCodec)
+            is_exact &= is_view
+    _require_room(codecs, room, num_items * itemsize)
     return tuple(found)
+
+
+def _require_room(codecs: tuple[Any, ...], room: list[int], num_bytes: int) -> None:
+    """Refuse codecs that may take more memory than there is for a chunk.
+
+    A chunk that is itself too large is refused with its array, which tells its shape.
+    """
+    total = sum(
+        size
+        for codec, size in zip(codecs, room, strict=True)
+        if codec_name(codec) not in _CHECKSUMS
+    )
+    spare = loose_limit(0) * len(codecs)
+    if num_bytes <= MAX_CHUNK_BYTES < total - spare:
+        raise ValueError(
+            f"at most {MAX_CHUNK_BYTES >> 20} MiB are there for decoding a chunk, and its codecs "
+            f"may take {total >> 20}: store the image in smaller chunks, e.g. 1024 x 1024"
+        )
 
 
 def _bounded_shard(codec: ShardingCodec, num_items: int, itemsize: int) -> ShardingCodec:

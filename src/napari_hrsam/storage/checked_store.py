@@ -17,12 +17,13 @@ from zarr.storage import WrapperStore
 
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.storage.bounded_codecs import loose_limit
-from napari_hrsam.storage.metadata_files import MAX_METADATA_BYTES, is_modest
+from napari_hrsam.storage.metadata_files import MAX_METADATA_BYTES, is_modest, stated_chunks
 
 MAX_BYTES: ContextVar[int] = ContextVar("MAX_BYTES", default=2**30)
 """What the read under way may give; for stores below that cannot look at the size first."""
 
 _METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
+_ARRAYS = (".zarray", "zarr.json")
 
 
 class CheckedStore(WrapperStore[Store]):
@@ -65,7 +66,8 @@ class CheckedStore(WrapperStore[Store]):
         Raises
         ------
         ImageReadError
-            If less is there than must be, or more than there may be.
+            If less is there than must be, or more than there may be; or for an array in chunks of
+            nothing.
         """
         limit = self._limit(key)
         wanted = _length(byte_range)
@@ -87,9 +89,19 @@ class CheckedStore(WrapperStore[Store]):
                 f"expected {wanted} bytes in the chunk {self._named(key)}, got {len(value)}: it is "
                 "damaged; copy the image again, or work on another part"
             )
-        if key.endswith(_METADATA) and not is_modest(value.to_bytes()):
-            raise self._too_large(key, limit)
+        if key.endswith(_METADATA):
+            self._check_metadata(key, value.to_bytes(), limit)
         return value
+
+    def _check_metadata(self, key: str, data: bytes, limit: int) -> None:
+        if not is_modest(data):
+            raise self._too_large(key, limit)
+        chunks = stated_chunks(data) if key.endswith(_ARRAYS) else []
+        if any(isinstance(size, int) and size < 1 for size in chunks):
+            raise ImageReadError(
+                f"expected chunks of 1 pixel or more, got {chunks} in {self._named(key)}: it is "
+                "damaged; bring it back from a copy"
+            )
 
     def _require_file(self, path: Path, key: str, limit: int) -> None:
         try:

@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 MAX_PICTURE_BYTES = 2**31
 """Memory for a picture that can only be read as a whole: 2 GiB."""
 
+AMPLE_BYTES = 192 * 2**20
+"""A larger picture must not be packed to less than 1 / `MAX_RATIO`, as only one colour can be."""
+
+MAX_RATIO = 200
+
 ORIENTATIONS = {
     2: "mirrored",
     3: "rotated by 180 degrees",
@@ -66,8 +71,10 @@ def read_picture(path: Path) -> NDArray[Any]:
             require_picture_size(path, file.width * file.height * bands * depth, file.size)
             orientation = _orientation(file)
             pixels = _pixels(file)
-    except (HRSAMError, MemoryError):
+    except HRSAMError:
         raise
+    except MemoryError as error:
+        raise too_large(path) from error
     # Pillow's decoders answer broken data with errors of any kind.
     except Exception as error:
         raise unreadable(path, error) from error
@@ -100,7 +107,8 @@ def require_picture_size(
     Raises
     ------
     ImageError
-        If it takes more than `MAX_PICTURE_BYTES`.
+        If it takes more than `MAX_PICTURE_BYTES`, or more than `AMPLE_BYTES` and `MAX_RATIO` times
+        its file.
     """
     if num_bytes > MAX_PICTURE_BYTES:
         shown = "" if size_xy is None else f" ({size_xy[0]:,} x {size_xy[1]:,} px)"
@@ -109,6 +117,23 @@ def require_picture_size(
             f"be read as a whole, got {num_bytes / 2**30:.1f} GiB{shown} in {path}; save it as a "
             "tiled TIFF or as an OME-Zarr, which are read part by part"
         )
+    num_stored = path.stat().st_size
+    if num_bytes > max(AMPLE_BYTES, MAX_RATIO * num_stored):
+        raise ImageError(
+            f"expected at most {AMPLE_BYTES >> 20} MiB of pixels, or {MAX_RATIO} times the size of "
+            f"the file, got {num_bytes >> 20} MiB from {num_stored:,} bytes in {path}: it is "
+            "damaged or meant to fill the memory; if you trust it, save it as a tiled TIFF or as "
+            "an OME-Zarr"
+        )
+
+
+def too_large(path: Path) -> ImageError:
+    """Say that there is no memory for a file."""
+    return ImageError(
+        f"expected an image that fits into memory, but there is none left for what {path} says "
+        "that it holds; it may be damaged: copy it again, or save it as a tiled TIFF or as an "
+        "OME-Zarr, which are read part by part"
+    )
 
 
 def unreadable(path: Path, error: Exception) -> ImageError:

@@ -28,6 +28,7 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.bounded_codecs import loose_limit
 from napari_hrsam.storage.journal_rows import (
     COLUMNS,
+    MAX_PENDING,
     MAX_TEXT,
     SCHEMA,
     SEEN,
@@ -37,6 +38,7 @@ from napari_hrsam.storage.journal_rows import (
     edit_from,
     id_of,
     prompts_text,
+    require_few_pending,
     require_tables,
     stored_id,
 )
@@ -317,8 +319,10 @@ class Journal:
         with self._explained():
             rows = self._database.execute(
                 f"SELECT {COLUMNS}, is_done, is_pending FROM edits WHERE is_pending"  # noqa: S608
-                " ORDER BY number DESC"
+                " ORDER BY number DESC LIMIT ?",
+                [MAX_PENDING + 1],
             ).fetchall()
+            require_few_pending(len(rows))
             return [
                 PendingEdit(self._edit(row[:-2]), bool(row[-2]), row[-1] == _NEW) for row in rows
             ]

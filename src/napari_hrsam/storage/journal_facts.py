@@ -15,6 +15,7 @@ from napari_hrsam.storage.journal_rows import (
     COLUMNS,
     edit_from,
     id_of,
+    require_few_pending,
     require_tables,
 )
 from napari_hrsam.storage.writer_lock import require_own_files
@@ -133,7 +134,10 @@ def _address(path: Path) -> str:
 
 def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
     query = f"SELECT {COLUMNS}, is_done, is_pending FROM edits ORDER BY number"  # noqa: S608
+    num_pending = 0
     for *row, is_done, is_pending in database.execute(query):
+        num_pending += bool(is_pending)
+        require_few_pending(num_pending)
         edit = edit_from(tuple(row))
         yield CommitFacts(
             label=edit.label,

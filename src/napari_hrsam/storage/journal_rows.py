@@ -45,6 +45,9 @@ PRAGMA user_version = {VERSION};
 MAX_PLANES = 32
 """Indices of a plane."""
 
+MAX_PENDING = 1000
+"""Edits that may be carried out in part; we make one at a time, and put each back on opening."""
+
 _MAX_NUMBER = 2**63 - 1
 
 
@@ -104,6 +107,12 @@ def id_of(stored: object) -> int:
 def stored_id(label: int) -> int:
     """Return the number that an id is stored as; see `id_of`."""
     return label if label < 2**63 else label - 2**64
+
+
+def require_few_pending(num: int) -> None:
+    """Refuse more interrupted edits than there can be."""
+    if num > MAX_PENDING:
+        raise ValueError(f"more than {MAX_PENDING} edits that were interrupted")
 
 
 def edit_from(row: tuple[Any, ...]) -> EditRow:

@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_SIDE_PX = 2**31
 """Longest axis of a label image that is believed; 100 times the largest images there are."""
 
-MAX_CHUNK_BYTES = 2**30
-"""Largest chunk (or shard) of another program that is drawn into; it is held in memory whole."""
+MAX_CHUNK_BYTES = 2**27
+"""Largest chunk (or shard) of another program that is drawn into; up to three copies of it are in
+memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -152,11 +153,11 @@ def _check(levels: LabelLevels) -> None:
 def _check_sizes(folder: Path, array: zarr.Array[Any]) -> None:
     """Refuse sizes that no image has, before anything is made of that size."""
     step = array.shards or array.chunks
-    if max(array.shape, default=0) > MAX_SIDE_PX or min(step, default=1) < 1:
+    if max(array.shape, default=0) > MAX_SIDE_PX:
         raise LabelsError(
-            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis in chunks of 1 or "
-            f"more at {folder}, got shape {array.shape} in chunks of {step}; the metadata of level "
-            f"{array.path} is damaged: bring it back from a copy"
+            f"expected labels of at most {MAX_SIDE_PX} pixels along each axis at {folder}, got "
+            f"shape {array.shape}; the metadata of level {array.path} is damaged: bring it back "
+            "from a copy"
         )
     num_bytes = math.prod(step) * np.dtype(array.dtype).itemsize
     if num_bytes > MAX_CHUNK_BYTES:

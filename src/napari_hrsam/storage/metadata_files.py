@@ -48,6 +48,24 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"metadata nested too deeply at {path}") from error
 
 
+def stated_chunks(data: bytes) -> list[Any]:
+    """Return the chunk shape that the metadata of an array states, empty if it states none.
+
+    As it is stored: zarr from 3.4 on takes sizes of 0 for others, which no other program does.
+    """
+    if b'"chunk' not in data:
+        return []
+    try:
+        found = json.loads(data)
+    # zarr parses it again, and says what is wrong with it.
+    except (ValueError, RecursionError):
+        return []
+    match found:
+        case {"chunks": [*sizes]} | {"chunk_grid": {"configuration": {"chunk_shape": [*sizes]}}}:
+            return sizes
+    return []
+
+
 def ome_attributes(folder: Path) -> dict[str, Any]:
     """Return the OME attributes of a group in a folder, none if they cannot be read."""
     for file, key in (("zarr.json", "attributes"), (".zattrs", None)):

@@ -9,10 +9,10 @@ import numpy as np
 import zarr
 
 from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
+from napari_hrsam.sample.generated import local_store
 from napari_hrsam.storage.bounded_codecs import bounded
 from napari_hrsam.storage.checked_store import CheckedStore
 from napari_hrsam.storage.colours import Channels, Limits, Shown, shown_channels
-from napari_hrsam.storage.generated import local_store
 from napari_hrsam.storage.ome_metadata import OmeChannel, OmeImage, parse_ome
 from napari_hrsam.storage.remote import is_url, open_url, shown_url
 from napari_hrsam.storage.stored import AxisOrder, StoredLevel, stored_levels

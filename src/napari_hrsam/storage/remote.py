@@ -25,10 +25,10 @@ ATTEMPTS = 5
 """How often a read is tried."""
 
 TIMEOUT_S = 20.0
-"""How long one try may take."""
+"""How long one try may take where it is not seen whether anything comes: all but http and https."""
 
 TOTAL_S = 60.0
-"""After this long no further try is made."""
+"""How long a read may take in all; of http and https, as long as something comes."""
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "adl")
 """URLs that are opened. Others of fsspec lead from there to anywhere else, or write files."""
@@ -37,7 +37,7 @@ FIRST_PAUSE_S = 0.5
 """Pause after the first failure, about doubled after each further one."""
 
 LONGEST_PAUSE_S = 15.0
-"""Longest pause, also where the server asks for a longer one."""
+"""Longest pause; a server that asks for a longer one is not asked again."""
 
 FORBIDDEN_VARIABLE = "NAPARI_HRSAM_403_IS_MISSING"
 """Environment variable: set to 1 where a server answers 403 for files that are not there, as public
@@ -136,7 +136,8 @@ class PatientStore(WrapperStore[Store]):
 
     A key that is not there (404) is told at once: zarr fills such chunks. Other answers that are
     final (403, unless it is taken for 404) fail at once too. A server that asks to wait, fails
-    (429, 5xx), stalls or hangs up is asked again.
+    (429, 5xx) or hangs up is asked again. One that is silent on http is given up after
+    `http_files.SILENCE_S`.
 
     Parameters
     ----------
@@ -152,9 +153,10 @@ class PatientStore(WrapperStore[Store]):
         super().__init__(store)
         self._url = url
         self._forbidden_is_missing = forbidden_is_missing
-        # Clients of object stores read to the end, however far away it is.
+        # Clients of object stores read to the end, however far away it is, and do not tell how far
+        # they are.
         protocol = getattr(getattr(store, "fs", None), "protocol", ())
-        self._is_unlimited = isinstance(store, FsspecStore) and "http" not in protocol
+        self._is_blind = isinstance(store, FsspecStore) and "http" not in protocol
 
     def _with_store(self, store: Store) -> PatientStore:
         return PatientStore(store, self._url, forbidden_is_missing=self._forbidden_is_missing)
@@ -163,7 +165,7 @@ class PatientStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a key, or a part of it; None if there is none."""
-        if byte_range is None and self._is_unlimited:
+        if byte_range is None and self._is_blind:
             # One byte more than there may be shows that there is too much.
             byte_range = RangeByteRequest(0, MAX_BYTES.get() + 1)
         return await self._patiently(key, lambda: self._store.get(key, prototype, byte_range), None)
@@ -192,23 +194,29 @@ class PatientStore(WrapperStore[Store]):
         """Read, again where that may help; ``missing`` is what a key gives that is not there."""
         started, pause_s = time.monotonic(), FIRST_PAUSE_S
         for attempt in range(1, ATTEMPTS + 1):
+            left_s = started + TOTAL_S - time.monotonic()
+            limit_s = min(TIMEOUT_S, left_s) if self._is_blind else left_s
             try:
-                return await asyncio.wait_for(read(), TIMEOUT_S)
+                return await asyncio.wait_for(read(), limit_s)
             except HRSAMError:
                 raise
             except _network_errors() as error:
                 if self._forbidden_is_missing and _is_forbidden(error):
                     return missing
-                wait_s = min(LONGEST_PAUSE_S, max(_asked_pause_s(error), pause_s))
-                late = time.monotonic() - started + wait_s > TOTAL_S
+                wait_s = max(_asked_pause_s(error), pause_s)
+                late = wait_s > LONGEST_PAUSE_S or time.monotonic() - started + wait_s > TOTAL_S
                 if attempt == ATTEMPTS or late or not _may_pass(error):
                     raise ImageReadError(
-                        f"expected {self._url.rstrip('/')}/{key}, got {_told(error)} in "
+                        f"expected {self._url.rstrip('/')}/{key}, got {_told(error, limit_s)} in "
                         f"{attempt} attempt(s) and {time.monotonic() - started:.0f} s; "
                         f"{_advice(error)}"
                     ) from error
                 logger.warning(
-                    "%s/%s: %s, trying again in %.1f s", self._url, key, _told(error), wait_s
+                    "%s/%s: %s, trying again in %.1f s",
+                    self._url,
+                    key,
+                    _told(error, limit_s),
+                    wait_s,
                 )
             # Clients that failed together do not come back together.
             await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
@@ -229,7 +237,7 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status >= 300:
         return status == TOO_MANY_REQUESTS or status >= 500
-    return not isinstance(error, PermissionError)
+    return getattr(error, "may_pass", True) and not isinstance(error, PermissionError)
 
 
 def _is_forbidden(error: Exception) -> bool:
@@ -249,11 +257,17 @@ def _advice(error: Exception) -> str:
 def _asked_pause_s(error: Exception) -> float:
     """Pause that the server asked for in seconds, 0 if none."""
     asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    return float(asked) if asked.isdigit() else 0.0
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, limit_s: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {TIMEOUT_S:.0f} s"
+        return f"no whole answer within {limit_s:.0f} s"
+    if not getattr(error, "may_pass", True):
+        return str(error)
     status = getattr(error, "status", None)
-    return f"HTTP status {status}" if status else f"{type(error).__name__}: {error}"
+    if not status:
+        return f"{type(error).__name__}: {error}"
+    asked_s = _asked_pause_s(error)
+    wish = f", which asks to wait for {asked_s:.0f} s," if asked_s > LONGEST_PAUSE_S else ""
+    return f"HTTP status {status}{wish}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,11 @@ from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.array_kinds import adapted
 
-MAX_CHUNK_BYTES = 512 * 2**20
+MAX_CHUNK_BYTES = 448 * 2**20
 """An image whose smallest readable part is larger cannot be read in little memory."""
+
+MAX_AT_ONCE_BYTES = 256 * 2**20
+"""Chunks of more than this together are read one after the other."""
 
 MAX_SIDE = 2**31
 """Longest axis that is believed."""
@@ -159,12 +163,46 @@ class StoredLevel:
         return crop[..., np.newaxis] if order.channel is None else crop
 
     def _fetch(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+        parts = self._parts(index)
+        if len(parts) == 1:
+            return self._fetch_at_once(index)
+        shape = [part.stop - part.start for part in index if isinstance(part, slice)]
+        values = np.empty(shape, self.dtype)
+        for part in parts:
+            to = tuple(
+                slice(piece.start - whole.start, piece.stop - whole.start)
+                for piece, whole in zip(part, index, strict=True)
+                if isinstance(piece, slice) and isinstance(whole, slice)
+            )
+            values[to] = self._fetch_at_once(part)
+        return values
+
+    def _parts(self, index: tuple[slice | int, ...]) -> list[tuple[slice | int, ...]]:
+        """Cut an index where large chunks meet: they would be in memory all at a time."""
+        chunks = None if self.is_in_memory else chunk_shape(self.data)
+        if chunks is None:
+            return [index]
+        under = _chunks_under(index, chunks)
+        num_bytes = math.prod([*chunks, *map(len, under)]) * self.dtype.itemsize
+        if num_bytes <= MAX_AT_ONCE_BYTES:
+            return [index]
+        cut = [
+            [slice(max(part.start, i * n), min(part.stop, (i + 1) * n)) for i in places]
+            if isinstance(part, slice)
+            else [part]
+            for part, places, n in zip(index, under, chunks, strict=True)
+        ]
+        return list(itertools.product(*cut))
+
+    def _fetch_at_once(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
         try:
             return np.asarray(self.data[index])
         except (HRSAMError, MemoryError):
             raise
         # Codecs answer damaged bytes with errors of any kind.
         except Exception as error:
+            # The chunk that its frames hold may be large.
+            traceback.clear_frames(error.__traceback__)
             raise ImageReadError(
                 f"expected the pixels of {self.name} at {_shown_index(index)}, got "
                 f"{type(error).__name__}: {error}; {self._where_damaged(index, type(error))}"
@@ -175,12 +213,7 @@ class StoredLevel:
         chunks = getattr(self.data, "chunks", None)
         if not chunks or not all(isinstance(length, int) for length in chunks):
             return "look at how the image was made or read"
-        ranges = [
-            range(part.start // length, (part.stop - 1) // length + 1)
-            if isinstance(part, slice)
-            else range(part // length, part // length + 1)
-            for part, length in zip(index, chunks, strict=True)
-        ]
+        ranges = _chunks_under(index, chunks)
         for place in itertools.islice(itertools.product(*ranges), MAX_DAMAGE_SEARCH):
             try:
                 self.data[
@@ -192,6 +225,16 @@ class StoredLevel:
                     "read; copy the image again, or work on another part"
                 )
         return "no single chunk is at fault; try again"
+
+
+def _chunks_under(index: tuple[slice | int, ...], chunks: tuple[int, ...]) -> list[range]:
+    """Return the numbers of the chunks that an index touches along each axis."""
+    return [
+        range(part.start // length, (part.stop - 1) // length + 1)
+        if isinstance(part, slice)
+        else range(part // length, part // length + 1)
+        for part, length in zip(index, chunks, strict=True)
+    ]
 
 
 def chunk_shape(data: Any) -> tuple[int, ...] | None:

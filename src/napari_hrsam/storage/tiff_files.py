@@ -19,6 +19,7 @@ from napari_hrsam.storage.image_files import (
     ORIENTATIONS,
     read_picture,
     require_picture_size,
+    too_large,
     unreadable,
 )
 from napari_hrsam.storage.ome_metadata import OmeImage
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 MAX_WHOLE_BYTES = 64 * 2**20
 """An image up to this size is read at once, and a larger segment is too large to be read often."""
+
+MAX_PLANES = 2**20
+"""Planes of an image that OME metadata may tell: tifffile makes a list of them."""
 
 _REDUCED, _TRANSPARENCY = 1, 4
 _SHAPE_SLACK = 2
@@ -133,10 +137,13 @@ def open_tiff(path: Path, *, as_stored: bool = False) -> TiffImage:
     # The file stays open as long as a level of it is in use: pages are looked up when wanted.
     weakref.finalize(cache, file.close)
     try:
+        _require_few_planes(file, path)
         found = _find(file, path)
         return _opened(found, cache, path, as_stored)
-    except (HRSAMError, MemoryError):
+    except HRSAMError:
         raise
+    except MemoryError as error:
+        raise too_large(path) from error
     except Exception as error:
         picture = _of_pillow(file, path)
         if picture is None:
@@ -194,6 +201,17 @@ def _find(file: tifffile.TiffFile, path: Path) -> _Found:
             orientation,
         )
     return _Found(file, levels, [level for one in masks for level in one.levels])
+
+
+def _require_few_planes(file: tifffile.TiffFile, path: Path) -> None:
+    """Refuse more planes in OME metadata than there can be, before any is looked for."""
+    for told in re.findall(r"<(?:\w+:)?Pixels\b([^>]*)>", file.ome_metadata or ""):
+        sizes = re.findall(r"\bSize[CZT]\s*=\s*[\"']\s*(\d{1,20})", told)
+        if math.prod(map(int, sizes)) > MAX_PLANES:
+            raise ImageError(
+                f"expected at most {MAX_PLANES} planes, got {' x '.join(sizes)} in the metadata of "
+                f"{path}; it may be damaged, copy it again"
+            )
 
 
 def _area(series: tifffile.TiffPageSeries) -> int:
@@ -256,15 +274,16 @@ def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> 
         samples = samples_of(one.keyframe, as_stored=as_stored)
         shape_yx = (one.keyframe.imagelength, one.keyframe.imagewidth)
         level = TiffLevel(one, samples, cache, masks.get(shape_yx))
+        if level.piece_bytes > MAX_WHOLE_BYTES:
+            if levels:
+                # Too large to be decoded again and again; the finer level does as well.
+                continue
+            require_picture_size(path, max(level.piece_bytes, level.num_bytes))
         level.probe()
-        if level.piece_bytes > MAX_WHOLE_BYTES and levels:
-            # Too large to be decoded again and again; the finer level does as well.
-            continue
         levels.append(level)
     first = levels[0]
     arrays: tuple[Any, ...] = tuple(levels)
     if first.piece_bytes > MAX_WHOLE_BYTES:
-        require_picture_size(path, first.num_bytes)
         arrays = (_whole(first), *levels[1:])
     elif first.num_bytes <= MAX_WHOLE_BYTES and len(levels) == 1:
         pixels = _whole(first)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from napari_hrsam.plugin.contrib.samples import LayerData, generated_layer
 from napari_hrsam.sample import open_sample
-from napari_hrsam.storage.generated import read_recipe
+from napari_hrsam.sample.generated import read_recipe
 
 Reader = Callable[[str | list[str]], list[LayerData]]
 

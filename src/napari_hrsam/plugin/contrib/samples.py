@@ -11,8 +11,8 @@ from skimage import data
 from napari_hrsam.cache import cache_folder
 from napari_hrsam.errors import ImageError
 from napari_hrsam.sample import Sample, make_sample, open_sample
+from napari_hrsam.sample.scene.recipe import VERSION
 from napari_hrsam.sample.slide import PIXEL_UM
-from napari_hrsam.scene.recipe import VERSION
 
 LayerData = tuple[Any, dict[str, Any], str]
 

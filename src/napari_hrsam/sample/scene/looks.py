@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from napari_hrsam.scene.noise import Wave
+from napari_hrsam.sample.scene.noise import Wave
 
 Colour = tuple[float, float, float]
 

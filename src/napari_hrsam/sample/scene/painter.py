@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.layout import Group
-from napari_hrsam.scene.looks import LOOKS, Coat, Look
-from napari_hrsam.scene.noise import fields
-from napari_hrsam.scene.recipe import Recipe
+from napari_hrsam.sample.scene.layout import Group
+from napari_hrsam.sample.scene.looks import LOOKS, Coat, Look
+from napari_hrsam.sample.scene.noise import fields
+from napari_hrsam.sample.scene.recipe import Recipe
 
 _PATCH_PX = (4, 8, 16, 32)
 """Objects of these sizes are painted many at a time; larger ones one by one."""

@@ -17,11 +17,10 @@ from zarr.storage import LocalStore
 
 from napari_hrsam.errors import ImageError, ImageReadError
 from napari_hrsam.geometry import Tile
-from napari_hrsam.sample import Sample, make_sample
-from napari_hrsam.scene.recipe import FILE_NAME
-from napari_hrsam.scene.scene import Scene
-from napari_hrsam.storage import generated
-from napari_hrsam.storage.generated import GeneratedStore, read_recipe
+from napari_hrsam.sample import Sample, generated, make_sample
+from napari_hrsam.sample.generated import GeneratedStore, read_recipe
+from napari_hrsam.sample.scene.recipe import FILE_NAME
+from napari_hrsam.sample.scene.scene import Scene
 from napari_hrsam.storage.opening import open_image
 
 SIZE_PX = 5000

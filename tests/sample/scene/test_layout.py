@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.layout import KINDS, lay_out, scaled_diameter
-from napari_hrsam.scene.outlines import make_outlines
-from napari_hrsam.scene.recipe import Recipe
-from napari_hrsam.scene.scene import Scene
+from napari_hrsam.sample.scene.layout import KINDS, lay_out, scaled_diameter
+from napari_hrsam.sample.scene.outlines import make_outlines
+from napari_hrsam.sample.scene.recipe import Recipe
+from napari_hrsam.sample.scene.scene import Scene
 
 SIZES = (256, 2048, 10_000, 100_000, 200_000)
 

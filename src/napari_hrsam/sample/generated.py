@@ -25,8 +25,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
 from napari_hrsam.errors import ImageReadError
-from napari_hrsam.scene.recipe import CHUNK_PX, FILE_NAME, Recipe
-from napari_hrsam.scene.scene import Scene
+from napari_hrsam.sample.scene.recipe import CHUNK_PX, FILE_NAME, Recipe
+from napari_hrsam.sample.scene.scene import Scene
 
 ZSTD_LEVEL = 1
 """Compression of chunks, in memory and on disk."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.scene.outlines import Outlines, make_outlines
-from napari_hrsam.scene.recipe import Recipe
+from napari_hrsam.sample.scene.outlines import Outlines, make_outlines
+from napari_hrsam.sample.scene.recipe import Recipe
 
 SMALLEST_PX, LARGEST_PX, FULL_PX = 10, 30_000, 100_000
 """Diameters in an image of `FULL_PX`; a smaller one squeezes the range from above."""

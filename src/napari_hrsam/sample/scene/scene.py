@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.layout import Group, lay_out
-from napari_hrsam.scene.painter import Painter
-from napari_hrsam.scene.recipe import CHUNK_PX, Recipe
+from napari_hrsam.sample.scene.layout import Group, lay_out
+from napari_hrsam.sample.scene.painter import Painter
+from napari_hrsam.sample.scene.recipe import CHUNK_PX, Recipe
 
 _STRIP_PX = 2**20
 

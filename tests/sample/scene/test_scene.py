@@ -7,9 +7,9 @@ import pytest
 
 from napari_hrsam.errors import ConfigError, ImageError
 from napari_hrsam.geometry import Box, level_shape
-from napari_hrsam.scene.painter import Painter
-from napari_hrsam.scene.recipe import CHUNK_PX, LOOKS, Recipe
-from napari_hrsam.scene.scene import Scene, SceneObject
+from napari_hrsam.sample.scene.painter import Painter
+from napari_hrsam.sample.scene.recipe import CHUNK_PX, LOOKS, Recipe
+from napari_hrsam.sample.scene.scene import Scene, SceneObject
 
 SIZE_PX = 3000
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_hrsam.geometry import Box
-from napari_hrsam.scene.noise import field, fields, hashed, lattice
+from napari_hrsam.sample.scene.noise import field, fields, hashed, lattice
 from napari_hrsam.storage.resample import block_mean
 
 
