@@ -202,17 +202,17 @@ def test_commits_are_on_disk_and_taken_up_again(
     controller.worker.join()
     again.start(viewer.add_image(pixels, rgb=True, name="scene"))
     again.wait()
-    assert again.layers is not None
-    np.testing.assert_array_equal(again.layers.target.data, committed)
+    assert again.overlay is not None
+    np.testing.assert_array_equal(again.overlay.target.data, committed)
     again.click(BESIDE)
     again.commit()
     again.wait()
-    assert set(np.unique(again.layers.target.data)) == {1, 3}, "a number is used once"
-    first = again.layers.target
+    assert set(np.unique(again.overlay.target.data)) == {1, 3}, "a number is used once"
+    first = again.overlay.target
     again.start(viewer.layers["scene"], target=NewLayer())
     again.wait()
-    assert first.metadata[COPY_KEY] != again.layers.target.metadata[COPY_KEY]
-    assert not again.layers.target.data.any(), "what a layer shows is not taken up twice"
+    assert first.metadata[COPY_KEY] != again.overlay.target.metadata[COPY_KEY]
+    assert not again.overlay.target.data.any(), "what a layer shows is not taken up twice"
     again.close()
 
 

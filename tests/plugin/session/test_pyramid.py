@@ -78,8 +78,8 @@ def test_a_commit_shows_at_every_zoom(
     assert running.state.level == level
     running.click(place)
     running.wait()
-    assert running.layers is not None
-    preview = running.layers.preview
+    assert running.overlay is not None
+    preview = running.overlay.preview
     assert preview.step == 2**level
     assert preview.layer.data.shape[0] <= 64
     running.commit()
@@ -98,8 +98,8 @@ def test_the_preview_lies_on_its_object_at_a_coarse_level(
     zoom_to(viewer, 5)
     running.click(MIDDLE)
     running.wait()
-    assert running.layers is not None
-    preview, image = running.layers.preview, running.image_layer
+    assert running.overlay is not None
+    preview, image = running.overlay.preview, running.image_layer
     assert image is not None
     assert preview.box is not None
     first = np.array([preview.box.y0, preview.box.x0]) + (2**5 - 1) / 2
@@ -252,14 +252,14 @@ def test_the_current_object_keeps_its_tile_while_the_view_zooms(
     zoom_to(viewer, 5)
     running.click(MIDDLE)
     running.wait()
-    assert running.layers is not None
-    box = running.layers.preview.box
+    assert running.overlay is not None
+    box = running.overlay.preview.box
     zoom_to(viewer, 1)
     assert running.state.level == 5
     running.click((MIDDLE[0] + 50, MIDDLE[1]))
     running.wait()
     assert running.state.level == 5
-    assert running.layers.preview.box == box
+    assert running.overlay.preview.box == box
     running.commit()
     running.wait()
     assert running.state.level == 1
@@ -271,8 +271,8 @@ def test_strokes_at_a_coarse_level_are_committed(
     zoom_to(viewer, 5)
     running.click(MIDDLE)
     running.wait()
-    assert running.layers is not None
-    preview = running.layers.preview
+    assert running.overlay is not None
+    preview = running.overlay.preview
     preview.layer.brush_size = 1
     preview.layer.paint((3, 5), 1)
     box, step = preview.box, preview.step
@@ -280,7 +280,7 @@ def test_strokes_at_a_coarse_level_are_committed(
     running.commit()
     running.wait()
     painted = Box(0, 0, step, step).shifted(box.y0 + 3 * step, box.x0 + 5 * step)
-    level0 = running.layers.target.data[0]
+    level0 = running.overlay.target.data[0]
     assert (np.asarray(level0[painted.slices]) == 1).all()
     ring = np.asarray(level0[painted.expand(1).slices])
     assert (ring == 1).sum() == step**2, "no more than was painted"
@@ -327,8 +327,8 @@ def test_the_next_session_goes_on_with_the_same_labels(
     running.undo()
     running.undo()
     running.wait()
-    assert running.layers is not None
-    assert not np.any(running.layers.target.data[-1])
+    assert running.overlay is not None
+    assert not np.any(running.overlay.target.data[-1])
 
 
 def test_another_image_of_the_same_name_and_size_has_labels_of_its_own(
@@ -484,13 +484,13 @@ def test_a_damaged_chunk_is_told_once_and_the_rest_is_shown(
     running.start(viewer.layers["slide"])
     running.wait()
     errors: list[BaseException] = []
-    running.failed.connect(errors.append)
-    assert running.layers is not None
-    level0 = running.layers.target.data[0]
+    running.state.failed.connect(errors.append)
+    assert running.overlay is not None
+    level0 = running.overlay.target.data[0]
     for _ in range(2):
         at_damage = Box(*SMALL, SMALL[0] + 1, SMALL[1] + 1).expand(5)
         assert not np.asarray(level0[at_damage.slices]).any()
-    running.deliver()
+    running.worker.deliver()
     assert len(errors) == 1
     assert "damaged chunk" in running.state.message
     assert running.state.is_error
@@ -619,13 +619,13 @@ def outlining(
     running.pin_level(5)
     running.click(MIDDLE)
     running.wait()
-    assert running.layers is not None
-    running.layers.preview.layer.brush_size = 1
-    running.layers.preview.layer.paint((3, 5), 1)
+    assert running.overlay is not None
+    running.overlay.preview.layer.brush_size = 1
+    running.overlay.preview.layer.paint((3, 5), 1)
     running.commit()
     end = time.monotonic() + 20
     while running.state.progress is None and time.monotonic() < end:
-        running.deliver()
+        running.worker.deliver()
         time.sleep(0.005)
     return running
 
@@ -642,16 +642,16 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert "given up" in outlining.state.message
     assert outlining.state.progress is None
     assert outlining.state.num_prompts == 1
-    assert outlining.layers is not None
-    assert outlining.layers.preview.pixels.sum() > 500
-    assert outlining.layers.preview.pixels[3, 5] == 1, "what was painted"
-    assert outlining.layers.preview.strokes() is not None
-    assert not np.any(outlining.layers.target.data[-1])
+    assert outlining.overlay is not None
+    assert outlining.overlay.preview.pixels.sum() > 500
+    assert outlining.overlay.preview.pixels[3, 5] == 1, "what was painted"
+    assert outlining.overlay.preview.strokes() is not None
+    assert not np.any(outlining.overlay.target.data[-1])
     outlining.set_outlines_fully(False)
     outlining.commit()
     outlining.wait()
     assert outlining.state.num_committed == 1
-    assert np.any(outlining.layers.target.data[-1])
+    assert np.any(outlining.overlay.target.data[-1])
 
 
 def test_closing_does_not_wait_for_the_outline_but_keeps_the_commit(
@@ -667,7 +667,7 @@ def test_closing_does_not_wait_for_the_outline_but_keeps_the_commit(
 
     outlining.close()
     monkeypatch.setattr(OutlineNetwork, "__call__", count)
-    assert outlining.join(20)
+    assert outlining.worker.join(20)
     assert len(looks) <= 1, "the part under way when it was closed"
     with open_labels(store.parent.parent, store.name) as labels:
         y, x = MIDDLE
@@ -694,7 +694,7 @@ def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
     assert model.waiting.wait(20)
     running.close()
     model.gate.set()
-    assert running.join(20)
+    assert running.worker.join(20)
     assert len(seen) == 1
 
 
