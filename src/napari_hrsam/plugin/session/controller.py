@@ -1,4 +1,8 @@
-"""Joins the layers of a viewer to a session: everything the panel does, without Qt."""
+"""Joins the layers of a viewer to a session: everything the panel does, without Qt.
+
+It is long because it is the only place that sees canvas, worker, overlay and state together: they
+know nothing of each other, nor of it.
+"""
 
 from __future__ import annotations
 
@@ -199,9 +203,7 @@ class SegmentController:
         if self.overlay is not None:
             self.canvas.listen()
         request = ModelRequest(model=model, device=device, download=download)
-        self.state.update(
-            phase=Phase.LOADING, message=f"Loading {request.label} ...", is_error=False
-        )
+        self._show_message(f"Loading {request.label} ...", phase=Phase.LOADING)
         self.worker.send(commands.UseModel(request), self._on_model)
 
     def stop(self, message: str = messages.HINT_START) -> None:
@@ -514,25 +516,29 @@ class SegmentController:
         shown = overlay or self._ending
         if shown is not None and answer.edit is not None:
             shown.objects.edited(answer.edit)
-        self._update(progress=None)
         if overlay is None or not is_newest:
+            self._update(progress=None)
             return
         overlay.show_answer(answer)
+        is_given_up = overlay.given_up is not None
+        changes: dict[str, Any] = {}
         if answer.prediction is not None:
             seconds = answer.prediction.seconds
-            self._update(encode_ms=1000 * seconds["encode_s"], decode_ms=1000 * seconds["decode_s"])
-        is_given_up = overlay.given_up is not None
+            changes |= {f"{part}_ms": 1000 * seconds[f"{part}_s"] for part in ("encode", "decode")}
         if not follows_error:
             message = messages.describe_step(answer, overlay.view.plane_name)
             if is_given_up and answer.prediction is None:
                 message = messages.GIVEN_UP
-            self._show_message(message)
+            changes |= {"message": message, "is_error": False}
         self._update(
+            progress=None,
             can_undo=answer.can_undo or is_given_up,
             can_redo=answer.can_redo,
             num_committed=answer.num_committed,
+            level=overlay.level(self.state.pinned_level),
+            **changes,
         )
-        self._show_level()
+        self._look_ahead()
 
     def _on_failure(self, command: commands.Command, error: BaseException, is_newest: bool) -> None:
         match command:
@@ -736,10 +742,11 @@ class SegmentController:
     def _update(self, **changes: Any) -> None:
         """Change the state, and what follows from the layers and the worker."""
         overlay = self.overlay
+        elsewhere = "" if overlay is None else overlay.elsewhere
         self.state.update(
             num_prompts=0 if overlay is None else len(overlay.prompts),
             is_busy=self.worker.is_busy,
-            elsewhere="" if overlay is None else messages.describe_elsewhere(overlay.elsewhere),
+            elsewhere=elsewhere and messages.describe_elsewhere(elsewhere),
             **changes,
         )
 

@@ -138,7 +138,5 @@ def describe_opened(opened: Opened, image: ImageInput) -> str:
 
 
 def describe_elsewhere(plane_name: str) -> str:
-    """Say on which plane the current object is, if it is not the one that is shown."""
-    if not plane_name:
-        return ""
+    """Say on which plane the current object is, where another one is shown."""
     return f"The object is on {plane_name}. C goes back to it, Esc cancels it."
