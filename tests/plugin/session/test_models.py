@@ -31,8 +31,9 @@ from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.plugin.panel.model_chooser import CHOOSE_FILE
 from napari_hrsam.plugin.panel.parts import WrappedLabel
 from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.commands import UseModel
 from napari_hrsam.plugin.session.controller import SegmentController
-from napari_hrsam.plugin.session.loading import load_named_model
+from napari_hrsam.plugin.session.loading import ModelRequest, load_named_model
 from napari_hrsam.plugin.session.state import Phase
 
 INSIDE = (30, 30)
@@ -227,7 +228,8 @@ def test_clicks_while_another_model_is_loaded_are_answered(
     session.worker.deliver()
     drag(viewer, (5, 5))
     assert "Still loading" in session.state.message
-    session.progressed(20 * MB, 40 * MB)
+    far = UseModel(ModelRequest(model="far"))
+    session.worker.progress.emit(far, 20 * MB, 40 * MB)
     assert "Still loading" in session.state.message, "until it can be read"
     loader.go_on.set()
     session.wait()
