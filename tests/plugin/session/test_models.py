@@ -17,6 +17,7 @@ import pytest
 from mouse_events import drag
 from napari.components import ViewerModel
 from numpy.typing import NDArray
+from panel_window import TIMEOUT_MS
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog, QLineEdit, QProgressBar
@@ -37,7 +38,7 @@ from napari_hrsam.plugin.session.loading import ModelRequest, load_named_model
 from napari_hrsam.plugin.session.state import Phase
 
 INSIDE = (30, 30)
-TIMEOUT_MS = 30_000
+
 MB = 10**6
 LEFT = Qt.MouseButton.LeftButton
 KNOWN = (
