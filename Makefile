@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-# Read by tests/engine/test_kills.py and test_embed_crash.py, and by tests/plugin/test_panel_stress.py.
+# Read by tests/engine/test_kills.py and test_embed_crash.py, and by tests/plugin/panel/test_stress.py.
 KILLS ?= 200
 STRESS ?= 200
 

@@ -10,6 +10,7 @@ import pytest
 from panel_window import LEFT, NO_KEY, RIGHT, Window
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from stored_images import write_ome_zarr
 
 from napari_hrsam.plugin.panel import target as target_module
 from napari_hrsam.plugin.session.targets import NewLayer
@@ -155,8 +156,6 @@ def test_places_for_objects_are_offered_by_the_kind_of_image(
 def test_names_beside_an_ome_zarr_are_offered_and_can_be_added(
     open_window: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_panel_pyramid import write_ome_zarr
-
     path = tmp_path / "slide.ome.zarr"
     arrays = write_ome_zarr(path, np.zeros((600, 600), np.uint8))
     create_labels(path, "cells").close()
@@ -206,8 +205,8 @@ def test_colours_can_be_chosen_where_layers_share_a_grid(open_window: Any) -> No
     assert channels(window) == {"red": window.viewer.layers["one"], "green": two}
     assert colours.boxes["red"].currentText() == "one"
     assert colours.boxes["blue"].itemText(0) == "nothing"
-    assert "what you see" in colours.boxes["blue"].toolTip()
     window.idle()
+    assert "what you see" in colours.boxes["blue"].toolTip()
     window.viewer.layers.remove("two")
     window.idle()
     assert colours.isHidden()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 from numpy.typing import NDArray
+from stored_images import write_ome_zarr
 
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
@@ -349,19 +349,6 @@ def test_an_empty_label_layer_goes_with_the_session(
     running.stop()
     running.wait()
     assert [layer.name for layer in viewer.layers] == ["slide"]
-
-
-def write_ome_zarr(path: Path, pixels: NDArray[Any], num_levels: int = 3) -> list[Any]:
-    """Write a (y, x) pyramid and return its arrays."""
-    group = zarr.open_group(path, mode="w")
-    datasets = []
-    for k in range(num_levels):
-        group.create_array(str(k), data=pixels[:: 2**k, :: 2**k], chunks=(256, 256))
-        scale = {"type": "scale", "scale": [2.0**k, 2.0**k]}
-        datasets.append({"path": str(k), "coordinateTransformations": [scale]})
-    axes = [{"name": name, "type": "space"} for name in "yx"]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
-    return [group[str(k)] for k in range(num_levels)]
 
 
 @pytest.fixture
