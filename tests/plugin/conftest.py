@@ -60,7 +60,7 @@ class ColourModel(nn.Module):
     def encode(self, image: Tensor) -> ImageFeatures:
         self.threads.add(threading.current_thread().name)
         self.waiting.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(180)
         small = image / 255
         return ImageFeatures(embedding=avg_pool2d(small, 16), stride4=avg_pool2d(small, 4))
 
