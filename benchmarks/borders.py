@@ -93,7 +93,7 @@ def masks_of(
                 [a - b for a, b in zip(thing.centre_yx, corner, strict=True)], level=level
             )
             box = thing.box.expand(margin).shifted(-corner[0], -corner[1])
-            masks.append(session.refine().region.read(box))
+            masks.append(session.refine_outline().region.read(box))
     return masks
 
 

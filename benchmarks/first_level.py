@@ -49,7 +49,7 @@ def compare(
         region.y0 // scale, region.x0 // scale, -(-region.y1 // scale), -(-region.x1 // scale)
     )
     truth = sample.mask(thing.label, box, level)
-    mask = found.field.sample(level, box) > 0
+    mask = found.multiscale.sample(level, box) > 0
     click = next_click(mask, truth, [], rng=np.random.default_rng(0))
     if click is None:
         return mask_iou(mask, truth), None

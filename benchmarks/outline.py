@@ -50,7 +50,7 @@ def clicked(segmenter: Segmenter, case: OutlineCase, factor: int) -> NDArray[np.
             prediction = session.click(point, positive=bool(truth[place]))
             drawn = prediction.region.read(Box(0, 0, *shape))
         level = 1 - factor.bit_length()
-        return prediction.field.sample(level, Box(0, 0, *case.mask.shape)).copy()
+        return prediction.multiscale.sample(level, Box(0, 0, *case.mask.shape)).copy()
 
 
 def seconds_per_tile(refiner: OutlineRefiner) -> float:

@@ -74,7 +74,7 @@ def test_replay_as_json_has_the_seconds_of_encoder_and_decoder(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     arguments = ["demo", "--headless", "--model", str(untrained_weights), "--out", str(tmp_path)]
     assert main([*arguments, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)

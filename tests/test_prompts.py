@@ -35,12 +35,12 @@ def test_of_contradicting_clicks_on_one_pixel_the_newest_counts() -> None:
         .with_click((4.8, 5.4), False)
     )
     assert len(prompts.points_yx) == 3
-    assert prompts.obeyed() == Prompts(points_yx=((9, 9), (4.8, 5.4)), labels=(True, False))
+    assert prompts.consistent() == Prompts(points_yx=((9, 9), (4.8, 5.4)), labels=(True, False))
 
 
 def test_a_repeated_click_of_the_same_sign_is_kept() -> None:
     prompts = Prompts(points_yx=((5, 5), (5, 5)), labels=(True, True))
-    assert prompts.obeyed() == prompts
+    assert prompts.consistent() == prompts
 
 
 def test_the_extent_holds_clicks_and_corner_pixels_of_the_box() -> None:

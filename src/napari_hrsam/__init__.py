@@ -10,22 +10,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.embed import EmbedReport
+    from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import Session
     from napari_hrsam.errors import HRSAMError
+    from napari_hrsam.geometry import Box
     from napari_hrsam.modeling.checkpoints import load_model
-    from napari_hrsam.modeling.registry import list_models
+    from napari_hrsam.modeling.registry import ModelInfo, list_models
+    from napari_hrsam.modeling.segmenter import Segmenter
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.embedding_store import EmbeddingStore
     from napari_hrsam.storage.export_coco import export_coco
     from napari_hrsam.storage.export_csv import export_csv
     from napari_hrsam.storage.export_geojson import export_geojson
+    from napari_hrsam.storage.export_source import Exported
     from napari_hrsam.storage.export_tiff import export_tiff
-    from napari_hrsam.storage.label_check import verify_labels
-    from napari_hrsam.storage.label_compact import compact_labels
+    from napari_hrsam.storage.label_check import LabelsReport, verify_labels
+    from napari_hrsam.storage.label_compact import Compacted, compact_labels
     from napari_hrsam.storage.label_pyramid import PyramidLabels, create_labels, open_labels
-    from napari_hrsam.storage.label_store import ArrayLabels, Edit
+    from napari_hrsam.storage.label_store import ArrayLabels, Edit, History
     from napari_hrsam.storage.opening import open_image
     from napari_hrsam.storage.tile_source import ArrayImage, PyramidImage
 
@@ -34,13 +39,24 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrayImage",
     "ArrayLabels",
+    "Box",
+    "Compacted",
+    "DecodedMasks",
     "Edit",
+    "EmbedReport",
     "EmbeddingStore",
+    "EncodedImage",
+    "Exported",
     "HRSAMError",
+    "History",
+    "ImagePredictor",
+    "LabelsReport",
+    "ModelInfo",
     "Prediction",
     "Prompts",
     "PyramidImage",
     "PyramidLabels",
+    "Segmenter",
     "Session",
     "__version__",
     "compact_labels",
@@ -60,13 +76,24 @@ __all__ = [
 _HOMES = {
     "ArrayImage": "napari_hrsam.storage.tile_source",
     "ArrayLabels": "napari_hrsam.storage.label_store",
+    "Box": "napari_hrsam.geometry",
+    "Compacted": "napari_hrsam.storage.label_compact",
+    "DecodedMasks": "napari_hrsam.engine.image_predictor",
     "Edit": "napari_hrsam.storage.label_store",
+    "EmbedReport": "napari_hrsam.engine.embed",
     "EmbeddingStore": "napari_hrsam.storage.embedding_store",
+    "EncodedImage": "napari_hrsam.engine.image_predictor",
+    "Exported": "napari_hrsam.storage.export_source",
     "HRSAMError": "napari_hrsam.errors",
+    "History": "napari_hrsam.storage.label_store",
+    "ImagePredictor": "napari_hrsam.engine.image_predictor",
+    "LabelsReport": "napari_hrsam.storage.label_check",
+    "ModelInfo": "napari_hrsam.modeling.registry",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.tile_source",
     "PyramidLabels": "napari_hrsam.storage.label_pyramid",
+    "Segmenter": "napari_hrsam.modeling.segmenter",
     "Session": "napari_hrsam.engine.session",
     "compact_labels": "napari_hrsam.storage.label_compact",
     "create_labels": "napari_hrsam.storage.label_pyramid",

@@ -8,7 +8,7 @@ its numbers are pixel edges, so ``Box(0, 0, 2, 3)`` holds the pixels (0..1, 0..2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 
@@ -182,6 +182,28 @@ class Box:
     def shifted(self, dy: int, dx: int) -> Box:
         """Return the box moved by (dy, dx)."""
         return Box(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
+
+
+BoxLike = Box | Sequence[int]
+"""A `Box`, or four whole numbers (y0, x0, y1, x1): what every public function takes."""
+
+
+def as_box(box: BoxLike) -> Box:
+    """Return a box that was given as one or as (y0, x0, y1, x1).
+
+    Raises
+    ------
+    ShapeError
+        If it is neither, or an end lies before its start.
+    """
+    if isinstance(box, Box):
+        return box
+    try:
+        return Box(*box)
+    except TypeError:
+        raise ShapeError(
+            f"expected a box as four whole numbers (y0, x0, y1, x1), got {box!r}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

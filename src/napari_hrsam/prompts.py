@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class Prompts:
         """Return these prompts with this box, which replaces an earlier one."""
         return replace(self, box=_box(box_yxyx))
 
-    def obeyed(self) -> Prompts:
+    def consistent(self) -> Prompts:
         """Return the prompts without the clicks that a newer one of the other sign contradicts.
 
         Two clicks contradict each other when they lie on one level-0 pixel; the newest wins.
@@ -156,3 +157,40 @@ def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
 
 def _text(numbers: Sequence[float]) -> str:
     return "(" + ", ".join(f"{number:g}" for number in numbers) + ")"
+
+
+def given_prompts(
+    points: Sequence[Sequence[float]] | NDArray[Any] | None,
+    point_labels: Sequence[bool | int] | NDArray[Any] | None,
+    box: Sequence[float] | None,
+    shape_yx: tuple[int, int],
+) -> Prompts:
+    """Make prompts of what a call was given, checked against an image of a shape.
+
+    Parameters
+    ----------
+    points : sequence of (y, x), optional
+    point_labels : sequence of bool or int, optional
+        1 (inside) or 0 (outside) per point; by default all are inside.
+    box : (y0, x0, y1, x1), optional
+    shape_yx : (int, int)
+
+    Raises
+    ------
+    PromptError
+        If there is none, or one is malformed or outside the image.
+    """
+    given = [] if points is None else list(points)
+    if len(given) == 2 and all(np.ndim(value) == 0 for value in given):
+        y, x = given
+        raise PromptError(
+            f"expected a list of points, got one point ({y}, {x}); write points=[({y}, {x})]"
+        )
+    labels = [True] * len(given) if point_labels is None else list(point_labels)
+    if any(label not in (0, 1) for label in labels):
+        raise PromptError(f"expected point labels of 1 (inside) or 0 (outside), got {labels!r}")
+    prompts = Prompts(points_yx=tuple(given), labels=tuple(labels))
+    prompts = (prompts if box is None else prompts.with_box(box)).inside(shape_yx)
+    if len(prompts) == 0:
+        raise PromptError("expected at least one point or a box, got none; say where the object is")
+    return prompts

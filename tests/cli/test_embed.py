@@ -40,7 +40,7 @@ def embed(slide: Path, weights: Path, *more: str) -> dict[str, Any]:
 def test_what_was_embedded_is_at_hand_for_the_next_command(
     slide: Path, untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     monkeypatch.setenv(EMBEDDINGS_VARIABLE, str(tmp_path / "kept"))
     figures = embed(slide, untrained_weights, "--box", "200,200,450,450", "--max-gb", "0.5")
     assert (figures["num_tiles"], figures["num_encoded"], figures["num_at_hand"]) == (4, 4, 0)
@@ -95,7 +95,7 @@ def test_no_room_is_told_with_the_way_out(
 def test_limits_of_napari_make_embeddings_that_its_sessions_find(
     slide: Path, untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     kept = ["--cache", str(tmp_path / "kept")]
     embed(slide, untrained_weights, *kept, "--level", "1", "--limits", "10,180")
     from napari_hrsam import Session, load_model

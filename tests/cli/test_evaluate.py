@@ -54,7 +54,13 @@ def test_json_of_model_and_baselines_puts_the_model_first(
 ) -> None:
     target = tmp_path / "scores.json"
     arguments = ["evaluate", "--data", str(pairs_folder), "--clicks", "1", "--json", str(target)]
-    contestants = ["--model", str(untrained_weights), "--baseline", "random-walker", "--no-obey"]
+    contestants = [
+        "--model",
+        str(untrained_weights),
+        "--baseline",
+        "random-walker",
+        "--no-click-correction",
+    ]
     assert main([*arguments, *contestants, "--view", "image"]) == 0
     scores = json.loads(target.read_text())
     assert scores["model"] == "hrsam-tiny"

@@ -74,7 +74,7 @@ def test_the_overlay_of_a_large_part_is_shrunk(
     untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("napari_hrsam.cli.segment.MAX_OVERLAY_PX", 600)
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     sparse_slide(tmp_path / "slide.zarr", 20_000, [(10_000, 10_000, 200)])
     click = ["--point", "10000,10000", "--level", "2"]
     result = run(tmp_path / "slide.zarr", untrained_weights, tmp_path, *click)

@@ -62,7 +62,6 @@ class ColourSegmenter(nn.Module):
         multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         assert features.stride4 is not None
-        assert not multimask
         colours = features.stride4[0]
         self.priors.append(mask_logits)
         self.nums_points.append(0 if point_labels is None else point_labels.shape[1])
@@ -80,7 +79,11 @@ class ColourSegmenter(nn.Module):
             logits = torch.where(inside, logits, -3.0)
         if mask_logits is not None:
             logits = logits + 0.01 * mask_logits[0, 0]
-        return logits[None, None], torch.tensor([[self.predicted_iou]])
+        if not multimask:
+            return logits[None, None], torch.tensor([[self.predicted_iou]])
+        # Candidates: everything, the object, nothing.
+        three = torch.stack([torch.full_like(logits, 3.0), logits, torch.full_like(logits, -3.0)])
+        return three[None], torch.tensor([[0.5, self.predicted_iou, 0.1]])
 
 
 class SizedSegmenter(ColourSegmenter):

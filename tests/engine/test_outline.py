@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.outline import outline_distance, refine_outline
 from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import Box, Tile
@@ -65,11 +65,11 @@ def test_an_object_larger_than_a_tile_is_found_at_the_level_that_holds_it(sessio
 def test_its_outline_is_exact_where_the_network_is(session: Session) -> None:
     session.click((433, 511))
     session.click((400, 500))
-    refined = session.refine()
+    refined = session.refine_outline()
     assert refined is session.prediction
     assert not session.needs_refining
     np.testing.assert_array_equal(refined.mask, STAR[refined.box.slices])
-    assert session.refine() is refined, "there is nothing left to do"
+    assert session.refine_outline() is refined, "there is nothing left to do"
 
 
 def test_a_commit_refines_and_writes_one_object_of_the_full_outline(session: Session) -> None:
@@ -84,8 +84,8 @@ def test_an_object_is_refined_no_further_than_where_it_was_looked_at(session: Se
     assert not session.needs_refining
     session.outline_level = 1
     assert session.needs_refining, "the choice counts for the current object too"
-    assert session.refine().field.level == 1
-    assert iou(session.refine().mask, STAR[session.refine().box.slices]) > 0.99
+    assert session.refine_outline().multiscale.level == 1
+    assert iou(session.refine_outline().mask, STAR[session.refine_outline().box.slices]) > 0.99
 
 
 def test_only_tiles_that_the_outline_crosses_are_read(
@@ -99,7 +99,7 @@ def test_only_tiles_that_the_outline_crosses_are_read(
     monkeypatch.setattr(
         ArrayImage, "read", lambda self, tile, *args: asked.append(tile) or read(self, tile, *args)
     )
-    session.refine()
+    session.refine_outline()
     distance = outline_distance(STAR)
     finest = [tile for tile in asked if tile.level == 0]
     assert len(set(asked)) == len(asked)
@@ -120,7 +120,7 @@ def test_no_seam_shows_where_tiles_meet_even_if_they_disagree() -> None:
 
     y, x = np.mgrid[:256, :256]
     logits = (56 - np.hypot(y - 128, x - 128)).astype(np.float32)
-    field = LogitField(Tile(2, 0, 0, 256), logits, (1024, 1024))
+    field = MultiscaleMask(Tile(2, 0, 0, 256), logits, (1024, 1024))
     image = ArrayImage(np.zeros((1024, 1024), np.uint8))
     refined = refine_outline(image, doubtful, field, Prompts(), 0)
     values = refined.sample(0, Box(0, 0, 1024, 1024))
@@ -181,7 +181,7 @@ def test_clicks_are_obeyed_in_the_refined_outline(model: Any) -> None:
     session.outline_level = 0
     edge = (433, 511 + int(np.argmin(STAR[433, 511:])) + 4)
     session.click(edge, positive=True)
-    mask = session.refine().region
+    mask = session.refine_outline().region
     assert mask.read(Box(edge[0] - 1, edge[1] - 1, edge[0] + 2, edge[1] + 2)).sum() >= 5
     assert not STAR[edge]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile
@@ -14,9 +14,9 @@ from napari_hrsam.geometry import Box, Tile
 def prediction(level: int, shape: tuple[int, int], clicks: object = ()) -> Prediction:
     logits = np.full((64, 64), -1, np.float32)
     logits[10:30, 20:45] = 2
-    field = LogitField(Tile(level, 32, 0, 64), logits, shape, clicks)  # type: ignore[arg-type]
+    field = MultiscaleMask(Tile(level, 32, 0, 64), logits, shape, clicks)  # type: ignore[arg-type]
     return Prediction(
-        field=field,
+        multiscale=field,
         iou=0.5,
         logits=logits[::4, ::4],
         is_cut=False,
@@ -57,7 +57,7 @@ def test_masks_cannot_be_changed_by_accident() -> None:
 
 def test_a_mask_without_object_is_false_and_of_no_extent() -> None:
     logits = np.full((64, 64), -1, np.float32)
-    field = LogitField(Tile(2, 0, 0, 64), logits, (900, 900))
-    found = Prediction(field=field, iou=0.0, logits=logits[::4, ::4], is_cut=False, seconds={})
+    field = MultiscaleMask(Tile(2, 0, 0, 64), logits, (900, 900))
+    found = Prediction(multiscale=field, iou=0.0, logits=logits[::4, ::4], is_cut=False, seconds={})
     assert not found
     assert found.extent.area == 0

@@ -145,7 +145,7 @@ def test_a_tile_that_is_too_large_for_the_accelerator_is_encoded_in_quarters(
     assert seen == [(whole, whole), *[(whole // 2, whole // 2)] * 4]
     assert device.moves == []
     assert "four quarters" in caplog.messages[0]
-    # The double looks at every cell for itself, so the joined maps are those of the whole tile.
+    # The double looks at every block for itself, so the joined maps are those of the whole tile.
     for name, array in expected.arrays.items():
         assert embedding.arrays[name] == pytest.approx(array, abs=1e-3)
 
@@ -163,7 +163,7 @@ def test_a_refined_embedding_is_a_new_one_that_shares_the_other_maps(focused_mod
     predictor = Predictor(focused_model)
     original = predictor.encode(PIXELS, TILE)
     kept = original.arrays["embedding"].copy()
-    refined = predictor.refine(original, CLICK, np.ones((16, 16), np.float32))
+    refined = predictor.refine_embedding(original, CLICK, np.ones((16, 16), np.float32))
     np.testing.assert_array_equal(original.arrays["embedding"], kept)
     np.testing.assert_allclose(refined.arrays["embedding"], kept + 1, atol=1e-3)
     assert refined.arrays["embedding"].dtype == np.float16
@@ -184,7 +184,7 @@ def test_a_refined_embedding_that_is_not_finite_names_the_model(
         focused_model, "refine", lambda features, **given: nan(refine(features, **given))
     )
     with pytest.raises(SessionError, match="in the refined embedding that colour computed"):
-        predictor.refine(embedding, CLICK, None)
+        predictor.refine_embedding(embedding, CLICK, None)
 
 
 def nan(features: Any) -> Any:
@@ -198,7 +198,7 @@ def test_out_of_memory_while_refining_falls_back_too(
     expected = embedding.arrays["embedding"] + 1
     device = Accelerator(focused_model, monkeypatch, helps=True)
     with caplog.at_level(logging.WARNING):
-        refined = Predictor(focused_model).refine(embedding, CLICK, None)
+        refined = Predictor(focused_model).refine_embedding(embedding, CLICK, None)
     assert device.moves == ["cpu"]
     assert "runs on the CPU from now on" in caplog.text
     assert refined.arrays["embedding"] == pytest.approx(expected, abs=1e-2)
@@ -218,3 +218,18 @@ def test_out_of_memory_on_the_cpu_is_an_error_with_a_way_out(
     device.name = "cpu"
     with pytest.raises(SessionError, match="64 px tile.*close other programs or choose a smaller"):
         Predictor(model).encode(PIXELS, TILE)
+
+
+def test_candidates_come_likeliest_first(model: Any) -> None:
+    tile = Tile(0, 0, 0, 64)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:32, 16:32] = 200
+    prompts = Prompts(points_yx=((20, 20),), labels=(True,))
+    embedding = Predictor(model).encode(pixels, tile)
+    found = Predictor(model).candidates(embedding, prompts, None)
+    assert [round(one.iou, 3) for one in found] == [0.9, 0.5, 0.1]
+    shares = [float((one.logits > 0).mean()) for one in found]
+    assert 0.04 < shares[0] < 0.1
+    assert shares[1:] == [1.0, 0.0]
+    single = Predictor(model).decode(embedding, prompts, None)
+    np.testing.assert_array_equal(found[0].logits, single.logits)

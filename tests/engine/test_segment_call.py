@@ -19,7 +19,7 @@ def test_it_draws_what_a_session_draws(model: Any, scene: Any) -> None:
     session.box((30, 40, 80, 90))
     for point, label in zip(points, labels, strict=True):
         session.click(point, bool(label))
-    prediction = session.refine()
+    prediction = session.refine_outline()
     assert mask.shape == (200, 160)
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask[prediction.box.slices], prediction.mask)
@@ -50,7 +50,7 @@ def test_an_image_too_large_for_one_array_is_refused(model: Any) -> None:
         ({"points": []}, "say where the object is"),
         ({"points": [(5, 5)], "point_labels": [1, 0]}, "got 1 points and 2 labels"),
         ({"points": [(5, 5)], "point_labels": [2]}, r"1 \(inside\) or 0 \(outside\), got \[2\]"),
-        ({"points": (5, 5)}, r"a click \(y, x\) as 2 numbers, got 5"),
+        ({"points": (5, 5)}, r"got one point \(5, 5\); write points=\[\(5, 5\)\]"),
         ({"points": [(5, 500)]}, r"inside the image of shape \(y, x\) = \(200, 160\)"),
         ({"box": (5, 5, 2, 9)}, "y0 < y1 and x0 < x1"),
         ({"box": 7}, r"a box \(y0, x0, y1, x1\) as 4 numbers, got 7"),

@@ -53,7 +53,7 @@ def test_a_click_finds_the_object_at_every_level(model: Any, scene: Scene, level
 
 @pytest.mark.parametrize(
     ("side", "level"),
-    # The model of these tests sees nothing smaller than two of its cells.
+    # The model of these tests sees nothing smaller than two of its blocks.
     [(s, n) for s in (12, 48, 192, 768) for n in (-2, 0, 2, 4) if s / downsample(n) >= 8],
 )
 def test_an_object_is_found_whatever_level_is_named(
@@ -132,7 +132,7 @@ def test_later_prompts_keep_the_tile_or_move_to_the_smallest_that_holds_all(
 
 
 def test_the_prior_logits_stay_in_their_tile_and_object(model: Any, scene: Scene) -> None:
-    session = Session(model, scene[0], obey_clicks=False)
+    session = Session(model, scene[0], enforce_clicks=False)
     session.view_level = 1
     first = session.click(ON)
     second = session.click((52, 61))
@@ -180,8 +180,8 @@ def test_a_box_larger_than_a_tile_goes_to_a_coarser_level(model: Any, scene: Sce
 
 
 def test_clicks_are_obeyed_down_to_the_level0_pixel(model: Any, scene: Scene) -> None:
-    for obey_clicks in (True, False):
-        session = Session(model, scene[0], obey_clicks=obey_clicks)
+    for enforce_clicks in (True, False):
+        session = Session(model, scene[0], enforce_clicks=enforce_clicks)
         # Negative on the object and positive on the ground, in the object's own colours.
         session.click(ON, level=1)
         session.click((51, 60), positive=False)
@@ -190,13 +190,13 @@ def test_clicks_are_obeyed_down_to_the_level0_pixel(model: Any, scene: Scene) ->
         session.click((OFF[0], OFF[1] + 1))
         mask = whole_mask(session)
         answers = [mask[50, 60], mask[51, 60], mask[51, 62], mask[90, 20], mask[90, 21]]
-        assert (answers == [True, False, True, False, True]) == obey_clicks
+        assert (answers == [True, False, True, False, True]) == enforce_clicks
 
 
 def test_a_correction_is_fed_back_to_the_model(model: Any, scene: Scene) -> None:
     answers = []
-    for obey_clicks in (True, False):
-        session = Session(model, scene[0], obey_clicks=obey_clicks)
+    for enforce_clicks in (True, False):
+        session = Session(model, scene[0], enforce_clicks=enforce_clicks)
         session.click(ON)
         # The model now takes the whole object away, the first click included.
         answers.append(session.click((50, 68), positive=False).logits)
@@ -275,7 +275,7 @@ def test_undo_takes_prompts_back_before_commits_and_redo_returns_all(
 def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
     model: Any, scene: Scene
 ) -> None:
-    first = Session(model, scene[0], obey_clicks=False, max_embeddings=3)
+    first = Session(model, scene[0], enforce_clicks=False, max_embeddings=3)
     first.view_level = 1
     for place in (ON, OFF):
         first.click(place)
@@ -290,7 +290,11 @@ def test_another_model_keeps_commits_with_their_undo_and_drops_the_object(
         first.click(ON)
     assert second.labels is first.labels
     assert second.prediction is None
-    assert (second.view_level, second._drawer.obey_clicks, second._tiles.max_tiles) == (1, False, 3)
+    assert (second.view_level, second._objects.enforce_clicks, second._tiles.max_tiles) == (
+        1,
+        False,
+        3,
+    )
     assert np.array_equal(second.labels.array, labels)
     assert isinstance(second.undo(), Edit)
     assert not second.labels.array.any()
@@ -527,3 +531,40 @@ def test_the_same_prompts_give_the_same_mask_in_any_order_of_work(model: Any, sc
     session.click(ON)
     other.click(ON)
     np.testing.assert_array_equal(whole_mask(session), whole_mask(other))
+
+
+def test_a_candidate_can_be_taken_for_the_object_and_taken_back(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    first = session.click(ON, level=0)
+    likeliest, other, _ = session.candidates()
+    assert session.prediction is first
+    np.testing.assert_array_equal(likeliest.mask, first.mask)
+    assert other.mask.sum() > first.mask.sum()
+    assert session.choose(other) is other is session.prediction
+    assert len(session.prompts) == 1
+    assert session.undo() is first
+    assert session.redo() is other
+    edit = session.commit()
+    assert edit.box.area > first.extent.area
+
+
+def test_a_candidate_of_another_place_is_refused(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    with pytest.raises(SessionError, match="got none; click on one first"):
+        session.candidates()
+    session.click(ON, level=0)
+    candidate = session.candidates()[0]
+    session.cancel()
+    session.click(OFF, level=0)
+    with pytest.raises(SessionError, match="expected one of the candidates"):
+        session.choose(candidate)
+
+
+def test_sessions_and_predictions_are_told_in_one_line(model: Any, scene: Scene) -> None:
+    session = Session(model, scene[0])
+    session.click(ON, level=0)
+    assert repr(session) == "Session(colour on ArrayImage(200 x 160 px), 1 prompts)"
+    assert "level 0, predicted IoU 0.90" in repr(session.prediction)
+    session.close()
+    assert repr(session).endswith("closed)")
+    assert repr(ArrayLabels((5, 6))) == "ArrayLabels(5 x 6 px, uint32)"

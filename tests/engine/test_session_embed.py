@@ -27,7 +27,7 @@ ON, OFF = (50.0, 60.0), (90.0, 20.0)
 @pytest.fixture(autouse=True)
 def _one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests count what one look does."""
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
 
 
 @pytest.fixture

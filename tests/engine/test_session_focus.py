@@ -27,7 +27,7 @@ ON, NEXT, OFF = (50.0, 60.0), (52.0, 75.0), (45.0, 52.0)
 @pytest.fixture(autouse=True)
 def _one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests count what one look does."""
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
 
 
 def added(model: Any, tile: int = 0) -> list[float]:
@@ -63,7 +63,7 @@ def test_an_object_is_refined_once_at_its_second_prompt(focused_model: Any, scen
 def test_the_refinement_sees_the_original_both_clicks_and_the_first_logits(
     focused_model: Any, scene: Scene
 ) -> None:
-    session = Session(focused_model, scene[0], obey_clicks=False)
+    session = Session(focused_model, scene[0], enforce_clicks=False)
     first = session.click(ON)
     session.click(NEXT, positive=False)
     ((features, given),) = focused_model.refined
@@ -210,14 +210,14 @@ def test_refined_embeddings_go_with_their_object(
     focused_model: Any, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[Any]] = []
-    refine = Predictor.refine
+    refine = Predictor.refine_embedding
 
     def watched(self: Predictor, *given: Any) -> Embedding:
         refined = refine(self, *given)
         alive.append(weakref.ref(refined.arrays["embedding"]))
         return refined
 
-    monkeypatch.setattr(Predictor, "refine", watched)
+    monkeypatch.setattr(Predictor, "refine_embedding", watched)
     session = Session(focused_model, scene[0])
     for point in (ON, NEXT, OFF):
         session.click(point)
@@ -258,7 +258,7 @@ def small_model() -> Segmenter:
 
 def test_a_real_model_gives_what_decode_refine_decode_gives(scene: Scene) -> None:
     model = small_model()
-    session = Session(model, scene[0][:64, :64], obey_clicks=False)
+    session = Session(model, scene[0][:64, :64], enforce_clicks=False)
     points = [(30.0, 40.0), (20.0, 50.0), (45.0, 5.0)]
     answers = [session.click(point).logits for point in points]
     with torch.inference_mode():

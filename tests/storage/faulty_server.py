@@ -94,7 +94,9 @@ class Handler(SimpleHTTPRequestHandler):
             self.wfile.write(body[:20])
             self.close_connection = True
         else:
-            self.send_response(fault)
+            self.send_response(302 if fault == "redirect" else fault)
+            if fault == "redirect":
+                self.send_header("Location", self.path)
             self.send_header("Retry-After", self.server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -10,7 +10,7 @@ import pytest
 from napari.layers import Image
 from numpy.typing import NDArray
 
-from napari_hrsam.errors import ImageError
+from napari_hrsam.errors import ImageError, ImageReadError
 from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.storage.layers import take_layers
 from napari_hrsam.storage.opening import open_image
@@ -133,3 +133,36 @@ def test_axes_of_length_one_do_not_count(shape: tuple[int, ...]) -> None:
     assert image.shape_yx == (40, 50)
     expected = open_image(grey).read(Tile(0, 0, 0, 64))
     np.testing.assert_array_equal(image.read(Tile(0, 0, 0, 64)), expected)
+
+
+def test_chunks_of_different_lengths_are_taken_under_the_name_that_zarr_has_for_them() -> None:
+    class Uneven:
+        shape, dtype, ndim = GREY.shape, GREY.dtype, 2
+        read_chunk_sizes = ((16, 48), (50, 30))
+
+        @property
+        def chunks(self) -> tuple[int, ...]:
+            raise NotImplementedError("only defined for arrays using regular chunk grids")
+
+        def __getitem__(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+            return GREY[index]
+
+    image = open_image(Uneven(), contrast_limits=(5, 90))
+    assert image.stored_levels[0].chunk_yx == (48, 50)
+    expected = open_image(GREY, contrast_limits=(5, 90))
+    assert (image.read(Tile(0, 0, 0, 64)) == expected.read(Tile(0, 0, 0, 64))).all()
+
+
+def test_arrays_that_are_not_what_they_say_are_told() -> None:
+    times = np.zeros((64, 80), "M8[s]")
+    with pytest.raises(ImageError, match="got dtype datetime64"):
+        open_image(times)
+    rows = da.zeros((64, 80), chunks=16, dtype="u2")
+    short = rows.map_blocks(lambda block: block[:3], dtype="u2")
+    with pytest.raises(ImageReadError, match=r"shape \(12, 80\) in place of \(64, 80\)"):
+        open_image(short)
+
+
+def test_a_path_that_no_file_can_have_is_told() -> None:
+    with pytest.raises(ImageError, match="check the path"):
+        open_image("a" * 5000)

@@ -254,7 +254,7 @@ def test_tiff_is_the_label_image(tmp_path: Path, dtype: str) -> None:
         assert 'PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"' in file.ome_metadata
         np.testing.assert_array_equal(page.asarray(), labels)
     coarse = tmp_path / "coarse.tif"
-    export_tiff(tmp_path / "a.zarr", "cells", coarse, level=1, box=Box(101, 202, 399, 901))
+    export_tiff(tmp_path / "a.zarr", "cells", coarse, level=1, box=(101, 202, 399, 901))
     np.testing.assert_array_equal(tifffile.imread(coarse), coarser(labels)[50:200, 101:451])
     export_tiff(tmp_path / "a.zarr", "cells", coarse, labels=[3, 4], overwrite=True)
     chosen = np.where(np.isin(labels, [3, 4]), labels, 0)
@@ -515,3 +515,13 @@ def test_an_export_never_replaces_a_part_of_zarr_data(
     # Beside the arrays there is room.
     (root / "tables").mkdir()
     EXPORTS[name](root, "cells", root / "tables" / name)
+
+
+@pytest.mark.parametrize("export", [export_csv, export_geojson, export_coco])
+def test_an_id_below_zero_is_no_object(tmp_path: Path, export: Any) -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[:5, :5], labels[10:20, 10:20] = -1, 3
+    write_labels(tmp_path, labels)
+    with pytest.raises(LabelsError, match="numbered from 1 in 'cells', got -1"):
+        export(tmp_path, "cells", tmp_path / "a.json")
+    assert export(tmp_path, "cells", tmp_path / "a.json", labels=[3]).num_objects == 1

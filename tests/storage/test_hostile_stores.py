@@ -147,6 +147,16 @@ def test_metadata_of_any_content_is_answered_with_a_message(tmp_path: Path, kind
     assert not verify_labels(tmp_path / "b.zarr", "cells").is_sound
 
 
+@pytest.mark.parametrize("ome", [[1], "x", None, {"labels": "cells"}, {"labels": {"a": 1}}])
+def test_a_list_of_labels_of_any_content_is_never_a_traceback(path: Path, ome: Any) -> None:
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
+    (path / "labels" / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(LabelsError, match="that lists label images"):
+        create_labels(path, "others", like=(600, 600))
+    with open_labels(path, "cells") as labels:
+        assert labels.next_label() == 2
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes have names on POSIX only")
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
@@ -368,3 +378,20 @@ def test_a_description_of_embeddings_of_any_content_is_damage(tmp_path: Path, la
 def test_urls_of_unknown_kinds_are_refused(url: str) -> None:
     with pytest.raises(ImageError, match="expected"):
         open_image(url)
+
+
+def test_a_codec_that_cannot_write_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint32)
+    labels[:5, :5] = 1
+    write_labels(tmp_path, labels, version="0.4")
+    place = tmp_path / "labels" / "cells" / "0" / ".zarray"
+    said = json.loads(place.read_text())
+    place.write_text(json.dumps({**said, "compressor": {"id": "zlib", "level": "strong"}}))
+    for file in place.parent.rglob("*"):
+        if file.is_file() and file != place:
+            file.unlink()
+    with open_labels(tmp_path, "cells") as opened:
+        with pytest.raises(LabelsError, match="expected labels that can be written at .* of their"):
+            opened.write(Box(20, 20, 40, 40), SQUARE, 2)
+        assert not opened.history().done
+        assert not opened.read(Box(0, 0, 64, 64)).any()

@@ -502,3 +502,17 @@ def test_the_folder_is_valid_ome_zarr_json(labels: PyramidLabels) -> None:
 def test_labels_load_no_torch() -> None:
     code = "import sys, napari_hrsam as h; h.create_labels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_boxes_are_four_numbers_as_well(labels: PyramidLabels) -> None:
+    labels.write((10, 20, 40, 50), np.ones((30, 30), bool), 1)
+    np.testing.assert_array_equal(labels.read((10, 20, 40, 50)), np.ones((30, 30)))
+    assert (labels.read() == 1).sum() == 900
+    assert labels.read(level=1).shape == (750, 651)
+    with pytest.raises(LabelsError, match=r"expected a box inside level 1 of shape \(750, 651\)"):
+        labels.read((0, 0, 10, 700), level=1)
+    with pytest.raises(LabelsError, match="expected a level from 0"):
+        labels.read((0, 0, 10, 10), level=20)
+    with pytest.raises(ShapeError, match="four whole numbers"):
+        labels.read((0, 0, 10))
+    assert repr(labels) == f"PyramidLabels({str(labels.folder)!r}, 1500 x 1301 px)"

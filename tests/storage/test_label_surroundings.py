@@ -327,7 +327,9 @@ def test_coarser_levels_are_repaired_beside_a_damaged_journal(
 
 # ---------------------------------------------------------------------------- creation
 
-# Killed before the n-th change of the file system, for every n; each time in a process of its own.
+# Killed before the n-th change of the file system, each time in a process of its own: for every
+# third n, for every n in `make test-slow`.
+KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
 CREATION = """
 import os, sys
 from pathlib import Path
@@ -337,7 +339,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.storage.label_check import verify_labels
 from napari_hrsam.storage.label_pyramid import create_labels, open_labels
 import zarr
-base, num_labels = Path(sys.argv[1]), int(sys.argv[2])
+base, num_labels, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 left = 10**9
 def watch(event, arguments):
     global left
@@ -347,7 +349,7 @@ def watch(event, arguments):
     if changes and left < 0:
         os.kill(os.getpid(), 9)
 sys.addaudithook(watch)
-for number in range(1000):
+for number in range(0, 1000, step):
     place = base / str(number)
     for other in range(num_labels):
         create_labels(place, f"other{other}", (700, 900)).close()
@@ -380,7 +382,7 @@ def test_a_creation_killed_at_any_moment_can_be_made_or_opened_and_is_listed(
     tmp_path: Path, num_others: int
 ) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", CREATION, str(tmp_path), str(num_others)],
+        [sys.executable, "-c", CREATION, str(tmp_path), str(num_others), str(max(1, 60 // KILLS))],
         capture_output=True,
         text=True,
         check=False,

@@ -399,3 +399,14 @@ def test_a_sparse_gigapixel_slide_needs_little_memory(tmp_path: Path) -> None:
         90,
     ]
     assert peak < 60 * 2**20
+
+
+@pytest.mark.parametrize("num_axes", [40, 1000])
+def test_more_axes_than_there_can_be_are_refused(tmp_path: Path, num_axes: int) -> None:
+    ones = [1] * num_axes
+    said = {"zarr_format": 2, "shape": ones, "chunks": ones, "dtype": "|u1", "order": "C"}
+    (tmp_path / "a.zarr").mkdir()
+    more = {"compressor": None, "filters": None, "fill_value": 0}
+    (tmp_path / "a.zarr" / ".zarray").write_text(json.dumps({**said, **more}))
+    with pytest.raises(ImageError, match=f"at most 32 axes, got {num_axes}"):
+        open_image(tmp_path / "a.zarr")

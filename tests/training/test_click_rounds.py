@@ -21,10 +21,10 @@ from napari_hrsam.training.click_rounds import (
     draw_length,
     fed_back,
     mask_loss,
-    obeyed,
     objects_loss,
     per_object,
     pooled,
+    with_clicks_enforced,
 )
 from napari_hrsam.training.settings import ClickConfig
 
@@ -196,23 +196,28 @@ def test_contradicted_clicks_are_obeyed_where_they_are() -> None:
     # Cell 5 of stride 4 has its centre at pixel 21.5.
     coords = torch.tensor([[[21.5, 41.5], [1.5, 1.5], [61.5, 61.5]]])
     signs = torch.tensor([[1, 0, -1]])
-    out = obeyed(logits, coords, signs, torch.full((1, 3), 0.5))
+    out = with_clicks_enforced(logits, coords, signs, torch.full((1, 3), 0.5))
     assert out[0, 0, 10, 5] == 2
     assert out[0, 0, 10, 6] == 2  # Half of the reach of 3.75 is obeyed in full.
     assert -4 < out[0, 0, 10, 8] < 2
     # A negative click agrees with what is there, and padding says nothing.
     changed = (out != logits).nonzero()
     assert (changed[:, 2:] - torch.tensor([10, 5])).float().norm(dim=1).max() < 3.75
-    wide = obeyed(logits, coords, signs, torch.ones(1, 3))
+    wide = with_clicks_enforced(logits, coords, signs, torch.ones(1, 3))
     assert (wide != logits).sum() > (out != logits).sum()
 
 
 def test_negative_clicks_push_down() -> None:
     logits = torch.full((1, 1, 16, 16), 4.0)
-    out = obeyed(logits, torch.tensor([[[21.5, 41.5]]]), torch.tensor([[0]]), torch.zeros(1, 1))
+    out = with_clicks_enforced(
+        logits, torch.tensor([[[21.5, 41.5]]]), torch.tensor([[0]]), torch.zeros(1, 1)
+    )
     assert out[0, 0, 10, 5] == -2
     assert out[0, 0, 10, 8] == 4
-    assert obeyed(logits, torch.zeros(1, 0, 2), torch.zeros(1, 0), torch.zeros(1, 0)) is logits
+    assert (
+        with_clicks_enforced(logits, torch.zeros(1, 0, 2), torch.zeros(1, 0), torch.zeros(1, 0))
+        is logits
+    )
 
 
 def test_pooled_keeps_cells_that_are_half_covered() -> None:

@@ -278,7 +278,7 @@ def test_the_real_session_is_clicked_with_a_real_model(
     model = load_model(str(untrained_weights), device="cpu")
     obeyed, plain = (
         evaluate(
-            model_under_test(model, obey_clicks=obey, name=name),
+            model_under_test(model, enforce_clicks=obey, name=name),
             samples,
             num_clicks=3,
             max_objects=1,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.errors import ConfigError, ShapeError
 from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.training.outline_priors import PriorErrors, coarse_prior, enlarge
@@ -55,7 +55,7 @@ def test_doubt_weakens_logits_where_the_outline_is_displaced() -> None:
 
 def test_priors_are_interpolated_as_sessions_do() -> None:
     coarse = np.random.default_rng(0).standard_normal((32, 32), np.float32)
-    field = LogitField(Tile(2, 0, 0, 32), coarse, (128, 128))
+    field = MultiscaleMask(Tile(2, 0, 0, 32), coarse, (128, 128))
     expected = field.sample(0, Box(0, 0, 128, 128))
     np.testing.assert_allclose(enlarge(coarse, 4), expected, atol=1e-5)
 

@@ -71,7 +71,7 @@ def add_commands(commands: Commands) -> None:
         help="objects per domain at most (default: all that are listed)",
     )
     parser.add_argument(
-        "--no-obey",
+        "--no-click-correction",
         action="store_true",
         help="leave out the local corrections that make the model's mask obey every click",
     )
@@ -115,7 +115,7 @@ def _contestants(args: argparse.Namespace) -> list[Evaluated]:
         from napari_hrsam.modeling.checkpoints import load_model
 
         model = load_model(args.model or "hrsam-tiny", device=args.device)
-        chosen.append(model_under_test(model, obey_clicks=not args.no_obey))
+        chosen.append(model_under_test(model, enforce_clicks=not args.no_click_correction))
     return [*chosen, *(BASELINES[name]() for name in args.baselines)]
 
 

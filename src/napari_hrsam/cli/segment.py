@@ -144,7 +144,7 @@ def _segment(
     kept = store if store.folder.is_dir() else None
     with Session(model, image, embeddings=kept) as session:
         seconds = [dict(prediction.seconds) for prediction in _prompt(session, args)]
-        prediction = session.refine(show_progress if session.needs_refining else None)
+        prediction = session.refine_outline(show_progress if session.needs_refining else None)
         prompts = session.prompts
     box = _written(prediction, image)
     mask = prediction.region.read(box)

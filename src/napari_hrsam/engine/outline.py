@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from napari_hrsam.engine.click_correction import enforce_clicks
 from napari_hrsam.engine.embed import Progress
-from napari_hrsam.engine.fields import CellLayer, LogitField, to_cell
-from napari_hrsam.engine.obedience import obey
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask, OutlineLayer, to_block
 from napari_hrsam.geometry import Box, Tile, TileGrid, level_shape
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.tile_source import TileSource
@@ -57,11 +57,11 @@ class Refiner(Protocol):
 def refine_outline(
     image: TileSource,
     refiner: Refiner,
-    field: LogitField,
-    obeyed: Prompts,
+    mask: MultiscaleMask,
+    prompts: Prompts,
     level: int,
     progress: Progress | None = None,
-) -> LogitField:
+) -> MultiscaleMask:
     """Look at an object's outline again at a finer level.
 
     Parameters
@@ -70,10 +70,10 @@ def refine_outline(
         Where pixels are read.
     refiner : Refiner
         The network.
-    field : LogitField
+    mask : MultiscaleMask
         The object as it was found, not touching the border of its tile.
-    obeyed : Prompts
-        Of the object; clicks are obeyed.
+    prompts : Prompts
+        Of the object; they are enforced.
     level : int
         Where the outline is wanted, 0 or more.
     progress : callable of (done, total), optional
@@ -82,8 +82,8 @@ def refine_outline(
 
     Returns
     -------
-    LogitField
-        The same field with finer layers.
+    MultiscaleMask
+        The same mask with finer layers.
 
     Raises
     ------
@@ -91,16 +91,16 @@ def refine_outline(
         If a tile cannot be read, or the model fails.
     """
     num_done = 0
-    levels = list(_levels(field.level, level))
+    levels = list(_levels(mask.level, level))
     for number, here in enumerate(levels):
-        step = _Step(image, refiner, field, obeyed, here)
+        step = _Step(image, refiner, mask, prompts, here)
         # The outline is twice as long, in pixels, a level further.
         num_left = sum(len(step.places) * 2 ** (here - later) for later in levels[number:])
-        field = field.with_layer(step.layer(num_done, num_done + num_left, progress))
+        mask = mask.with_layer(step.layer(num_done, num_done + num_left, progress))
         num_done += len(step.places)
     if progress is not None:
         progress(num_done, num_done)
-    return field
+    return mask
 
 
 def _levels(coarse: int, fine: int) -> Iterator[int]:
@@ -116,47 +116,47 @@ class _Step:
         self,
         image: TileSource,
         refiner: Refiner,
-        field: LogitField,
-        obeyed: Prompts,
+        mask: MultiscaleMask,
+        prompts: Prompts,
         level: int,
     ) -> None:
         self.level = level
         self._image = image
         self._refiner = refiner
-        self._field = field
-        self._obeyed = obeyed
-        self._grid = TileGrid(image.shape_yx, field.tile.size_px, level, field.tile.plane)
-        self._patch_px = int(field.tile.size_px * PATCH_SHARE)
-        self._ratio = 2 ** (field.level - level)
+        self._mask = mask
+        self._prompts = prompts
+        self._grid = TileGrid(image.shape_yx, mask.tile.size_px, level, mask.tile.plane)
+        self._patch_px = int(mask.tile.size_px * PATCH_SHARE)
+        self._ratio = 2 ** (mask.level - level)
         self.places = self._chosen(self._crossed())
 
-    def layer(self, num_done: int, num_all: int, progress: Progress | None) -> CellLayer:
+    def layer(self, num_done: int, num_all: int, progress: Progress | None) -> OutlineLayer:
         """Look at all tiles and join them."""
         waiting = defaultdict(list)
         for row, column in self.places:
             for dy, dx in itertools.product((0, 1), repeat=2):
                 waiting[row + dy, column + dx].append((row, column))
         answers: dict[Place, NDArray[np.float32]] = {}
-        cells: dict[Place, NDArray[np.int8]] = {}
+        blocks: dict[Place, NDArray[np.int8]] = {}
         # Row by row, so that few answers are kept at a time.
-        for cell in sorted(waiting):
-            for place in waiting[cell]:
+        for block in sorted(waiting):
+            for place in waiting[block]:
                 if place not in answers:
                     if progress is not None:
                         progress(num_done, num_all)
                     answers[place] = self._answer(self._grid.tile(*place))
                     num_done += 1
-            cells[cell] = to_cell(self._joined(cell, waiting[cell], answers))
-            for place in [place for place in answers if place[0] < cell[0] - 1]:
+            blocks[block] = to_block(self._joined(block, waiting[block], answers))
+            for place in [place for place in answers if place[0] < block[0] - 1]:
                 del answers[place]
-        return CellLayer(self.level, self._grid.stride_px, cells)
+        return OutlineLayer(self.level, self._grid.stride_px, blocks)
 
     def _crossed(self) -> set[Place]:
         """Find the patches of this level that the outline crosses, or may come to."""
-        # Whole tiles of the coarser level are searched, where its own outline cells lie.
+        # Whole tiles of the coarser level are searched, where its own outline blocks lie.
         shape = level_shape(self._image.shape_yx, self.level)
         scale = 2.0**self.level
-        box = self._field.box
+        box = self._mask.box
         edges = (box.y0 / scale, box.x0 / scale, box.y1 / scale, box.x1 / scale)
         whole = Box(*(math.floor(edge) for edge in edges[:2]), *(math.ceil(e) for e in edges[2:]))
         found: set[Place] = set()
@@ -169,13 +169,13 @@ class _Step:
                 *(math.ceil(edge / ratio) for edge in (area.y1, area.x1)),
             )
             if (
-                self._field.fills(
+                self._mask.fills(
                     _level0(area.expand(2 * BAND_PX * ratio), scale, self._image.shape_yx)
                 )
                 is not None
             ):
                 continue
-            inside = self._field.sample(self._field.level, coarse.expand(2 * BAND_PX)) > 0
+            inside = self._mask.sample(self._mask.level, coarse.expand(2 * BAND_PX)) > 0
             for y, x in itertools.product(
                 range(0, coarse.height, patch), range(0, coarse.width, patch)
             ):
@@ -245,33 +245,35 @@ class _Step:
     def _answer(self, tile: Tile) -> NDArray[np.float32]:
         """Give a tile's logits, the prior's where the outline cannot have moved to."""
         whole = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
-        prior = self._field.sample(self.level, whole)
+        prior = self._mask.sample(self.level, whole)
         pixels = self._image.read(tile)
         refined = self._refiner(pixels, prior)
         clicks = [
             (point, label)
-            for point, label in zip(self._obeyed.points_yx, self._obeyed.labels, strict=True)
+            for point, label in zip(self._prompts.points_yx, self._prompts.labels, strict=True)
             if tile.box0.contains(point)
         ]
         if clicks:
             points = tile.to_tile([point for point, _ in clicks])
-            refined = obey(refined, pixels, points, np.array([label for _, label in clicks]))
+            refined = enforce_clicks(
+                refined, pixels, points, np.array([label for _, label in clicks])
+            )
         distance = outline_distance(prior > 0) / (BAND_PX * self._ratio)
         share = np.clip(2 - distance, 0, 1)
         joined: NDArray[np.float32] = share * refined + (1 - share) * prior
         return joined
 
     def _joined(
-        self, cell: Place, places: list[Place], answers: dict[Place, NDArray[np.float32]]
+        self, block: Place, places: list[Place], answers: dict[Place, NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """Join what the tiles over a cell say."""
+        """Join what the tiles over a block say."""
         side = self._grid.stride_px
-        y0, x0 = cell[0] * side, cell[1] * side
-        prior = self._field.sample(self.level, Box(y0, x0, y0 + side, x0 + side))
+        y0, x0 = block[0] * side, block[1] * side
+        prior = self._mask.sample(self.level, Box(y0, x0, y0 + side, x0 + side))
         total = np.zeros((side, side), np.float32)
         weights = np.zeros((side, side), np.float32)
         for place in places:
-            dy, dx = (cell[0] - place[0]) * side, (cell[1] - place[1]) * side
+            dy, dx = (block[0] - place[0]) * side, (block[1] - place[1]) * side
             weight = self._weight(place)[dy : dy + side, dx : dx + side]
             total += weight * answers[place][dy : dy + side, dx : dx + side]
             weights += weight

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.fields import LogitField
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile, downsample
 from napari_hrsam.masks import RegionMask
@@ -75,7 +75,7 @@ class Prediction:
 
     Attributes
     ----------
-    field : LogitField
+    multiscale : MultiscaleMask
         The mask at every level, before missing pixels are left out.
     iou : float
         The model's own estimate of the mask's IoU, about 0..1.
@@ -91,7 +91,7 @@ class Prediction:
         Whose missing pixels are left out.
     """
 
-    field: LogitField
+    multiscale: MultiscaleMask
     iou: float
     logits: NDArray[np.float32]
     is_cut: bool
@@ -101,24 +101,24 @@ class Prediction:
     @property
     def tile(self) -> Tile:
         """What the model looked at."""
-        return self.field.tile
+        return self.multiscale.tile
 
     @property
     def level(self) -> int:
         """Pyramid level at which the model looked."""
-        return self.field.tile.level
+        return self.multiscale.tile.level
 
     @property
     def box(self) -> Box:
         """Where the mask lies: the tile's part of the image, in level-0 pixels."""
-        return self.field.box
+        return self.multiscale.box
 
     @property
     def region(self) -> RegionMask:
         """The mask, to be read box by box however large the object is."""
         if self.image is not None and self.image.may_lack_pixels:
-            return PresentMask(self.field, self.image, self.tile.plane)
-        return self.field
+            return PresentMask(self.multiscale, self.image, self.tile.plane)
+        return self.multiscale
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -154,8 +154,8 @@ class Prediction:
         if self.level <= 0:
             return self.mask
         height, width = (math.ceil(side / self.level_downsample) for side in self.box.shape_yx)
-        mask: NDArray[np.bool_] = self.field.logits[:height, :width] > 0
-        for y, x, label in self.field.clicked:
+        mask: NDArray[np.bool_] = self.multiscale.logits[:height, :width] > 0
+        for y, x, label in self.multiscale.clicked:
             mask[
                 (y - self.box.y0) // self.level_downsample,
                 (x - self.box.x0) // self.level_downsample,
@@ -173,6 +173,13 @@ class Prediction:
         edges = (around.y0, around.x0, around.y1, around.x1)
         place = Box(*(edge * scale for edge in edges)).shifted(self.box.y0, self.box.x0)
         return place.intersection(self.box)
+
+    def __repr__(self) -> str:
+        """Tell place, level and predicted IoU in one line."""
+        box = self.extent
+        place = (box.y0, box.x0, box.y1, box.x1)
+        cut = ", cut" if self.is_cut else ""
+        return f"Prediction({place}, level {self.level}, predicted IoU {self.iou:.2f}{cut})"
 
     def __bool__(self) -> bool:
         """Whether any pixel is set."""

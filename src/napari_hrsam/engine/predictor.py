@@ -182,19 +182,51 @@ class Predictor:
         SessionError
             If the model computes NaN or infinity, or memory runs out on the CPU too.
         """
+        [single] = self._predictions(embedding, prompts, prior_logits, multimask=False)
+        return single
+
+    def candidates(
+        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
+    ) -> list[TilePrediction]:
+        """Predict the masks that the prompts may mean: a part, the object, what holds it.
+
+        Parameters and errors are those of `decode`.
+
+        Returns
+        -------
+        list of TilePrediction
+            Three, the one with the highest predicted IoU first.
+        """
+        found = self._predictions(embedding, prompts, prior_logits, multimask=True)
+        return sorted(found, key=lambda prediction: -prediction.iou)
+
+    def _predictions(
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        prior_logits: NDArray[np.float32] | None,
+        *,
+        multimask: bool,
+    ) -> list[TilePrediction]:
         started = time.perf_counter()
-        low_res, iou = self._run(lambda: self._decoded(embedding, prompts, prior_logits))
+        low_res, ious = self._run(
+            lambda: self._decoded(embedding, prompts, prior_logits, multimask=multimask)
+        )
         if not torch.isfinite(low_res).all():
             raise self._not_finite("mask")
-        logits = interpolate(low_res[None, None], scale_factor=4.0, mode="bilinear")[0, 0]
-        return TilePrediction(
-            logits=logits.numpy(),
-            low_res_logits=low_res.numpy(),
-            iou=iou,
-            decode_s=time.perf_counter() - started,
-        )
+        logits = interpolate(low_res[None], scale_factor=4.0, mode="bilinear")[0]
+        decode_s = time.perf_counter() - started
+        return [
+            TilePrediction(
+                logits=logits[index].numpy(),
+                low_res_logits=low_res[index].numpy(),
+                iou=iou,
+                decode_s=decode_s,
+            )
+            for index, iou in enumerate(ious)
+        ]
 
-    def refine(
+    def refine_embedding(
         self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
     ) -> Embedding:
         """Rewrite the embedding of a tile for one object; the one given stays as it is.
@@ -240,11 +272,16 @@ class Predictor:
         return {name: np.concatenate([row[name] for row in rows], 2) for name in rows[0]}
 
     def _decoded(
-        self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None
-    ) -> tuple[Tensor, float]:
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        prior_logits: NDArray[np.float32] | None,
+        *,
+        multimask: bool,
+    ) -> tuple[Tensor, list[float]]:
         features, given = self._given(embedding, prompts, prior_logits)
-        low_res, iou = self.segmenter.decode(features, **given)
-        return low_res[0, 0].float().cpu(), float(iou[0, 0])
+        low_res, iou = self.segmenter.decode(features, **given, multimask=multimask)
+        return low_res[0].float().cpu(), iou[0].tolist()
 
     def _refined(
         self, embedding: Embedding, prompts: Prompts, prior_logits: NDArray[np.float32] | None

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.prediction import MAX_DENSE_PX
 from napari_hrsam.engine.session import Session
-from napari_hrsam.errors import ImageError, PromptError
+from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.prompts import given_prompts
 from napari_hrsam.storage.opening import open_image
 
 if TYPE_CHECKING:
@@ -63,10 +63,6 @@ def segment(
     ImageError
         If the image is unusable, a stack, or has more than 2**28 pixels.
     """
-    given = [] if points is None else list(points)
-    labels = [True] * len(given) if point_labels is None else list(point_labels)
-    if any(label not in (0, 1) for label in labels):
-        raise PromptError(f"expected point labels of 1 (inside) or 0 (outside), got {labels!r}")
     image = open_image(array)
     if not set(image.plane_shape) <= {1}:
         raise ImageError(
@@ -78,19 +74,13 @@ def segment(
             f"expected an image of at most {MAX_DENSE_PX:,} pixels for a mask in one array, got "
             f"shape {image.shape_yx}; use a Session, whose predictions are read in parts"
         )
-    prompts = Prompts(
-        points_yx=tuple(given),
-        labels=tuple(labels),
-    )
-    prompts = (prompts if box is None else prompts.with_box(box)).inside(image.shape_yx)
-    if len(prompts) == 0:
-        raise PromptError("expected at least one point or a box, got none; say where the object is")
+    prompts = given_prompts(points, point_labels, box, image.shape_yx)
     with Session(_kept(model), image, embeddings=embeddings) as session:
         if prompts.box is not None:
             prediction = session.box(prompts.box, level)
         for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
             prediction = session.click(point, label, level)
-        prediction = session.refine()
+        prediction = session.refine_outline()
     return prediction.region.read(Box.of_shape(image.shape_yx))
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.drawing import Drawer
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
-from napari_hrsam.engine.fields import LogitField
 from napari_hrsam.engine.hand_edits import edits_of
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
+from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
 from napari_hrsam.engine.outline import Refiner, refine_outline
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
@@ -78,7 +78,7 @@ class Session(EncodesAhead):
         Where objects are committed: labels from `create_labels` or `open_labels`, whose earlier
         commits can be undone, or an array, which is changed in place. None: a new uint32 image in
         memory, made when it is first needed.
-    obey_clicks : bool
+    enforce_clicks : bool
         Whether a mask that contradicts a click is corrected around it.
     max_embeddings : int
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
@@ -121,7 +121,7 @@ class Session(EncodesAhead):
         image: Any,
         labels: LabelStore | NDArray[Any] | None = None,
         *,
-        obey_clicks: bool = True,
+        enforce_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
         outliner: Refiner | None = None,
@@ -140,11 +140,11 @@ class Session(EncodesAhead):
         self._tiles = TileCache(
             self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
         )
-        self._drawer = Drawer(
+        self._objects = ObjectPredictor(
             self.image,
             self._predictor,
             self._tiles,
-            obey_clicks=obey_clicks,
+            enforce_clicks=enforce_clicks,
             before_look=before_look,
         )
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
@@ -229,11 +229,11 @@ class Session(EncodesAhead):
             model,
             image,
             self.labels,
-            obey_clicks=self._drawer.obey_clicks,
+            enforce_clicks=self._objects.enforce_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
             outliner=self._outliner,
-            before_look=self._drawer.before_look,
+            before_look=self._objects.before_look,
         )
         other.view_level = self.view_level
         other.outline_level = self.outline_level
@@ -245,6 +245,11 @@ class Session(EncodesAhead):
             raise
         other._offers_commits = self._offers_commits
         return other
+
+    def __repr__(self) -> str:
+        """Tell the model, the image and the current object in one line."""
+        state = "closed" if self._is_closed else f"{len(self.prompts)} prompts"
+        return f"Session({self._predictor.name} on {self.image!r}, {state})"
 
     @property
     def labels(self) -> LabelStore:
@@ -332,7 +337,9 @@ class Session(EncodesAhead):
     @property
     def needs_refining(self) -> bool:
         """Whether the current object's outline is coarser than `outline_level` wants it."""
-        return bool(self._steps) and self._steps[-1].prediction.field.level > self._wanted_outline
+        return (
+            bool(self._steps) and self._steps[-1].prediction.multiscale.level > self._wanted_outline
+        )
 
     @property
     def _wanted_outline(self) -> int:
@@ -340,7 +347,52 @@ class Session(EncodesAhead):
         wanted = self.outline_level
         return max(0, self._steps[-1].first_level if wanted is None else wanted)
 
-    def refine(self, progress: Progress | None = None) -> Prediction:
+    def candidates(self) -> tuple[Prediction, ...]:
+        """Return the masks that the prompts of the current object may mean, likeliest first.
+
+        One click may mean a part, the object, or what holds it; `choose` takes one of them.
+
+        Returns
+        -------
+        tuple of Prediction
+            Three, in the tile of the current prediction.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the model fails.
+        """
+        self._require_open()
+        started = time.perf_counter()
+        prediction = self._required()
+        step, tile = self._steps[-1], prediction.tile
+        before = self._steps[-2].prediction if len(self._steps) > 1 else None
+        prior = before.logits if before is not None and before.tile == tile else None
+        consistent = step.prompts.consistent()
+        results = self._objects.candidates(tile, consistent, prior, step.focused)
+        return tuple(
+            self._prediction(result, results[:1], consistent, started) for result in results
+        )
+
+    def choose(self, candidate: Prediction) -> Prediction:
+        """Take one of the `candidates` for the current object, as a step that `undo` takes back.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object, or the candidate is of another place.
+        """
+        current = self._required()
+        if candidate.tile != current.tile:
+            raise SessionError(
+                "expected one of the candidates of the current object, got a prediction in "
+                "another tile; call candidates() again"
+            )
+        self._steps = (*self._steps, replace(self._steps[-1], prediction=candidate))
+        self._undone.clear()
+        return candidate
+
+    def refine_outline(self, progress: Progress | None = None) -> Prediction:
         """Draw the outline of an object that is larger than a tile at the level where it is wanted.
 
         The tiles that the outline crosses are looked at one by one, the coarse mask as prior.
@@ -362,15 +414,15 @@ class Session(EncodesAhead):
         if not self.needs_refining:
             return prediction
         step = self._steps[-1]
-        field = refine_outline(
+        multiscale = refine_outline(
             self.image,
             self._outliner,
-            prediction.field,
-            step.prompts.obeyed() if self._drawer.obey_clicks else Prompts(),
+            prediction.multiscale,
+            step.prompts.consistent() if self._objects.enforce_clicks else Prompts(),
             self._wanted_outline,
             progress,
         )
-        prediction = replace(prediction, field=field)
+        prediction = replace(prediction, multiscale=multiscale)
         self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
         return prediction
 
@@ -409,7 +461,7 @@ class Session(EncodesAhead):
                 "expected an object with pixels, got an empty mask; add a positive click, "
                 "or cancel the object"
             )
-        prediction = self.refine(progress)
+        prediction = self.refine_outline(progress)
         region = prediction.region if edited is None else edited.on(prediction.region)
         edit = self.labels.write(
             prediction.box,
@@ -490,45 +542,50 @@ class Session(EncodesAhead):
         self._require_open()
         started = time.perf_counter()
         prompts = prompts.inside(self.image.shape_yx)
-        obeyed = prompts.obeyed()
+        consistent = prompts.consistent()
         step = self._steps[-1] if self._steps else None
         first_level = self._first_level(level) if step is None else step.first_level
         tile = self._tile_for(prompts, first_level, plane)
         prior = None
         if step is not None and step.prediction.tile == tile:
             prior = step.prediction.logits
-        look, looks = self._drawer.draw(
-            tile, obeyed, prior, step.focused if step is not None else None, first_level
+        result, results = self._objects.predict(
+            tile, consistent, prior, step.focused if step is not None else None, first_level
         )
-        clicks = [
-            (point, label)
-            for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True)
-            # Shown otherwise than when it was clicked on, the image may lack the pixel.
-            if not label or self._is_present(point, plane)
-        ]
-        field = LogitField(
-            look.tile,
-            look.logits,
-            self.image.shape_yx,
-            clicks if self._drawer.obey_clicks else [],
-        )
-        prediction = Prediction(
-            field=field,
-            image=self.image,
-            iou=look.iou,
-            logits=look.low_res,
-            is_cut=self._drawer.is_cut(look, obeyed),
-            seconds={
-                "encode_s": sum(one.encode_s for one in looks),
-                "decode_s": sum(one.decode_s for one in looks),
-                "refine_s": sum(one.refine_s for one in looks),
-                "total_s": time.perf_counter() - started,
-            },
-        )
-        self._steps = (*self._steps, _Step(prompts, prediction, look.focused, first_level))
+        prediction = self._prediction(result, results, consistent, started)
+        self._steps = (*self._steps, _Step(prompts, prediction, result.focused, first_level))
         self._undone.clear()
         self._offers_commits = False
         return prediction
+
+    def _prediction(
+        self, result: TileResult, results: list[TileResult], consistent: Prompts, started: float
+    ) -> Prediction:
+        clicks = [
+            (point, label)
+            for point, label in zip(consistent.points_yx, consistent.labels, strict=True)
+            # Shown otherwise than when it was clicked on, the image may lack the pixel.
+            if not label or self._is_present(point, result.tile.plane)
+        ]
+        multiscale = MultiscaleMask(
+            result.tile,
+            result.logits,
+            self.image.shape_yx,
+            clicks if self._objects.enforce_clicks else [],
+        )
+        return Prediction(
+            multiscale=multiscale,
+            image=self.image,
+            iou=result.iou,
+            logits=result.low_res,
+            is_cut=self._objects.is_cut(result, consistent),
+            seconds={
+                "encode_s": sum(one.encode_s for one in results),
+                "decode_s": sum(one.decode_s for one in results),
+                "refine_s": sum(one.refine_s for one in results),
+                "total_s": time.perf_counter() - started,
+            },
+        )
 
     def _require_data(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> None:
         """Refuse a place at which the model would see nothing but the fill."""

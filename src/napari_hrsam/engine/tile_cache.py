@@ -25,7 +25,7 @@ MAX_BYTES = 512 * 2**20
 """Memory for the tiles of one image, pixels included."""
 
 
-class SeenTile:
+class CachedTile:
     """A tile and its embedding.
 
     Parameters
@@ -149,14 +149,14 @@ class TileCache:
         self.max_tiles = max_tiles
         self._max_bytes = max_bytes
         self.stored = None if store is None else StoredTiles(store, image, predictor)
-        self._seen: OrderedDict[Tile, SeenTile] = OrderedDict()
+        self._seen: OrderedDict[Tile, CachedTile] = OrderedDict()
 
     @property
     def tile_px(self) -> int:
         """Side of the tiles that the model takes."""
         return self._predictor.tile_px
 
-    def see(self, tile: Tile) -> SeenTile:
+    def get(self, tile: Tile) -> CachedTile:
         """Take a tile from memory or from disk, else read and encode it.
 
         Raises
@@ -177,10 +177,10 @@ class TileCache:
             logger.debug("encoded %s in %.3f s", tile, encode_s)
             if self.stored is not None:
                 self.stored.write_later(embedding)
-        self._seen[tile] = SeenTile(embedding, 0.0, pixels)
+        self._seen[tile] = CachedTile(embedding, 0.0, pixels)
         while len(self._seen) > max(1, self._room_like(embedding)):
             self._seen.popitem(last=False)
-        return SeenTile(embedding, encode_s, pixels)
+        return CachedTile(embedding, encode_s, pixels)
 
     def see_ahead(self, wanted: Sequence[Tile], needed: Collection[Tile] = ()) -> bool:
         """See the first of some tiles that is not at hand.
@@ -211,7 +211,7 @@ class TileCache:
             if self.is_at_hand(tile):
                 continue
             self._renew((*reversed(wanted), *others))
-            self.see(tile)
+            self.get(tile)
             self._renew((*reversed(wanted), *others))
             return True
         return False
@@ -244,7 +244,7 @@ class TileCache:
             If the embedding cannot be written.
         """
         if self.stored is None:
-            return self.see(tile).embedding
+            return self.get(tile).embedding
         seen = self._seen.get(tile)
         embedding = self._predictor.encode(pixels.read(), tile) if seen is None else seen.embedding
         self.stored.write(embedding)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import napari_hrsam
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike
 from napari_hrsam.storage.export_measures import ObjectTable
 from napari_hrsam.storage.export_outlines import Outline
 from napari_hrsam.storage.export_regions import Progress
@@ -26,7 +26,7 @@ def export_coco(
     name: str,
     out: str | PathLike[str],
     *,
-    box: Box | None = None,
+    box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     segmentation: Segmentation = "rle",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import BoxLike
 from napari_hrsam.storage.export_measures import ObjectTable
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.export_source import Exported, Part, new_file, part_of, written
@@ -25,7 +25,7 @@ def export_csv(
     name: str,
     out: str | PathLike[str],
     *,
-    box: Box | None = None,
+    box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     overwrite: bool = False,
@@ -49,7 +49,7 @@ def export_csv(
         Name of the label image.
     out : path
         The file to write.
-    box : Box, optional
+    box : (y0, x0, y1, x1) or Box, optional
         Only what lies in it, in level-0 pixels; objects are cut at it.
     labels : collection of int, optional
         Only these objects.

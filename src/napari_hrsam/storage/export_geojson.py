@@ -11,7 +11,7 @@ import numpy as np
 
 import napari_hrsam
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import BoxLike
 from napari_hrsam.storage.export_csv import JOURNAL_COLUMNS, journal_cells, measurements
 from napari_hrsam.storage.export_outlines import Outline, Polygon, Ring
 from napari_hrsam.storage.export_regions import Progress
@@ -27,7 +27,7 @@ def export_geojson(
     name: str,
     out: str | PathLike[str],
     *,
-    box: Box | None = None,
+    box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     units: Units = "pixel",

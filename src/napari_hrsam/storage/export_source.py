@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.storage.export_edges import trace_outlines
 from napari_hrsam.storage.export_measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export_outlines import Outline
@@ -80,11 +80,18 @@ class Part:
         Raises
         ------
         LabelsError
-            If a chunk cannot be read, or an object that was asked for is not there.
+            If a chunk cannot be read, an id is negative, or an object that was asked for is not
+            there.
         """
         table = measure_objects(
             self.labels, self.plane, box=self.box, only=self.only, progress=_half(progress, 0)
         )
+        if table.labels.min(initial=0) < 0:
+            raise LabelsError(
+                f"expected objects numbered from 1 in {self.labels.name!r}, got "
+                f"{int(table.labels.min())}, which some programs write for what is no object; set "
+                "it to 0, or name the objects to be exported"
+            )
         missing = sorted((self.only or frozenset()) - set(table.labels.tolist()))
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
@@ -130,7 +137,7 @@ def part_of(
     path: str | PathLike[str],
     name: str,
     *,
-    box: Box | None = None,
+    box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
 ) -> Part:
@@ -140,7 +147,7 @@ def part_of(
     ----------
     path, name
         As in `open_stored_labels`.
-    box : Box, optional
+    box : (y0, x0, y1, x1) or Box, optional
         Only what lies in it, in level-0 pixels; by default everything.
     labels : collection of int, optional
         Only these objects; by default all.
@@ -154,7 +161,7 @@ def part_of(
     """
     stored = open_stored_labels(path, name)
     whole = Box.of_shape(stored.shape_yx)
-    chosen = whole if box is None else box
+    chosen = whole if box is None else as_box(box)
     if chosen.area == 0 or chosen.intersection(whole) != chosen:
         raise LabelsError(
             f"expected a box of 1 pixel or more inside the labels of shape {stored.shape_yx}, got "

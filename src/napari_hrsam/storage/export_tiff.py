@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import napari_hrsam
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike
 from napari_hrsam.storage.export_regions import Progress
 from napari_hrsam.storage.export_source import SYMBOLS, Exported, Part, new_file, part_of, written
 from napari_hrsam.storage.stored_labels import RegionGrid, StoredLabels, region_grid
@@ -30,7 +30,7 @@ def export_tiff(
     out: str | PathLike[str],
     *,
     level: int = 0,
-    box: Box | None = None,
+    box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     overwrite: bool = False,
@@ -44,7 +44,7 @@ def export_tiff(
         As in `export_csv`.
     level : int
         Level to write: 0 is full size.
-    box : Box, optional
+    box : (y0, x0, y1, x1) or Box, optional
         Only what lies in it, in level-0 pixels; at a coarser level it grows to whole pixels.
     labels : collection of int, optional
         Only these objects; the rest becomes background.

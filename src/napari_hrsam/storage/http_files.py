@@ -60,6 +60,12 @@ class SilentServerError(HttpError):
     may_pass = False
 
 
+class EndlessRedirectsError(HttpError):
+    """A server that sends one from place to place."""
+
+    may_pass = False
+
+
 class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
     """Files of a web server; of each, no more than `MAX_BYTES` are read.
 
@@ -88,10 +94,11 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
 
     async def set_session(self) -> aiohttp.ClientSession:
         """Return the session of all requests; it is closed when the files are not used any more."""
-        if self._session is None:
-            self._session = await self.get_client(loop=self.loop, **self.client_kwargs)
-            weakref.finalize(self, self.close_session, asyncio.get_running_loop(), self._session)
-        return self._session
+        is_new = self._session is None
+        session: aiohttp.ClientSession = await super().set_session()
+        if is_new:
+            weakref.finalize(self, self.close_session, asyncio.get_running_loop(), session)
+        return session
 
     def encode_url(self, url: str) -> yarl.URL:
         """Return the URL of a request."""
@@ -149,8 +156,10 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
                     text = f"HTTP status {answer.status}"
                     raise HttpError(text, answer.status, answer.headers)
                 yield answer
+        except aiohttp.TooManyRedirects:
+            raise EndlessRedirectsError("redirections without an end") from None
         except aiohttp.ClientResponseError as error:
-            # Too many redirections, or an answer that breaks the rules of HTTP.
+            # An answer that breaks the rules of HTTP.
             text = f"{type(error).__name__}, HTTP status {error.status}"
             raise HttpError(text, error.status) from None
         except aiohttp.ClientError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike
 from napari_hrsam.storage.label_places import DEFAULT_NAME, LabelFile, OwnPlace
 from napari_hrsam.storage.label_pyramid import PyramidLabels
 from napari_hrsam.storage.label_store import ArrayEdit, ArrayLabels, Edit
@@ -92,7 +92,7 @@ class KeptLabels(ArrayLabels):
 
     def write(
         self,
-        box: Box,
+        box: BoxLike,
         mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,

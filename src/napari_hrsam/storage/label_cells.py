@@ -155,7 +155,7 @@ class CellGrid:
         Raises
         ------
         LabelsError
-            If the disk is full or fails.
+            If the disk is full or fails, or the codec of another program cannot write.
         """
         path = self._path(plane, place)
         try:
@@ -163,6 +163,15 @@ class CellGrid:
                 data = self._codec.encode(self._with_other_planes(path, plane, place, cell))
             else:
                 data = self._encoded(place, cell)
+        except (LabelsError, MemoryError):
+            raise
+        # Settings of a codec are looked at when it writes, and answered with errors of any kind.
+        except Exception as error:
+            raise LabelsError(
+                f"expected labels that can be written at {path}, got {type(error).__name__}: "
+                f"{error} of their codec; copy them into new ones made with create_labels"
+            ) from error
+        try:
             self._require_inside(path)
             self._files.write(path, data, top=self._top)
         except OSError as error:

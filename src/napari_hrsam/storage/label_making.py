@@ -374,15 +374,12 @@ def require_listed(path: Path, name: str) -> None:
 
 def _list_name(path: Path, name: str, version: str = "0.5") -> None:
     """Add the name to the group of all label images, and to indexes of what there is."""
-    group = _listing(path)
-    attributes: dict[str, Any] = group.attrs.asdict()
-    is_v3 = group.metadata.zarr_format == 3
-    listed = attributes.get("ome", {}) if is_v3 else attributes
+    group, listed = _listing(path)
     names = list(listed.get("labels", []))
     if name in names:
         return
     names.append(name)
-    if is_v3:
+    if group.metadata.zarr_format == 3:
         group.attrs["ome"] = {"version": version, **listed, "labels": names}
     else:
         group.attrs["labels"] = names
@@ -391,22 +388,26 @@ def _list_name(path: Path, name: str, version: str = "0.5") -> None:
     keep_indexes(path, ["labels", own, *(f"{own}/{level}" for level in sorted(levels))])
 
 
-def _listing(path: Path) -> zarr.Group:
-    """Open the group of all label images; raises `LabelsError` if a name cannot be added to it."""
+def _listing(path: Path) -> tuple[zarr.Group, dict[str, Any]]:
+    """Open the group of all label images, and return what it says.
+
+    Raises `LabelsError` if a name cannot be added to it.
+    """
     try:
         group = open_group(path / "labels", "r+")
-        ome = ome_attributes(path / "labels")
     except (ImageError, ImageReadError) as error:
         raise LabelsError(
             f"expected a group of labels at {path / 'labels'}, got something else ({error}); "
             "bring it back from a copy"
         ) from error
-    if not isinstance(ome.get("labels", []), list):
+    said: dict[str, Any] = group.attrs.asdict()
+    listed: Any = said.get("ome", {}) if group.metadata.zarr_format == 3 else said
+    if not isinstance(listed, dict) or not isinstance(listed.get("labels", []), list):
         raise LabelsError(
             f"expected a group at {path / 'labels'} that lists label images, got something else; "
             "bring it back from a copy"
         )
-    return group
+    return group, listed
 
 
 def _full_shape(like: object) -> tuple[int, ...]:

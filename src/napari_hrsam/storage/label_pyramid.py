@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.held_places import HeldPlaces
@@ -184,6 +184,13 @@ class PyramidLabels:
             self._is_closed = True
             self._close_all.close()
 
+    def __repr__(self) -> str:
+        """Tell place, size and dtype in one line."""
+        height, width = self.shape_yx
+        planes = f", planes {self.plane_shape}" if self.plane_shape else ""
+        closed = ", closed" if self._is_closed else ""
+        return f"PyramidLabels({str(self.folder)!r}, {height} x {width} px{planes}{closed})"
+
     @property
     def folder(self) -> Path:
         """Where the label group lies."""
@@ -209,13 +216,15 @@ class PyramidLabels:
         """The stored arrays, finest first, for reading."""
         return self._levels.arrays
 
-    def read(self, box: Box, level: int = 0, plane: tuple[int, ...] = ()) -> NDArray[Any]:
+    def read(
+        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
         """Read a part of one level.
 
         Parameters
         ----------
-        box : Box
-            In pixels of that level, inside it.
+        box : (y0, x0, y1, x1) or Box, optional
+            In pixels of that level, inside it; by default all of it.
         level : int
             Index of `levels`.
         plane : tuple of int
@@ -228,10 +237,21 @@ class PyramidLabels:
         Raises
         ------
         LabelsError
-            If a chunk cannot be read, or there is no such plane.
+            If a chunk cannot be read, there is no such level or plane, or the box reaches outside.
         """
         plane = checked_plane(plane, self.plane_shape)
-        return read_labels(self.levels[level], (*plane, *box.slices))
+        if not 0 <= level < len(self.levels):
+            raise LabelsError(
+                f"expected a level from 0 to {len(self.levels) - 1}, got {level}; 0 is full size"
+            )
+        whole = Box.of_shape(self._levels.shapes_yx[level])
+        part = whole if box is None else as_box(box)
+        if part.intersection(whole) != part:
+            raise LabelsError(
+                f"expected a box inside level {level} of shape {whole.shape_yx}, got {part}; give "
+                "(y0, x0, y1, x1) in pixels of that level"
+            )
+        return read_labels(self.levels[level], (*plane, *part.slices))
 
     def history(self) -> History:
         """Return the commits that can be taken back and made again, also of earlier sessions."""
@@ -272,7 +292,7 @@ class PyramidLabels:
 
     def write(
         self,
-        box: Box,
+        box: BoxLike,
         mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
@@ -285,7 +305,7 @@ class PyramidLabels:
 
         Parameters
         ----------
-        box : Box
+        box : (y0, x0, y1, x1) or Box
             Where the mask lies, inside the image.
         mask : (box.height, box.width) bool, or RegionMask
             The object. Of a `RegionMask`, which need not fit into memory, what lies in the box
@@ -313,6 +333,7 @@ class PyramidLabels:
             If the mask does not have the shape of the box.
         """
         require_fits(label, self.dtype)
+        box = as_box(box)
         region = region_of(box, mask, self.shape_yx)
         plane = checked_plane(plane, self.plane_shape)
         with self._turn():

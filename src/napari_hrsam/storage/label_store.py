@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import BLOCK_PX, ArrayMask, RegionMask
 from napari_hrsam.prompts import Prompts
 
@@ -112,7 +112,7 @@ class LabelStore(Protocol):
 
     def write(
         self,
-        box: Box,
+        box: BoxLike,
         mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
@@ -163,6 +163,11 @@ class ArrayLabels:
         self._done: list[ArrayEdit] = []
         self._undone: list[ArrayEdit] = []
 
+    def __repr__(self) -> str:
+        """Tell size and dtype in one line."""
+        height, width = self.shape_yx
+        return f"ArrayLabels({height} x {width} px, {self.array.dtype})"
+
     @property
     def shape_yx(self) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -199,7 +204,7 @@ class ArrayLabels:
 
     def write(
         self,
-        box: Box,
+        box: BoxLike,
         mask: NDArray[np.bool_] | RegionMask,
         label: int,
         *,
@@ -212,7 +217,7 @@ class ArrayLabels:
 
         Parameters
         ----------
-        box : Box
+        box : (y0, x0, y1, x1) or Box
             Where the mask lies, inside the image.
         mask : (box.height, box.width) bool, or RegionMask
             The object; of a `RegionMask` what lies in the box.
@@ -238,6 +243,7 @@ class ArrayLabels:
             If the mask does not have the shape of the box.
         """
         require_fits(label, self.array.dtype)
+        box = as_box(box)
         region = region_of(box, mask, self.shape_yx)
         checked_plane(plane, ())
         block = self.array[box.slices]

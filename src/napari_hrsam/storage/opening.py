@@ -114,8 +114,16 @@ def _open_path(
     channels: Channels | None,
     contrast_limits: Limits | None,
 ) -> PyramidImage:
-    if not is_zarr(path):
-        if not Path(path).is_file():
+    try:
+        as_zarr, is_file = is_zarr(path), Path(path).is_file()
+    # A name may be longer than the system takes.
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"expected an image, got {type(error).__name__} at {path[:200]!r} ({error.args[-1]}); "
+            "check the path"
+        ) from error
+    if not as_zarr:
+        if not is_file:
             raise ImageError(f"expected an image file, but there is none at {path}; check the path")
         if is_tiff(Path(path)):
             return _open_tiff(path, rgb, channel_axis, channels, contrast_limits)

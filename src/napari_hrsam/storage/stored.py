@@ -28,6 +28,9 @@ MAX_AT_ONCE_BYTES = 256 * 2**20
 MAX_SIDE = 2**31
 """Longest axis that is believed."""
 
+MAX_AXES = 32
+"""Axes of an array; NumPy itself takes no more than 64."""
+
 MAX_DAMAGE_SEARCH = 4096
 """Chunks tried one by one to name the one that cannot be read."""
 
@@ -195,8 +198,9 @@ class StoredLevel:
         return list(itertools.product(*cut))
 
     def _fetch_at_once(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
+        expected = tuple(part.stop - part.start for part in index if isinstance(part, slice))
         try:
-            return np.asarray(self.data[index])
+            return _of_shape(np.asarray(self.data[index]), expected)
         except (HRSAMError, MemoryError):
             raise
         # Codecs answer damaged bytes with errors of any kind.
@@ -214,17 +218,32 @@ class StoredLevel:
         if not chunks or not all(isinstance(length, int) for length in chunks):
             return "look at how the image was made or read"
         ranges = _chunks_under(index, chunks)
+        is_one = math.prod(map(len, ranges)) == 1
         for place in itertools.islice(itertools.product(*ranges), MAX_DAMAGE_SEARCH):
-            try:
-                self.data[
-                    tuple(slice(i * n, i * n + 1) for i, n in zip(place, chunks, strict=True))
-                ]
-            except kind:
+            # One need not be decoded again.
+            if is_one or self._fails(place, chunks, kind):
                 return (
                     f"chunk {'/'.join(map(str, place))} of {self.name} is damaged or cannot be "
                     "read; copy the image again, or work on another part"
                 )
         return "no single chunk is at fault; try again"
+
+    def _fails(
+        self, place: tuple[int, ...], chunks: tuple[int, ...], kind: type[Exception]
+    ) -> bool:
+        """Whether a pixel of a chunk cannot be read."""
+        try:
+            self.data[tuple(slice(i * n, i * n + 1) for i, n in zip(place, chunks, strict=True))]
+        except kind:
+            return True
+        return False
+
+
+def _of_shape(values: NDArray[Any], expected: tuple[int, ...]) -> NDArray[Any]:
+    """Return values of a shape; lazy arrays may be of another than they say."""
+    if values.shape != expected:
+        raise ValueError(f"pixels of shape {values.shape} in place of {expected}")
+    return values
 
 
 def _chunks_under(index: tuple[slice | int, ...], chunks: tuple[int, ...]) -> list[range]:
@@ -239,7 +258,11 @@ def _chunks_under(index: tuple[slice | int, ...], chunks: tuple[int, ...]) -> li
 
 def chunk_shape(data: Any) -> tuple[int, ...] | None:
     """Tell the (largest) chunk of an array, None if it has none."""
-    chunks = getattr(data, "chunks", None)
+    try:
+        chunks = getattr(data, "chunks", None)
+    # zarr has another name for chunks of different lengths.
+    except NotImplementedError:
+        chunks = data.read_chunk_sizes
     if not chunks:
         return None
     # dask names the length of every chunk along each axis.
@@ -315,6 +338,11 @@ def _require_readable(array: Any, name: str) -> None:
         raise ImageError(
             f"expected bool, integer or float pixels, got dtype {dtype}; "
             "convert the image first, e.g. numpy.abs(image) for complex numbers"
+        )
+    if len(shape) > MAX_AXES:
+        raise ImageError(
+            f"expected an image of at most {MAX_AXES} axes, got {len(shape)} in {name}; "
+            "its metadata may be damaged"
         )
     if 0 in shape:
         raise ImageError(

@@ -105,6 +105,13 @@ class PyramidImage:
             num_shown = sum(channel is not None for channel in shown)
             self._limits = spread_limits(contrast_limits, num_shown, shown)
 
+    def __repr__(self) -> str:
+        """Tell size, planes and stored levels in one line."""
+        height, width = self.shape_yx
+        planes = f", planes {self.plane_shape}" if self.plane_shape else ""
+        levels = f", {len(self._stored)} levels" if len(self._stored) > 1 else ""
+        return f"{type(self).__name__}({height} x {width} px{planes}{levels})"
+
     @property
     def shape_yx(self) -> tuple[int, int]:
         """Height and width in level-0 pixels."""

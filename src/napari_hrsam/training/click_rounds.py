@@ -375,12 +375,14 @@ def fed_back(prior: Tensor, coords_xy: Tensor, signs: Tensor, draws: PriorDraws)
     -------
     (N, 1, h, w) float, -16..16
     """
-    prior = obeyed(prior, coords_xy, signs, draws.spread)
+    prior = with_clicks_enforced(prior, coords_xy, signs, draws.spread)
     return (prior * draws.scale + draws.noise * draws.level).clamp(-16, 16)
 
 
-def obeyed(logits: Tensor, coords_xy: Tensor, signs: Tensor, spread: Tensor) -> Tensor:
-    """Change logits around the clicks that they contradict, about as `engine.obedience` does.
+def with_clicks_enforced(
+    logits: Tensor, coords_xy: Tensor, signs: Tensor, spread: Tensor
+) -> Tensor:
+    """Change logits around the clicks that they contradict, as `engine.click_correction` does.
 
     There the colours decide how far a correction reaches; here chance does.
 

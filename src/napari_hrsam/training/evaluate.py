@@ -79,13 +79,13 @@ class ModelUnderTest:
         Name in the table.
     segmenter : Segmenter
         The loaded model.
-    obey_clicks : bool
+    enforce_clicks : bool
         Whether the session corrects masks that contradict a click.
     """
 
     name: str
     segmenter: Segmenter
-    obey_clicks: bool = True
+    enforce_clicks: bool = True
 
     @property
     def tile_px(self) -> int:
@@ -99,11 +99,11 @@ class ModelUnderTest:
         ----------
         image : (H, W) or (H, W, 3) uint8
         """
-        return Session(self.segmenter, image, obey_clicks=self.obey_clicks)
+        return Session(self.segmenter, image, enforce_clicks=self.enforce_clicks)
 
 
 def model_under_test(
-    segmenter: Segmenter, *, obey_clicks: bool = True, name: str | None = None
+    segmenter: Segmenter, *, enforce_clicks: bool = True, name: str | None = None
 ) -> Evaluated:
     """Prepare a loaded model for `evaluate`.
 
@@ -111,13 +111,13 @@ def model_under_test(
     ----------
     segmenter : Segmenter
         As `load_model` gives it.
-    obey_clicks : bool
+    enforce_clicks : bool
         Whether the session corrects masks that contradict a click.
     name : str, optional
         Name in the table; the model's own by default.
     """
     chosen = segmenter.config.name if name is None else name
-    return ModelUnderTest(name=chosen, segmenter=segmenter, obey_clicks=obey_clicks)
+    return ModelUnderTest(name=chosen, segmenter=segmenter, enforce_clicks=enforce_clicks)
 
 
 def evaluate(

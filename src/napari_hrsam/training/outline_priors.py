@@ -124,7 +124,7 @@ def coarse_prior(
 
 
 def enlarge(coarse: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Interpolate bilinearly at the centres of finer pixels, as `LogitField.sample` does.
+    """Interpolate bilinearly at the centres of finer pixels, as `MultiscaleMask.sample` does.
 
     Parameters
     ----------

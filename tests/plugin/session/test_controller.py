@@ -397,7 +397,7 @@ def test_the_zoom_gives_the_level(
 def test_an_object_beyond_what_was_looked_at_is_said_to_go_on(
     controller: SegmentController, viewer: ViewerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 3)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 3)
     viewer.add_image(np.zeros((4096, 4096), np.uint8))
     controller.start()
     controller.wait()

@@ -490,7 +490,7 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
     model: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     image, path = ome_slide
     controller.start(image)
     controller.wait()
@@ -734,7 +734,7 @@ def test_what_is_on_screen_is_prepared_while_idle(
     running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tile of the first look; which one a second look takes depends on the object.
-    monkeypatch.setattr("napari_hrsam.engine.drawing.MAX_LOOKS", 1)
+    monkeypatch.setattr("napari_hrsam.engine.object_predictor.MAX_LOOKS", 1)
     encoded: list[str] = []
     encode = model.encode
     is_ready = threading.Event()

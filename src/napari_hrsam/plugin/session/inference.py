@@ -194,7 +194,7 @@ class InferenceSession:
         # No time for the outline: the object is kept as it was seen.
         prediction = self._current.prediction
         assert prediction is not None
-        self._current.outline_level = prediction.field.level
+        self._current.outline_level = prediction.multiscale.level
         return self._current.commit(mask=mask)
 
     @property

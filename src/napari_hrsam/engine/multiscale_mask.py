@@ -1,7 +1,7 @@
 """Logits of one object over the image: coarse ones of a tile, and finer ones where it matters.
 
 Legend: *layer* 0 is the tile that found the object; every further layer is finer and holds square
-cells of logits along the object's outline. Where a layer has no cell, the layer before speaks.
+blocks of logits along the object's outline. Where a layer has no block, the layer before speaks.
 """
 
 from __future__ import annotations
@@ -18,62 +18,62 @@ from numpy.typing import NDArray
 from napari_hrsam.geometry import Box, Tile, downsample, pixel_of
 
 QUANTUM = 1 / 16
-"""Step of the logits kept in cells, which are bytes: 8 either way, far beyond any doubt."""
+"""Step of the logits kept in blocks, which are bytes: 8 either way, far beyond any doubt."""
 
 BLOCK_PX = 256
 """Side of the level-0 blocks in which a box is read; most of them are all object or none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CellLayer:
+class OutlineLayer:
     """Logits along the outline at one level.
 
     Attributes
     ----------
     level : int
         Pyramid level, finer than that of the layer before.
-    cell_px : int
-        Side of a cell in pixels of the level; cells lie on a grid from pixel (0, 0).
-    cells : mapping of (row, column) to (cell_px, cell_px) int8
+    block_px : int
+        Side of a block in pixels of the level; blocks lie on a grid from pixel (0, 0).
+    blocks : mapping of (row, column) to (block_px, block_px) int8
         Logits in steps of `QUANTUM`.
     signs : dict of (row, column) to bool or None
-        Whether a cell is all object (True) or has none (False).
+        Whether a block is all object (True) or has none (False).
     """
 
     level: int
-    cell_px: int
-    cells: Mapping[tuple[int, int], NDArray[np.int8]]
+    block_px: int
+    blocks: Mapping[tuple[int, int], NDArray[np.int8]]
     signs: dict[tuple[int, int], bool | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look at every cell once."""
+        """Look at every block once."""
         signs = {
-            place: None if cell.max() > 0 >= cell.min() else bool(cell.max() > 0)
-            for place, cell in self.cells.items()
+            place: None if block.max() > 0 >= block.min() else bool(block.max() > 0)
+            for place, block in self.blocks.items()
         }
         object.__setattr__(self, "signs", signs)
 
     def under(self, box: Box) -> Iterator[tuple[int, int]]:
-        """Go through the places of cells that a box (in pixels of the level) touches."""
+        """Go through the places of blocks that a box (in pixels of the level) touches."""
         return itertools.product(
-            range(box.y0 // self.cell_px, -(-box.y1 // self.cell_px)),
-            range(box.x0 // self.cell_px, -(-box.x1 // self.cell_px)),
+            range(box.y0 // self.block_px, -(-box.y1 // self.block_px)),
+            range(box.x0 // self.block_px, -(-box.x1 // self.block_px)),
         )
 
-    def place(self, cell: tuple[int, int]) -> Box:
-        """Return where a cell lies, in pixels of the level."""
-        y0, x0 = cell[0] * self.cell_px, cell[1] * self.cell_px
-        return Box(y0, x0, y0 + self.cell_px, x0 + self.cell_px)
+    def place(self, block: tuple[int, int]) -> Box:
+        """Return where a block lies, in pixels of the level."""
+        y0, x0 = block[0] * self.block_px, block[1] * self.block_px
+        return Box(y0, x0, y0 + self.block_px, x0 + self.block_px)
 
 
-def to_cell(logits: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Round logits to the bytes of a `CellLayer`; the sign of every one is kept."""
+def to_block(logits: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Round logits to the bytes of a `OutlineLayer`; the sign of every one is kept."""
     steps = np.clip(np.abs(logits) / QUANTUM, 0, 127)
     # Above 0 is object, 0 is not: rounding must not move a small positive logit to 0.
     return np.where(logits > 0, np.ceil(steps), -np.floor(steps)).astype(np.int8)
 
 
-class LogitField:
+class MultiscaleMask:
     """The mask of an object as logits, read at any level; a `RegionMask`.
 
     Parameters
@@ -86,7 +86,7 @@ class LogitField:
         Of the image in level-0 pixels.
     clicks : sequence of ((y, x), bool), optional
         Level-0 pixels whose value is known: interpolation may miss a clicked pixel.
-    layers : sequence of CellLayer, optional
+    layers : sequence of OutlineLayer, optional
         Finer logits, coarsest first.
     """
 
@@ -96,7 +96,7 @@ class LogitField:
         logits: NDArray[np.float32],
         shape_yx: tuple[int, int],
         clicks: Sequence[tuple[tuple[float, float], bool]] = (),
-        layers: Sequence[CellLayer] = (),
+        layers: Sequence[OutlineLayer] = (),
     ) -> None:
         self.tile = tile
         self.logits = logits
@@ -122,10 +122,10 @@ class LogitField:
         """The pixels whose value is known: (y, x, label) in level-0 pixels."""
         return [(y, x, label) for (y, x), label in self._clicks.items()]
 
-    def with_layer(self, layer: CellLayer) -> LogitField:
-        """Return the field with one more, finer, layer."""
+    def with_layer(self, layer: OutlineLayer) -> MultiscaleMask:
+        """Return the mask with one more, finer, layer."""
         clicks = list(self._clicks.items())
-        return LogitField(self.tile, self.logits, self._shape_yx, clicks, (*self.layers, layer))
+        return MultiscaleMask(self.tile, self.logits, self._shape_yx, clicks, (*self.layers, layer))
 
     def read(self, box: Box) -> NDArray[np.bool_]:
         """Return the mask over a box of level-0 pixels; False outside its own box."""
@@ -173,11 +173,11 @@ class LogitField:
         here = box if layer.level == 0 else _at_level(box, layer.level).expand(1)
         signs: set[bool | None] = set()
         is_covered = True
-        for cell in layer.under(here):
-            if cell not in layer.signs:
+        for block in layer.under(here):
+            if block not in layer.signs:
                 is_covered = False
                 continue
-            signs.add(layer.signs[cell])
+            signs.add(layer.signs[block])
             if None in signs or len(signs) > 1:
                 return None
         if not is_covered:
@@ -223,18 +223,18 @@ class LogitField:
         return _resampled(values, rows, columns)
 
     def _composed(self, num_layers: int, box: Box) -> NDArray[np.float32]:
-        """Read a box at the level of a layer: its cells, and what the layers before say."""
+        """Read a box at the level of a layer: its blocks, and what the layers before say."""
         layer = self.layers[num_layers - 1]
-        cells = [cell for cell in layer.under(box) if cell in layer.cells]
-        covered = sum(layer.place(cell).intersection(box).area for cell in cells)
+        blocks = [block for block in layer.under(box) if block in layer.blocks]
+        covered = sum(layer.place(block).intersection(box).area for block in blocks)
         if covered == box.area:
             values = np.empty(box.shape_yx, np.float32)
         else:
             values = self._sample(num_layers - 1, layer.level, box).copy()
-        for cell in cells:
-            place = layer.place(cell)
+        for block in blocks:
+            place = layer.place(block)
             common = place.intersection(box)
-            inside = layer.cells[cell][common.shifted(-place.y0, -place.x0).slices]
+            inside = layer.blocks[block][common.shifted(-place.y0, -place.x0).slices]
             values[common.shifted(-box.y0, -box.x0).slices] = inside * np.float32(QUANTUM)
         return values
 

@@ -8,7 +8,7 @@ The constants were chosen on validation objects with simulated clicks, on masks 
 smooth random errors: a longer reach gained nothing and made more masks worse, and so did a larger
 disc around every click; `MAX_RADIUS_SHARE` and `EDGE_COST` hardly mattered. What obeying does to
 the clicks that a shipped model needs is measured by ``napari-hrsam evaluate``, with and without
-``--no-obey``.
+``--no-click-correction``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from scipy.ndimage import gaussian_filter
 from skimage.graph import MCP_Geometric
 
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.geometry import Box, pixel_of
-from napari_hrsam.prompts import Prompts
 
 MIN_RADIUS_PX = 1.0
 """A correction changes at least the pixels this near, if no click of the other sign is near."""
@@ -49,7 +47,7 @@ CONFIDENCE = 2.0
 """Logit given to the click itself: sure, but not so sure that it drowns the next answer."""
 
 
-def obey(
+def enforce_clicks(
     logits: NDArray[np.float32],
     pixels: NDArray[np.uint8],
     points_yx: NDArray[np.float64],
@@ -93,13 +91,6 @@ def obey(
                 changed = logits.copy()
             _correct(changed, pixels, place, positive, opposite)
     return changed
-
-
-def settle(mask: NDArray[np.bool_], box: Box, obeyed: Prompts) -> None:
-    """Set the clicked pixels of a level-0 mask, which interpolation may have missed, in place."""
-    for point, label in zip(obeyed.points_yx, obeyed.labels, strict=True):
-        y, x = pixel_of(point)
-        mask[y - box.y0, x - box.x0] = label
 
 
 def to_low_res(change: NDArray[np.float32]) -> NDArray[np.float32]:

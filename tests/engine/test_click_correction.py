@@ -8,28 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.obedience import (
+from napari_hrsam.engine.click_correction import (
     MAX_RADIUS_SHARE,
     MIN_RADIUS_PX,
-    obey,
-    settle,
+    enforce_clicks,
     to_low_res,
 )
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.geometry import Box
-from napari_hrsam.prompts import Prompts
 
 SIZE = 64
 
 
-def obeyed(
+def corrected(
     logits: NDArray[np.float32],
     clicks: list[tuple[tuple[float, float], bool]],
     pixels: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.float32]:
     pixels = np.zeros((*logits.shape, 3), np.uint8) if pixels is None else pixels
     points = np.array([point for point, _ in clicks], float).reshape(-1, 2)
-    return obey(logits, pixels, points, np.array([label for _, label in clicks], bool))
+    return enforce_clicks(logits, pixels, points, np.array([label for _, label in clicks], bool))
 
 
 def flat(value: float, size: int = SIZE) -> NDArray[np.float32]:
@@ -54,7 +51,7 @@ def test_all_clicks_are_obeyed_and_the_newest_wins_on_a_pixel(
     logits = (rng.normal(size=(SIZE, SIZE)) * 4 + bias).astype(np.float32)
     pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     before = logits.copy()
-    after = obeyed(logits, clicks, pixels)
+    after = corrected(logits, clicks, pixels)
     for place, label in dict(clicks).items():
         assert (after[place] > 0) == label
     assert after.dtype == np.float32
@@ -65,14 +62,14 @@ def test_all_clicks_are_obeyed_and_the_newest_wins_on_a_pixel(
 def test_nothing_changes_where_the_network_obeys() -> None:
     logits = flat(-1)
     logits[10:20, 10:20] = 1
-    assert obeyed(logits, [((12.0, 12.0), True), ((30.0, 30.0), False)]) is logits
-    assert obeyed(logits, []) is logits
+    assert corrected(logits, [((12.0, 12.0), True), ((30.0, 30.0), False)]) is logits
+    assert corrected(logits, []) is logits
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_correction_is_at_least_a_small_disc_and_stays_near(label: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    after = obeyed(flat(-9 if label else 9, 512), [((200.0, 300.0), label)], noise)
+    after = corrected(flat(-9 if label else 9, 512), [((200.0, 300.0), label)], noise)
     y, x = np.mgrid[:512, :512]
     distance = np.hypot(y - 200, x - 300)
     assert ((after > 0) == label)[distance <= MIN_RADIUS_PX].all()
@@ -82,7 +79,7 @@ def test_a_correction_is_at_least_a_small_disc_and_stays_near(label: bool) -> No
 def test_a_correction_follows_the_colour() -> None:
     pixels = np.zeros((256, 256, 3), np.uint8)
     pixels[:, 128:] = 200
-    after = obeyed(flat(-1, 256), [((128.0, 120.0), True)], pixels)
+    after = corrected(flat(-1, 256), [((128.0, 120.0), True)], pixels)
     mask = after > 0
     assert mask[128, 110:126].all()
     assert not mask[:, 131:].any()
@@ -91,29 +88,29 @@ def test_a_correction_follows_the_colour() -> None:
 def test_a_correction_goes_little_beyond_the_border_of_the_mask() -> None:
     logits = flat(-3, 512)
     logits[:, 200:240] = 3
-    after = obeyed(logits, [((256.0, 209.0), False)])
+    after = corrected(logits, [((256.0, 209.0), False)])
     # The border is 10 px away from the click, so that the change ends 17.5 px away from it.
     assert (after[:, 227:] == logits[:, 227:]).all()
     assert not (after[256, 200:218] > 0).any()
 
 
 def test_clicks_of_the_other_sign_limit_a_correction() -> None:
-    after = obeyed(flat(-3, 256), [((128.0, 128.0), True), ((128.0, 136.0), False)])
+    after = corrected(flat(-3, 256), [((128.0, 128.0), True), ((128.0, 136.0), False)])
     assert after[128, 128] > 0
     assert (after[:, 134:] <= 0).all()
-    neighbours = obeyed(flat(-3), [((5.0, 5.0), True), ((5.0, 6.0), False), ((6.0, 5.0), False)])
+    neighbours = corrected(flat(-3), [((5.0, 5.0), True), ((5.0, 6.0), False), ((6.0, 5.0), False)])
     assert np.argwhere(neighbours > 0).tolist() == [[5, 5]]
 
 
 def test_surer_pixels_of_the_right_sign_keep_their_logits() -> None:
     logits = flat(-3)
     logits[30:34, 34:38] = 8
-    after = obeyed(logits, [((32.0, 31.0), True)])
+    after = corrected(logits, [((32.0, 31.0), True)])
     assert (after[30:34, 34:38] == 8).all()
 
 
 def test_clicks_outside_count_at_the_border() -> None:
-    assert obeyed(flat(-3), [((-7.0, 99.0), True)])[0, SIZE - 1] > 0
+    assert corrected(flat(-3), [((-7.0, 99.0), True)])[0, SIZE - 1] > 0
 
 
 def test_the_change_at_low_resolution_is_its_mean() -> None:
@@ -122,20 +119,12 @@ def test_the_change_at_low_resolution_is_its_mean() -> None:
     assert to_low_res(change)[1, 2] == pytest.approx(change[4:, 8:].mean())
 
 
-def test_settle_sets_the_clicked_pixels_only() -> None:
-    mask = np.zeros((5, 6), bool)
-    mask[4, 5] = True
-    prompts = Prompts(points_yx=((11.4, 22), (14, 24.6)), labels=(True, False))
-    settle(mask, Box(10, 20, 15, 26), prompts)
-    assert np.argwhere(mask).tolist() == [[1, 2]]
-
-
 def test_a_correction_takes_milliseconds() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     seconds = []
     for _ in range(5):
         started = time.thread_time()
-        obeyed(flat(-3, 512), [((256.0, 256.0), True)], pixels)
+        corrected(flat(-3, 512), [((256.0, 256.0), True)], pixels)
         seconds.append(time.thread_time() - started)
     # Of the processor's time: what else runs on the machine does not count.
     assert min(seconds) < 1
@@ -143,6 +132,8 @@ def test_a_correction_takes_milliseconds() -> None:
 
 def test_shapes_must_belong_together() -> None:
     with pytest.raises(ShapeError, match=r"pixels \(H, W, 3\) for logits \(H, W\).*\(8, 8, 3\)"):
-        obey(flat(0), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 2)), np.zeros(0, bool))
+        enforce_clicks(flat(0), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 2)), np.zeros(0, bool))
     with pytest.raises(ShapeError, match="1 points, 2 labels"):
-        obey(flat(0), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 2)), np.zeros(2, bool))
+        enforce_clicks(
+            flat(0), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 2)), np.zeros(2, bool)
+        )

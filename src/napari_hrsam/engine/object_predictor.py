@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as label_components
 
-from napari_hrsam.engine.fields import LogitField
-from napari_hrsam.engine.obedience import CONFIDENCE, obey, to_low_res
+from napari_hrsam.engine.click_correction import CONFIDENCE, enforce_clicks, to_low_res
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
-from napari_hrsam.engine.tile_cache import SeenTile, TileCache
+from napari_hrsam.engine.tile_cache import CachedTile, TileCache
 from napari_hrsam.geometry import (
     BEST_SHARES,
     Box,
@@ -50,14 +50,14 @@ MIN_CONTACT_PX = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Look:
+class TileResult:
     """What the model says of an object in one tile.
 
     Attributes
     ----------
     tile : Tile
     logits : (size, size) float32
-        At tile resolution, clicks obeyed; above 0 is object. Not above 0 where the image lacks
+        At tile resolution, clicks enforced; above 0 is object. Not above 0 where the image lacks
         pixels.
     low_res : (size / 4, size / 4) float32
         To be fed back with the next prompt.
@@ -79,7 +79,7 @@ class Look:
     decode_s: float
 
 
-class Drawer:
+class ObjectPredictor:
     """Looks at an object's prompts in tiles of one image.
 
     Parameters
@@ -90,7 +90,7 @@ class Drawer:
         The model.
     tiles : TileCache
         Its embeddings of the image.
-    obey_clicks : bool
+    enforce_clicks : bool
         Whether logits that contradict a click are corrected around it.
     before_look : callable, optional
         Called before each look; what it raises ends the drawing.
@@ -102,35 +102,35 @@ class Drawer:
         predictor: Predictor,
         tiles: TileCache,
         *,
-        obey_clicks: bool,
+        enforce_clicks: bool,
         before_look: Callable[[], None] | None = None,
     ) -> None:
         self._image = image
         self.shape_yx = image.shape_yx
         self.predictor = predictor
         self.tiles = tiles
-        self.obey_clicks = obey_clicks
+        self.enforce_clicks = enforce_clicks
         self.before_look = before_look
 
     def grid(self, tile: Tile, level: int) -> TileGrid:
         """Return the grid of a level, on the plane of a tile."""
         return TileGrid(self.shape_yx, tile.size_px, level, tile.plane)
 
-    def look(
+    def predict_tile(
         self,
         tile: Tile,
-        obeyed: Prompts,
+        prompts: Prompts,
         prior: NDArray[np.float32] | None = None,
         focused: Embedding | None = None,
         *,
         may_focus: bool = True,
-    ) -> Look:
+    ) -> TileResult:
         """Ask the model in one tile.
 
         Parameters
         ----------
         tile : Tile
-        obeyed : Prompts
+        prompts : Prompts
             Without contradictions; in or near the tile.
         prior : (size / 4, size / 4) float32, optional
             Low-resolution logits of the object in this tile.
@@ -146,20 +146,48 @@ class Drawer:
         """
         if self.before_look is not None:
             self.before_look()
-        seen = self.tiles.see(tile)
+        seen = self.tiles.get(tile)
         refine_s = 0.0
         if focused is not None and focused.tile != tile:
             focused = None
-        if focused is None and may_focus and self.predictor.refines and len(obeyed) > 1:
+        if focused is None and may_focus and self.predictor.refines and len(prompts) > 1:
             started = time.perf_counter()
-            focused = self.predictor.refine(seen.embedding, obeyed, prior)
+            focused = self.predictor.refine_embedding(seen.embedding, prompts, prior)
             refine_s = time.perf_counter() - started
-        answer = self.predictor.decode(focused or seen.embedding, obeyed, prior)
-        logits, low_res = self._obeyed_logits(answer, obeyed, seen)
+        answer = self.predictor.decode(focused or seen.embedding, prompts, prior)
+        return self._result(answer, prompts, seen, focused, refine_s)
+
+    def candidates(
+        self,
+        tile: Tile,
+        prompts: Prompts,
+        prior: NDArray[np.float32] | None,
+        focused: Embedding | None,
+    ) -> list[TileResult]:
+        """Ask the model in one tile for the masks that the prompts may mean, likeliest first.
+
+        Parameters and errors are those of `predict_tile`.
+        """
+        seen = self.tiles.get(tile)
+        embedding = seen.embedding if focused is None else focused
+        return [
+            self._result(answer, prompts, seen, focused, 0.0)
+            for answer in self.predictor.candidates(embedding, prompts, prior)
+        ]
+
+    def _result(
+        self,
+        answer: TilePrediction,
+        prompts: Prompts,
+        seen: CachedTile,
+        focused: Embedding | None,
+        refine_s: float,
+    ) -> TileResult:
+        logits, low_res = self._corrected_logits(answer, prompts, seen)
         if seen.present is not None and not seen.present.all():
             logits = np.where(seen.present, logits, np.minimum(logits, -CONFIDENCE))
-        return Look(
-            tile=tile,
+        return TileResult(
+            tile=seen.embedding.tile,
             logits=logits,
             low_res=low_res,
             iou=answer.iou,
@@ -169,15 +197,15 @@ class Drawer:
             decode_s=refine_s + answer.decode_s,
         )
 
-    def draw(
+    def predict(
         self,
         tile: Tile,
-        obeyed: Prompts,
+        prompts: Prompts,
         prior: NDArray[np.float32] | None,
         focused: Embedding | None,
         finest: int,
-    ) -> tuple[Look, list[Look]]:
-        """Look at an object at the level that shows it best, whatever level was asked for.
+    ) -> tuple[TileResult, list[TileResult]]:
+        """TileResult at an object at the level that shows it best, whatever level was asked for.
 
         A new object that is small or large on its tile is looked at again where it takes
         `BEST_SHARES` of it, and one of which the model is not sure from further away; the look
@@ -187,104 +215,108 @@ class Drawer:
 
         Parameters
         ----------
-        tile, obeyed, prior, focused
-            As in `look`; the tile holds all prompts.
+        tile, prompts, prior, focused
+            As in `predict_tile`; the tile holds all prompts.
         finest : int
             Level that was asked for.
 
         Returns
         -------
-        look : Look
+        best : TileResult
             The one that counts.
-        looks : list of Look
+        results : list of TileResult
             All of them.
         """
-        looks = [self.look(tile, obeyed, prior, focused)]
-        is_new = prior is None and len(obeyed) == 1
+        results = [self.predict_tile(tile, prompts, prior, focused)]
+        is_new = prior is None and len(prompts) == 1
         # A box says how far the object goes, and the tile was chosen for it.
-        while obeyed.box is None and len(looks) < MAX_LOOKS:
-            other = self._better_tile(looks, obeyed, is_new=is_new)
+        while prompts.box is None and len(results) < MAX_LOOKS:
+            other = self._better_tile(results, prompts, is_new=is_new)
             if other is None:
                 break
             # The prior stays behind: it knows nothing of what lies outside its tile, and at a
             # first click masks are better without.
-            looks.append(self.look(other, obeyed))
-        best = max(looks, key=lambda look: (not self._goes_on(look, obeyed), look.iou))
-        finer = self._finer(best, obeyed) if best.tile.level > max(finest, 0) else None
+            results.append(self.predict_tile(other, prompts))
+        best = max(results, key=lambda result: (not self._goes_on(result, prompts), result.iou))
+        finer = self._finer(best, prompts) if best.tile.level > max(finest, 0) else None
         if finer is not None:
-            looks.append(self.look(finer, obeyed, self.resampled(best, finer)))
-            if not self.is_cut(looks[-1], obeyed):
-                best = looks[-1]
-        return best, looks
+            results.append(self.predict_tile(finer, prompts, self.resampled(best, finer)))
+            if not self.is_cut(results[-1], prompts):
+                best = results[-1]
+        return best, results
 
-    def _fits(self, look: Look, obeyed: Prompts, shares: tuple[float, float]) -> bool:
+    def _fits(self, result: TileResult, prompts: Prompts, shares: tuple[float, float]) -> bool:
         """Whether the object takes a share of the tile's side between two, and ends in the tile."""
-        low, high = (share * look.tile.size_px * look.tile.downsample for share in shares)
-        return low < max(_extent(look, obeyed).shape_yx) <= high and not self._goes_on(look, obeyed)
+        low, high = (share * result.tile.size_px * result.tile.downsample for share in shares)
+        return low < max(_extent(result, prompts).shape_yx) <= high and not self._goes_on(
+            result, prompts
+        )
 
-    def _better_tile(self, looks: list[Look], obeyed: Prompts, *, is_new: bool) -> Tile | None:
+    def _better_tile(
+        self, results: list[TileResult], prompts: Prompts, *, is_new: bool
+    ) -> Tile | None:
         """Return the tile in which the object should be looked at next, if in another one."""
-        look, seen = looks[-1], [look.tile.level for look in looks]
-        extent, size_px = _extent(look, obeyed), look.tile.size_px
+        result, seen = results[-1], [result.tile.level for result in results]
+        extent, size_px = _extent(result, prompts), result.tile.size_px
         coarsest = coarsest_level(self.shape_yx, size_px)
-        level = look.tile.level
-        if not self._fits(look, obeyed, BEST_SHARES if is_new else KEPT_SHARES):
+        level = result.tile.level
+        if not self._fits(result, prompts, BEST_SHARES if is_new else KEPT_SHARES):
             level = best_level(max(extent.shape_yx), self.shape_yx, size_px)
-            if self._goes_on(look, obeyed):
-                level = min(max(level, look.tile.level + 1), coarsest)
-        if level in seen and is_new and look.iou < DOUBTFUL_IOU:
+            if self._goes_on(result, prompts):
+                level = min(max(level, result.tile.level + 1), coarsest)
+        if level in seen and is_new and result.iou < DOUBTFUL_IOU:
             # What it sees may be a part, or texture, of something much larger.
             level = min(max(seen) + 2, coarsest)
         if level in seen:
             return None
-        tile = self._around(look, obeyed, level)
-        if tile is None and level > look.tile.level:
-            points = np.concatenate([obeyed.extent_yx(), self._inside(_corners(extent))])
-            tile = self.grid(look.tile, level).smallest_holding(points)
+        tile = self._around(result, prompts, level)
+        if tile is None and level > result.tile.level:
+            points = np.concatenate([prompts.extent_yx(), self._inside(_corners(extent))])
+            tile = self.grid(result.tile, level).smallest_holding(points)
         is_cheap = tile is not None and self._image.num_stored_px(tile) <= MAX_READ_PX
         return tile if is_cheap else None
 
-    def resampled(self, look: Look, tile: Tile) -> NDArray[np.float32]:
+    def resampled(self, result: TileResult, tile: Tile) -> NDArray[np.float32]:
         """Give the logits of a look as low-resolution logits of another tile."""
-        field = LogitField(look.tile, look.logits, self.shape_yx)
+        mask = MultiscaleMask(result.tile, result.logits, self.shape_yx)
         box = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
-        return to_low_res(field.sample(tile.level, box))
+        return to_low_res(mask.sample(tile.level, box))
 
-    def _finer(self, look: Look, obeyed: Prompts) -> Tile | None:
+    def _finer(self, result: TileResult, prompts: Prompts) -> Tile | None:
         """Return the tile of the next finer level, if it has room for the object."""
-        extent = _extent(look, obeyed)
-        room = ROOMY_SHARE * look.tile.size_px * look.tile.downsample / 2
+        extent = _extent(result, prompts)
+        room = ROOMY_SHARE * result.tile.size_px * result.tile.downsample / 2
         if extent.area == 0 or max(extent.shape_yx) > room:
             return None
-        return self._around(look, obeyed, look.tile.level - 1)
+        return self._around(result, prompts, result.tile.level - 1)
 
-    def _around(self, look: Look, obeyed: Prompts, level: int) -> Tile | None:
+    def _around(self, result: TileResult, prompts: Prompts, level: int) -> Tile | None:
         """Return a tile of a level that holds the object and its prompts, if there is one.
 
         The one nearest to the prompts if it will do: it is the same whatever was seen of the
         object at other levels.
         """
-        grid = self.grid(look.tile, level)
+        grid = self.grid(result.tile, level)
         # What touches the border of a tile counts as going on there.
         margin = math.ceil(MARGIN_PX * downsample(level))
-        extent = _extent(look, obeyed)
+        extent = _extent(result, prompts)
         corners = self._inside(_corners(extent.expand(margin) if extent.area else extent))
-        tile = grid.holding(obeyed.extent_yx())
+        tile = grid.holding(prompts.extent_yx())
         if tile is not None and all(tile.box0.contains((y, x)) for y, x in corners):
             return tile
-        return grid.holding(np.concatenate([obeyed.extent_yx(), corners]))
+        return grid.holding(np.concatenate([prompts.extent_yx(), corners]))
 
     def _inside(self, points_yx: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.clip(points_yx, 0, np.array(self.shape_yx) - 1.0)
 
-    def is_cut(self, look: Look, obeyed: Prompts) -> bool:
+    def is_cut(self, result: TileResult, prompts: Prompts) -> bool:
         """Whether the object reaches beyond the tile."""
-        return obeyed.box is None and self._goes_on(look, obeyed)
+        return prompts.box is None and self._goes_on(result, prompts)
 
-    def _goes_on(self, look: Look, obeyed: Prompts) -> bool:
+    def _goes_on(self, result: TileResult, prompts: Prompts) -> bool:
         """Whether the object touches a border of its tile beyond which there is image."""
-        mask = _clicked_part(look, obeyed)
-        box, (height, width) = look.tile.box0, self.shape_yx
+        mask = _clicked_part(result, prompts)
+        box, (height, width) = result.tile.box0, self.shape_yx
         borders = [
             (box.y0 > 0, mask[0]),
             (box.x0 > 0, mask[:, 0]),
@@ -293,37 +325,37 @@ class Drawer:
         ]
         return any(goes_on and edge.sum() >= MIN_CONTACT_PX for goes_on, edge in borders)
 
-    def _obeyed_logits(
-        self, answer: TilePrediction, obeyed: Prompts, seen: SeenTile
+    def _corrected_logits(
+        self, answer: TilePrediction, prompts: Prompts, seen: CachedTile
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Correct the logits at tile and at low resolution around contradicted clicks."""
-        if not self.obey_clicks or not obeyed.points_yx:
+        if not self.enforce_clicks or not prompts.points_yx:
             return answer.logits, answer.low_res_logits
-        points = seen.embedding.tile.to_tile(obeyed.points_yx)
-        logits = obey(answer.logits, seen.pixels, points, np.array(obeyed.labels))
+        points = seen.embedding.tile.to_tile(prompts.points_yx)
+        logits = enforce_clicks(answer.logits, seen.pixels, points, np.array(prompts.labels))
         if logits is answer.logits:
             return answer.logits, answer.low_res_logits
         return logits, answer.low_res_logits + to_low_res(logits - answer.logits)
 
 
-def _clicked_part(look: Look, obeyed: Prompts) -> NDArray[np.bool_]:
+def _clicked_part(result: TileResult, prompts: Prompts) -> NDArray[np.bool_]:
     """Return the parts of the low-resolution mask that were clicked on; all if none was."""
-    mask: NDArray[np.bool_] = to_low_res(look.logits) > 0
+    mask: NDArray[np.bool_] = to_low_res(result.logits) > 0
     parts, _ = label_components(mask)
     last = mask.shape[0] - 1
     points = [
-        tuple(int(place) for place in np.clip(look.tile.to_tile(point) // 4, 0, last))
-        for point, positive in zip(obeyed.points_yx, obeyed.labels, strict=True)
+        tuple(int(place) for place in np.clip(result.tile.to_tile(point) // 4, 0, last))
+        for point, positive in zip(prompts.points_yx, prompts.labels, strict=True)
         if positive
     ]
     clicked = {int(parts[place]) for place in points} - {0}
     return np.isin(parts, list(clicked)) if clicked else mask
 
 
-def _extent(look: Look, obeyed: Prompts) -> Box:
+def _extent(result: TileResult, prompts: Prompts) -> Box:
     """Return the box of the object in level-0 pixels."""
-    box, scale = Box.around(_clicked_part(look, obeyed)), 4 * look.tile.downsample
-    y0, x0 = look.tile.box0.y0, look.tile.box0.x0
+    box, scale = Box.around(_clicked_part(result, prompts)), 4 * result.tile.downsample
+    y0, x0 = result.tile.box0.y0, result.tile.box0.x0
     return Box(
         int(y0 + box.y0 * scale),
         int(x0 + box.x0 * scale),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from napari_hrsam.engine.fields import QUANTUM, CellLayer, LogitField, to_cell
+from napari_hrsam.engine.multiscale_mask import QUANTUM, MultiscaleMask, OutlineLayer, to_block
 from napari_hrsam.geometry import Box, Tile
 
 
@@ -22,7 +22,7 @@ def test_the_mask_is_the_thresholded_bilinear_interpolation(
     logits[y : y + 3, x : x + 3] = rng.normal(size=(3, 3)) + 3
     tile = Tile(level, 8 * row, 8 * column, 16)
     shape = int(rng.integers(1, 200)), int(rng.integers(1, 200))
-    field = LogitField(tile, logits, shape)
+    field = MultiscaleMask(tile, logits, shape)
     box, mask = field.box, field.read(field.box)
     assert box == tile.box0.clip(shape)
     size = tile.box0.height
@@ -36,35 +36,35 @@ def test_the_mask_is_the_thresholded_bilinear_interpolation(
 
 def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
-    field = LogitField(Tile(3, 0, 0, 16), logits, (120, 110))
+    field = MultiscaleMask(Tile(3, 0, 0, 16), logits, (120, 110))
     once = field.read(field.box)
-    monkeypatch.setattr("napari_hrsam.engine.fields.BLOCK_PX", 8)
+    monkeypatch.setattr("napari_hrsam.engine.multiscale_mask.BLOCK_PX", 8)
     in_strips = field.read(field.box)
     np.testing.assert_array_equal(in_strips, once)
     assert 0.2 < once.mean() < 0.8
 
 
 def test_a_mask_without_object_is_empty() -> None:
-    mask = LogitField(Tile(0, 0, 0, 16), np.full((16, 16), -1, np.float32), (10, 12)).read(
+    mask = MultiscaleMask(Tile(0, 0, 0, 16), np.full((16, 16), -1, np.float32), (10, 12)).read(
         Box(0, 0, 10, 12)
     )
     assert mask.shape == (10, 12)
     assert not mask.any()
 
 
-def layered(seed: int) -> LogitField:
-    """A disc of 9 pixels at level 3, with a level-1 layer of random cells over a part of it."""
+def layered(seed: int) -> MultiscaleMask:
+    """A disc of 9 pixels at level 3, with a level-1 layer of random blocks over a part of it."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:16, :16]
     logits = (4.5 - np.hypot(y - 7.6, x - 8.2)).astype(np.float32)
-    field = LogitField(
+    field = MultiscaleMask(
         Tile(3, 8, 0, 16), logits, (190, 125), [((100, 60), True), ((100, 61), False)]
     )
-    cells = {
-        (int(row), int(column)): to_cell(rng.normal(size=(8, 8)).astype(np.float32))
+    blocks = {
+        (int(row), int(column)): to_block(rng.normal(size=(8, 8)).astype(np.float32))
         for row, column in rng.integers(0, 8, (9, 2))
     }
-    return field.with_layer(CellLayer(1, 8, cells))
+    return field.with_layer(OutlineLayer(1, 8, blocks))
 
 
 boxes0 = st.tuples(
@@ -93,7 +93,7 @@ def test_what_a_field_knows_of_a_box_is_true(seed: int, box: Box) -> None:
 def test_a_field_knows_large_parts_of_an_object_without_reading() -> None:
     logits = np.full((16, 16), -3, np.float32)
     logits[3:13, 3:13] = 3
-    field = LogitField(Tile(3, 0, 0, 16), logits, (128, 128))
+    field = MultiscaleMask(Tile(3, 0, 0, 16), logits, (128, 128))
     assert field.fills(Box(40, 40, 80, 80)) is True
     assert field.fills(Box(0, 0, 20, 20)) is False
     assert field.fills(Box(20, 20, 40, 40)) is None
@@ -102,10 +102,10 @@ def test_a_field_knows_large_parts_of_an_object_without_reading() -> None:
 
 
 def test_finer_cells_replace_the_coarse_logits_exactly_where_they_are() -> None:
-    field = LogitField(Tile(2, 0, 0, 16), np.full((16, 16), -1, np.float32), (64, 64))
-    cell = np.full((8, 8), -2, np.float32)
-    cell[2:5, 1:7] = 0.01
-    fine = field.with_layer(CellLayer(0, 8, {(2, 3): to_cell(cell)}))
+    field = MultiscaleMask(Tile(2, 0, 0, 16), np.full((16, 16), -1, np.float32), (64, 64))
+    block = np.full((8, 8), -2, np.float32)
+    block[2:5, 1:7] = 0.01
+    fine = field.with_layer(OutlineLayer(0, 8, {(2, 3): to_block(block)}))
     expected = np.zeros((64, 64), bool)
     expected[18:21, 25:31] = True
     np.testing.assert_array_equal(fine.read(fine.box), expected)
@@ -114,9 +114,9 @@ def test_finer_cells_replace_the_coarse_logits_exactly_where_they_are() -> None:
 
 @given(st.floats(-30, 30, width=32))
 def test_cells_keep_the_sign_of_every_logit(value: float) -> None:
-    cell = to_cell(np.full((1, 1), value, np.float32))
-    assert (cell[0, 0] > 0) == (np.float32(value) > 0)
-    assert abs(cell[0, 0] * QUANTUM - np.clip(value, -127 / 16, 127 / 16)) <= QUANTUM
+    block = to_block(np.full((1, 1), value, np.float32))
+    assert (block[0, 0] > 0) == (np.float32(value) > 0)
+    assert abs(block[0, 0] * QUANTUM - np.clip(value, -127 / 16, 127 / 16)) <= QUANTUM
 
 
 def test_clicked_pixels_are_as_clicked() -> None:
