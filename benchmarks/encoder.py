@@ -26,7 +26,7 @@ from measure import RESULTS, peak_bytes, print_table, save, summary, timed
 from torch import Tensor
 
 from napari_hrsam.modeling.checkpoints import lay_out_for_cpu
-from napari_hrsam.modeling.models import MODELS
+from napari_hrsam.modeling.models import find_config
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
 SAM = "sam-vit-b"
@@ -89,7 +89,7 @@ def sam_steps(size: int, clicks: dict[str, Any]) -> Steps:
 def our_steps(model: str, size: int, clicks: dict[str, Any]) -> Steps:
     """Prepare encoding and one click of our models, such as "hrsam-tiny:bfloat16"."""
     name, _, precision = model.partition(":")
-    segmenter = Segmenter(replace(MODELS[name], tile_px=size)).eval()
+    segmenter = Segmenter(replace(find_config(name), tile_px=size)).eval()
     if segmenter.config.decoder.skip_channels is not None:
         lay_out_for_cpu(segmenter)
     segmenter.precision = precision or "float32"

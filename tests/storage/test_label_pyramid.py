@@ -410,7 +410,7 @@ def test_a_creation_that_was_killed_is_made_anew(tmp_path: Path) -> None:
         ("cells", (4,), r"a shape \(height, width\), got tuple"),
         ("cells", (0, 4), r"a shape \(height, width\), got tuple"),
         ("cells", np.zeros((4, 4)), r"got ndarray; give image.shape\[:2\]"),
-        ("cells", (2, 2, 2, 4, 4), "at most two axes before y and x"),
+        ("cells", (2, 2, 2, 2, 4, 4), "at most three axes before y and x"),
     ],
 )
 def test_what_cannot_be_created_is_refused(
@@ -502,6 +502,16 @@ def test_the_folder_is_valid_ome_zarr_json(labels: PyramidLabels) -> None:
 def test_labels_load_no_torch() -> None:
     code = "import sys, napari_hrsam as h; h.create_labels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("planes", [(1, 1, 1), (2, 1, 3)])
+def test_labels_have_up_to_five_axes(tmp_path: Path, planes: tuple[int, ...]) -> None:
+    with create_labels(tmp_path, "cells", (*planes, 40, 50)) as labels:
+        last = tuple(size - 1 for size in planes)
+        labels.write((1, 2, 5, 9), np.ones((4, 7), bool), 1, plane=last)
+        assert labels.read(plane=last).sum() == 28
+    assert verify_labels(tmp_path, "cells").is_sound
+    assert open_stored_labels(tmp_path, "cells").ome.axes == ("t", "c", "z", "y", "x")
 
 
 def test_boxes_are_four_numbers_as_well(labels: PyramidLabels) -> None:

@@ -37,6 +37,11 @@ _PLANE_AXES = {
     0: [],
     1: [{"name": "z", "type": "space"}],
     2: [{"name": "t", "type": "time"}, {"name": "z", "type": "space"}],
+    3: [
+        {"name": "t", "type": "time"},
+        {"name": "c", "type": "channel"},
+        {"name": "z", "type": "space"},
+    ],
 }
 
 _TYPES = {
@@ -224,7 +229,7 @@ class _Frame:
 
 
 def _plane_axes(num: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Describe the axes before y and x as their names say; those without one are t and z."""
+    """Describe the axes before y and x as their names say; those without one are t, c and z."""
     plain = _PLANE_AXES.get(num, [])
     told: list[dict[str, Any] | None] = [_described(name) for name in names]
     known = [axis["name"] for axis in told if axis is not None]
@@ -268,8 +273,8 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Pla
     planes, full = shape[:-2], (shape[-2], shape[-1])
     if len(planes) not in _PLANE_AXES:
         raise LabelsError(
-            f"expected at most two axes before y and x (t and z), got shape {shape}; "
-            "make one label image for each index of the others"
+            f"expected at most three axes before y and x (t, c and z), got shape {shape}; "
+            "OME-Zarr has no more; make one label image for each index of the others"
         )
     num_levels = 1 + max(0, math.ceil(math.log2(max(full) / CHUNK_PX)))
     transforms: list[list[dict[str, Any]]] = []

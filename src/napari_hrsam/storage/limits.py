@@ -23,6 +23,9 @@ MAX_WHOLE = 4_000_000
 WINDOWS = ((8, 128), (24, 64))
 """Windows along each axis and their side, for a level too large to be read: first try, second."""
 
+MAX_JOINED = 2**22
+"""Pixels of one chunk that are looked at together."""
+
 MIN_PIXELS = 2**14
 """Pixels of a level that stand for an image: means over fewer do not reach its extremes."""
 
@@ -108,11 +111,17 @@ def _lazy(level: StoredLevel, channels: tuple[int, ...]) -> tuple[float, float]:
     if math.prod(level.shape_yx) <= MAX_WHOLE:
         boxes = [[Box.of_shape(level.shape_yx)]]
     else:
-        boxes = [_windows(level.shape_yx, num, side) for num, side in WINDOWS]
+        boxes = [
+            _once_a_chunk(_windows(level.shape_yx, num, side), level.chunk_yx)
+            for num, side in WINDOWS
+        ]
     for tried in boxes:
-        step = max(1, math.ceil(math.sqrt(tried[0].area * len(tried) * len(planes) / MAX_SAMPLE)))
+        num_px = sum(box.area for box in tried) * len(planes)
+        step = max(1, math.ceil(math.sqrt(num_px / MAX_SAMPLE)))
         parts = [
-            level.read(box, plane, channels)[::step, ::step] for plane in planes for box in tried
+            level.read(box, plane, channels)[::step, ::step].copy()  # lets go of the rest
+            for plane in planes
+            for box in tried
         ]
         low, high = _percentiles(np.concatenate([part.reshape(-1) for part in parts]))
         if low < high:
@@ -154,6 +163,20 @@ def _windows(shape_yx: tuple[int, int], num: int, side: int) -> list[Box]:
         for length in shape_yx
     ]
     return [Box(y, x, y + side, x + side).clip(shape_yx) for y, x in itertools.product(*starts)]
+
+
+def _once_a_chunk(windows: list[Box], chunk_yx: tuple[int, int]) -> list[Box]:
+    """Join the windows that begin in one chunk, which has to be decoded whole for any of them."""
+    chunks: dict[tuple[int, int], Box] = {}
+    for window in windows:
+        place = window.y0 // chunk_yx[0], window.x0 // chunk_yx[1]
+        chunks[place] = chunks.get(place, window).union(window)
+    joined = []
+    for box in chunks.values():
+        rows = max(1, MAX_JOINED // box.width)
+        middle = max(box.y0, (box.y0 + box.y1 - rows) // 2)
+        joined.append(Box(middle, box.x0, min(box.y1, middle + rows), box.x1))
+    return joined
 
 
 def _percentiles(sample: NDArray[np.generic]) -> tuple[float, float]:
