@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 # Read by tests/engine/test_kills.py and test_embed_crash.py, tests/storage/test_label_surroundings.py,
-# and tests/plugin/test_panel_stress.py.
+# and tests/plugin/panel/test_stress.py.
 KILLS ?= 200
 STRESS ?= 200
 

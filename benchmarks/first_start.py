@@ -120,7 +120,7 @@ def measure(case: str, *, tells_stacks: bool) -> None:
     """Open a window and the panel, and draw the first objects; in a process of its own."""
     import napari
 
-    from napari_hrsam.plugin.state import Phase
+    from napari_hrsam.plugin.session.state import Phase
 
     def take(work: str) -> None:
         # Line by line: what was measured is not lost if the window comes to a bad end.

@@ -18,8 +18,8 @@ import numpy as np
 from measure import RESULTS, print_table, save
 
 from napari_hrsam.bench.window import chosen_objects, show_slide
-from napari_hrsam.plugin.segment_widget import SegmentWidget
-from napari_hrsam.plugin.state import Phase
+from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.state import Phase
 from napari_hrsam.sample import Sample, make_sample, open_sample
 from napari_hrsam.sample.scene.scene import SceneObject
 from napari_hrsam.sample.slide import PIXEL_UM

@@ -249,7 +249,7 @@ def open_window() -> None:
     require("qtpy.QtWidgets", extra="all")
     import napari
 
-    from napari_hrsam.plugin.demo_window import open_demo
+    from napari_hrsam.plugin.panel.demo import open_demo
 
     open_demo()
     napari.run()

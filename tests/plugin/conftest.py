@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from napari_hrsam.modeling.segmenter import ImageFeatures
-from napari_hrsam.plugin.controller import SegmentController
-from napari_hrsam.plugin.segment_widget import SegmentWidget
+from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.storage.labels.places import LABELS_VARIABLE
 
 TILE_PX = 64
@@ -170,7 +170,7 @@ class Discs:
             inside = (y[:, None] - centre_y) ** 2 + (x[None] - centre_x) ** 2 < radius**2
             pixels[inside] = (230, 10, 10)
         self.num_read += pixels.size
-        return pixels
+        return pixels[(..., *index[2:3])]
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[np.uint8]:
         assert self.size < 2**24, "an image of this size must not be copied"

@@ -10,8 +10,8 @@ from qtpy.QtGui import QMouseEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QWidget
 
-from napari_hrsam.plugin.segment_widget import SegmentWidget
-from napari_hrsam.plugin.state import Phase
+from napari_hrsam.plugin.panel.widget import SegmentWidget
+from napari_hrsam.plugin.session.state import Phase
 
 LEFT, RIGHT = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton
 NO_KEY, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
@@ -48,9 +48,10 @@ class Window:
         """Move the view so that a model tile of a level fills the smaller side of the canvas."""
         image = self.controller.image_layer
         assert image is not None
+        assert self.controller.overlay is not None
         camera = self.viewer.scene.camera
         camera.center = image.data_to_world(data_yx)
-        tile = self.panel.controller.tile_px * 2.0**level * float(np.abs(image.scale[-1]))
+        tile = self.controller.overlay.tile_px * 2.0**level * float(np.abs(image.scale[-1]))
         camera.zoom = 1.001 * min(self.viewer.canvas.size) / tile
         QTest.qWait(50)
 

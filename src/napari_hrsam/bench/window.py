@@ -37,7 +37,7 @@ def measure_shown(sample: Sample, settings: Settings) -> dict[str, Any]:
 
 def measure_annotated(sample: Sample, settings: Settings) -> dict[str, Any]:
     """Show the image, and click on and commit objects with the panel's controller."""
-    from napari_hrsam.plugin.controller import SegmentController
+    from napari_hrsam.plugin.session.controller import SegmentController
     from napari_hrsam.storage.labels.places import LabelFile
 
     viewer = show_slide(sample)

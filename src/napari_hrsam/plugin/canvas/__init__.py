@@ -1,0 +1,1 @@
+"""The viewer coming in: mouse, keys, what is on screen, and layers that change or go. No Qt."""

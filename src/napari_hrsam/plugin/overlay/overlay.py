@@ -1,0 +1,276 @@
+"""What a running session shows: its layers, the prompts of the current object, the level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_hrsam.errors import PromptError
+from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
+from napari_hrsam.plugin.canvas.view import ImageView
+from napari_hrsam.plugin.overlay.preview import PreviewLayer
+from napari_hrsam.plugin.overlay.prompts import BoxDisplay, PointsDisplay
+from napari_hrsam.prompts import Prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import napari.components
+    from napari.layers import Labels, Layer
+
+    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
+    from napari_hrsam.plugin.overlay.objects import ObjectsLayer
+    from napari_hrsam.plugin.overlay.strokes import Strokes
+    from napari_hrsam.plugin.session.commands import Answer
+    from napari_hrsam.plugin.session.image_input import ImageInput
+
+
+MOVE_EVENTS = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GivenUp:
+    """An object that was cancelled, so that it can be brought back.
+
+    Attributes
+    ----------
+    prompts, plane, level, strokes
+        Clicks and box, where, the level of the first of them, and what was painted.
+    """
+
+    prompts: Prompts
+    plane: tuple[int, ...]
+    level: int
+    strokes: Strokes | None
+
+
+class Overlay:
+    """The layers of one session on the image's pixel grid, in step with prompts and answers.
+
+    `add_layers` adds all but the objects, before anything else is asked of it.
+
+    Parameters
+    ----------
+    viewer
+        Where layers are added; the one with the current object becomes the active one.
+    image
+        What is annotated; its layers are only read.
+    objects
+        What shows the committed objects, in the viewer already.
+    tile_px
+        Side of the model's tile in level pixels.
+
+    Attributes
+    ----------
+    view
+        What of the image is on screen.
+    objects, preview, points, box
+        What shows committed objects, the current object, its clicks and its box.
+    own
+        The layers that go when the session ends.
+    prompts
+        Clicks and box of the current object, answered or not.
+    plane
+        Where they lie along the axes before y and x.
+    given_up
+        The object that was cancelled last, until the next one begins.
+    """
+
+    def __init__(
+        self,
+        viewer: napari.components.ViewerModel,
+        image: ImageInput,
+        objects: ObjectsLayer,
+        tile_px: int,
+    ) -> None:
+        self._viewer = viewer
+        self.image = image
+        self.view = ImageView(viewer, image)
+        self.objects = objects
+        self.own: list[Layer] = []
+        self.tile_px = tile_px
+        self.prompts = Prompts()
+        self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
+        self.given_up: GivenUp | None = None
+        self._object_level: int | None = None
+
+    def add_layers(self) -> Iterator[None]:
+        """Add the layers, one at each step; napari takes long for each."""
+        image = self.image.layer
+        self.preview = PreviewLayer(self._viewer, image)
+        self.own.append(self.preview.layer)
+        yield
+        self.points = PointsDisplay(self._viewer, image)
+        self.own.append(self.points.layer)
+        yield
+        self.box = BoxDisplay(self._viewer, image)
+        self.own.append(self.box.layer)
+        for name in MOVE_EVENTS:
+            getattr(image.events, name).connect(self._move_with_image)
+        self._viewer.layers.selection.active = self.preview.layer
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def target(self) -> Labels:
+        """The layer with the committed objects."""
+        return self.objects.layer
+
+    @property
+    def all(self) -> list[Layer]:
+        """Every layer the session needs: its own, the target and the images."""
+        return [*self.own, self.target, *self.image.layers]
+
+    @property
+    def is_painting_target(self) -> bool:
+        """Whether one of napari's tools works on the layer with the committed objects."""
+        is_active = bool(self._viewer.layers.selection.active == self.target)
+        return is_active and str(self.target.mode) != "pan_zoom" and self.objects.is_paintable
+
+    def rescale(self) -> None:
+        """Keep clicks and box as large on screen as before a change of zoom."""
+        screen_px = self.view.screen_px()
+        self.points.rescale(screen_px)
+        self.box.rescale(screen_px)
+
+    def disconnect(self) -> None:
+        """Stop following the image."""
+        for name in MOVE_EVENTS:
+            getattr(self.image.layer.events, name).disconnect(self._move_with_image)
+
+    def remove(self, *, keeps_target: bool) -> None:
+        """Take the session's own layers out of the viewer.
+
+        Parameters
+        ----------
+        keeps_target
+            Whether the layer with the objects stays even if it is empty.
+        """
+        leaving = list(self.own)
+        if not keeps_target and self.objects.is_disposable:
+            leaving.append(self.target)
+        for layer in leaving:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+
+    def _move_with_image(self) -> None:
+        for shown in (self.preview, self.points, self.box, self.objects):
+            shown.move_with_image()
+
+    # ------------------------------------------------------------------ level and image
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The finest and the coarsest level at which objects can be looked at."""
+        return FINEST_LEVEL, coarsest_level(self.image.shape_yx, self.tile_px)
+
+    def show_image(self, image: ImageInput) -> None:
+        """Take the image as it is shown now."""
+        self.image = self.view.image = image
+
+    def next_level(self, pinned: int | None) -> int:
+        """Return the level at which a new object is looked at.
+
+        Parameters
+        ----------
+        pinned
+            The user's choice; None: that of the zoom.
+        """
+        if pinned is None:
+            return self.view.level(self.tile_px)
+        return min(max(pinned, self.levels[0]), self.levels[1])
+
+    def level(self, pinned: int | None) -> int:
+        """Return the level of the current object, else that of the next."""
+        if self._object_level is not None and len(self.prompts):
+            return self._object_level
+        return self.next_level(pinned)
+
+    # ------------------------------------------------------------------ prompts and answers
+
+    def ask(self, prompts: Prompts, plane: tuple[int, ...]) -> None:
+        """Show prompts before they are answered."""
+        if not len(self.prompts):
+            self._object_level = None
+        self.given_up = None
+        self.prompts, self.plane = prompts, plane
+        self.show_prompts()
+
+    def show_answer(self, answer: Answer) -> None:
+        """Show the session as it is after a step."""
+        self.prompts, prediction = answer.prompts, answer.prediction
+        if answer.edit is not None:
+            self.given_up = None
+        preview = self.preview
+        preview.put_strokes(answer.strokes)
+        if prediction is None:
+            self._object_level = None
+            preview.clear()
+        else:
+            self._object_level = prediction.level
+            self.plane = prediction.tile.plane or (0,) * len(self.plane)
+            preview.show(
+                prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
+            )
+        self.show_prompts()
+
+    def show_prompts(self) -> None:
+        """Draw clicks and box."""
+        screen_px = self.view.screen_px()
+        self.points.show(self.prompts.points_yx, self.prompts.labels, screen_px, self.plane)
+        self.box.show(self.prompts.box, screen_px, self.plane)
+
+    def show_drag(self, box: BoxPrompt, plane: tuple[int, ...]) -> None:
+        """Draw a box that is not a prompt yet."""
+        self.box.show(box, self.view.screen_px(), plane)
+
+    @property
+    def elsewhere(self) -> str:
+        """Name of the plane with the current object, if another one is shown; else empty."""
+        if not len(self.prompts) or not self.plane:
+            return ""
+        try:
+            is_here = self.view.plane() == self.plane
+        except PromptError:
+            is_here = False
+        return "" if is_here else self.view.plane_name(self.plane)
+
+    def plane_for_prompt(self) -> tuple[int, ...]:
+        """Return the plane that is shown, for a prompt of the current object.
+
+        Raises
+        ------
+        PromptError
+            If the object is on another plane, or the view shows none of the image.
+        """
+        plane = self.view.plane()
+        if len(self.prompts) and plane != self.plane:
+            there, here = map(self.view.plane_name, (self.plane, plane))
+            raise PromptError(
+                f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
+                "to cancel it and begin another one here"
+            )
+        return plane
+
+    def give_up_object(self, level: int) -> None:
+        """Show no object any more, but remember it.
+
+        Parameters
+        ----------
+        level
+            At which a new object would be looked at.
+        """
+        if len(self.prompts):
+            self.given_up = GivenUp(
+                prompts=self.prompts,
+                plane=self.plane,
+                level=level if self._object_level is None else self._object_level,
+                strokes=self.preview.strokes(),
+            )
+        self.forget_object()
+        self.preview.clear()
+
+    def forget_object(self) -> None:
+        """Show no prompts any more."""
+        self.prompts = Prompts()
+        self.show_prompts()

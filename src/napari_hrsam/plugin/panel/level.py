@@ -1,0 +1,96 @@
+"""The part of the panel that says at which level new objects are looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QHBoxLayout, QSpinBox, QWidget
+
+from napari_hrsam.plugin.panel.parts import narrow
+from napari_hrsam.plugin.session.messages import describe_level
+from napari_hrsam.plugin.session.state import Phase
+
+if TYPE_CHECKING:
+    from napari_hrsam.plugin.session.controller import SegmentController
+    from napari_hrsam.plugin.session.state import ControllerState
+
+AS_SEEN, IN_FULL = "as fine as seen", "at full resolution"
+
+
+class LevelBox(QWidget):
+    """Level, outline and reading ahead.
+
+    Parameters
+    ----------
+    controller
+        What is set.
+    """
+
+    def __init__(self, controller: SegmentController) -> None:
+        super().__init__()
+        self._controller = controller
+        self.pin_box = QCheckBox("keep")
+        self.pin_box.setToolTip("Look at new objects at this level at every zoom")
+        self.pin_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.spin_box = QSpinBox()
+        self.spin_box.setToolTip(
+            "The level at which objects are looked at: 0 is full size, each further level is half "
+            "as large; the zoom chooses it unless it is kept"
+        )
+        self.spin_box.setKeyboardTracking(False)
+        self.outline_box = narrow(QComboBox())
+        self.outline_box.addItems([AS_SEEN, IN_FULL])
+        self.outline_box.setToolTip(
+            "Outlines of objects larger than a tile are drawn anew when they are committed: as "
+            "fine as the object was seen at its first click, or at full resolution, which takes "
+            "longer"
+        )
+        self.ahead_box = QCheckBox("Look ahead while idle")
+        self.ahead_box.setToolTip(
+            "Prepare what is on screen while nothing is asked for, so that clicks are answered at "
+            "once"
+        )
+        self.ahead_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        form = QFormLayout(self)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        level = QWidget()
+        row = QHBoxLayout(level)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.spin_box, 1)
+        row.addWidget(self.pin_box)
+        form.addRow("Level", level)
+        form.addRow("Outlines", self.outline_box)
+        form.addRow(self.ahead_box)
+        self.pin_box.toggled.connect(self._pin)
+        self.spin_box.valueChanged.connect(self._pin)
+        self.outline_box.activated.connect(self._set_outlines)
+        self.ahead_box.toggled.connect(controller.set_reads_ahead)
+
+    def show_state(self, state: ControllerState) -> None:
+        """Show the level in use and the settings."""
+        is_ready = state.phase is Phase.READY
+        for widget in (self.pin_box, self.spin_box, self.outline_box, self.ahead_box):
+            widget.blockSignals(True)
+        self.pin_box.setEnabled(is_ready)
+        self.pin_box.setChecked(state.is_level_pinned)
+        self.spin_box.setEnabled(is_ready and state.is_level_pinned)
+        if state.levels is not None and state.level is not None:
+            self.spin_box.setRange(*state.levels)
+            # Of a level that is kept, the number is the user's.
+            if not state.is_level_pinned:
+                self.spin_box.setValue(state.level)
+            _, size = describe_level(self.spin_box.value()).split(" · ")
+            self.spin_box.setSuffix(f" · {size}")
+        self.outline_box.setCurrentText(IN_FULL if state.outlines_fully else AS_SEEN)
+        self.ahead_box.setChecked(state.reads_ahead)
+        for widget in (self.pin_box, self.spin_box, self.outline_box, self.ahead_box):
+            widget.blockSignals(False)
+
+    def _pin(self) -> None:
+        is_pinned = self.pin_box.isChecked()
+        self._controller.pin_level(self.spin_box.value() if is_pinned else None)
+
+    def _set_outlines(self) -> None:
+        self._controller.set_outlines_fully(self.outline_box.currentText() == IN_FULL)

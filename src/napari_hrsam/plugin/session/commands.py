@@ -1,0 +1,266 @@
+"""What is asked of the session on the inference thread, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from napari_hrsam.storage.labels.kept import KeptArray
+from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import zarr
+    from numpy.typing import NDArray
+
+    from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.geometry import Box
+    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
+    from napari_hrsam.plugin.overlay.strokes import Strokes
+    from napari_hrsam.plugin.session.loading import ModelRequest
+    from napari_hrsam.prompts import Prompts
+    from napari_hrsam.storage.images.layers import LayerImage
+    from napari_hrsam.storage.labels.store import Edit
+
+LabelsPlace: TypeAlias = KeptArray | LabelFile | OwnPlace
+"""What receives committed objects: an array, changed in place, or a label image on disk."""
+
+
+# ---------------------------------------------------------------------- steps on the current object
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """Add a click.
+
+    Attributes
+    ----------
+    point_yx : (y, x) float
+        Level-0 pixels.
+    positive
+        Whether the point belongs to the object.
+    level
+        At which a new object is looked at.
+    plane
+        One index per axis before y and x.
+    """
+
+    point_yx: tuple[float, float]
+    positive: bool
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetBox:
+    """Set the box, half open, in level-0 pixels; level and plane as for `Click`."""
+
+    box_yxyx: BoxPrompt
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """Write the object to the labels, with what the user painted on it, if anything."""
+
+    strokes: Strokes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give up the object; its prompts that are still waiting are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Undo the last prompt or commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """Redo what was undone last."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Show:
+    """Go on with the session's image shown otherwise; look at the current object again."""
+
+    image: LayerImage
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Answer with the session as it is; sent after a step that failed."""
+
+
+Step: TypeAlias = Click | SetBox | Commit | Cancel | Undo | Redo | Show | Describe
+"""Commands that are answered with an `Answer`."""
+
+
+# ---------------------------------------------------------------------- sessions and models
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Have ready what the layers of a session need; see `compile_layers`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindDevices:
+    """Find the devices that a model can run on, "auto" first: a tuple of names."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Open:
+    """Load a model, unless it is loaded, and begin a session: `Opened`."""
+
+    image: LayerImage
+    place: LabelsPlace
+    request: ModelRequest
+
+
+@dataclass(frozen=True, slots=True)
+class UseModel:
+    """Load a model, and let the session, if there is one, go on with it: `Opened`.
+
+    Commits and their undo stay. After an error, or when cancelled, everything is as before.
+    """
+
+    request: ModelRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SetOutline:
+    """Refine outlines of large objects at a level, or at that of the first prompt (None)."""
+
+    level: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Save:
+    """Write the objects to a label TIFF: an array, or what is on disk (None)."""
+
+    path: Path
+    array: NDArray[np.integer] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the session and let others write its labels; the model stays for the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextTurn:
+    """Do nothing: what follows it is for the next turn of the window's event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """Encode one tile around a part of the image: whether there is more to do."""
+
+    box0: Box
+    level: int
+    plane: tuple[int, ...]
+
+
+Command: TypeAlias = (
+    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | NextTurn | ReadAhead
+)
+
+
+# ---------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenedLabels:
+    """A label image on disk that is open for writing.
+
+    Attributes
+    ----------
+    file
+        Where it is.
+    levels
+        Its stored arrays, finest first, for reading on any thread.
+    """
+
+    file: LabelFile
+    levels: tuple[zarr.Array[Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Opened:
+    """A model is loaded, and the session on it, if there is one, is ready.
+
+    Attributes
+    ----------
+    model
+        Its name or path, as it was asked for.
+    device
+        Where the model runs, such as "cpu" or "cuda:0".
+    tile_px
+        Side of the model's tile in level pixels.
+    can_undo, can_redo
+        Whether the session has a step to undo or to redo.
+    labels
+        The label image on disk, if there is one.
+    copy
+        Where the objects of an array are kept, too.
+    why_no_copy
+        Why they are not; else empty.
+    """
+
+    model: str
+    device: str
+    tile_px: int
+    can_undo: bool = False
+    can_redo: bool = False
+    labels: OpenedLabels | None = None
+    copy: LabelFile | None = None
+    why_no_copy: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Where objects are kept on disk; empty if they are not."""
+        file = self.copy if self.labels is None else self.labels.file
+        return "" if file is None else str(file.folder)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The session after a step.
+
+    Attributes
+    ----------
+    prediction
+        Of the current object; None if it has no prompts.
+    prompts
+        Of the current object.
+    can_undo, can_redo
+        Whether there is a step to undo or to redo.
+    num_committed
+        Objects committed in this session and not undone.
+    edit
+        What this step changed in the label image, if anything.
+    is_undone
+        Whether `edit` was undone by this step.
+    is_cancelled
+        Whether the step was a commit that was given up: the object is still the current one.
+    strokes
+        Of a commit that was given up.
+    is_shown_anew
+        Whether the image is shown otherwise from this step on.
+    """
+
+    prediction: Prediction | None
+    prompts: Prompts
+    can_undo: bool
+    can_redo: bool
+    num_committed: int
+    edit: Edit | None = None
+    is_undone: bool = False
+    is_cancelled: bool = False
+    strokes: Strokes | None = None
+    is_shown_anew: bool = False

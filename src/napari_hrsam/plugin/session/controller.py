@@ -1,0 +1,779 @@
+"""Joins the layers of a viewer to a session: everything the panel does, without Qt.
+
+It is long because it is the only place that sees canvas, worker, overlay and state together: they
+know nothing of each other, nor of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_hrsam.errors import HRSAMError, PromptError, SessionError
+from napari_hrsam.plugin.canvas.canvas import Canvas
+from napari_hrsam.plugin.canvas.coordinates import box_between
+from napari_hrsam.plugin.canvas.display_watch import DisplayWatch
+from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
+from napari_hrsam.plugin.overlay.objects import MemoryObjects
+from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
+from napari_hrsam.plugin.session import commands, messages
+from napari_hrsam.plugin.session.image_input import ChannelLayers, read_image_layers
+from napari_hrsam.plugin.session.loading import (
+    AUTO_DEVICE,
+    DEFAULT_MODEL,
+    ModelLoader,
+    ModelRequest,
+    load_named_model,
+    model_label,
+)
+from napari_hrsam.plugin.session.setup import Setup
+from napari_hrsam.plugin.session.state import ControllerState, Phase
+from napari_hrsam.plugin.session.targets import MemoryTarget, Target
+from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.prompts import Prompts
+
+if TYPE_CHECKING:
+    import napari.components
+    from napari.layers import Image
+
+_DONE = object()
+
+
+class SegmentController:
+    """Segment objects of an image layer by clicks.
+
+    All methods are called on the viewer's thread and return at once; the model and the session
+    live on one inference thread, which takes commands in order. No prompt is dropped; of the
+    answers only the newest is shown. A script calls `wait` to have its requests answered; a panel
+    has ``worker.deliver`` called on the viewer's thread, see ``worker.set_notify``.
+
+    Parameters
+    ----------
+    viewer
+        A napari viewer, or a `napari.components.ViewerModel` without a window.
+    load_model
+        Makes a model; see `ModelLoader`.
+
+    Attributes
+    ----------
+    state
+        What there is to show; it emits `changed` and `failed`.
+    canvas
+        Mouse, keys and view.
+    worker
+        The way to the inference thread.
+    overlay
+        The layers of the running session, or None.
+    """
+
+    def __init__(
+        self,
+        viewer: napari.components.ViewerModel,
+        *,
+        load_model: ModelLoader = load_named_model,
+    ) -> None:
+        self._viewer = viewer
+        self.state = state = ControllerState()
+        self.worker = Worker(load_model)
+        self.overlay: Overlay | None = None
+        guard = state.guard
+        self.canvas = Canvas(
+            viewer,
+            {
+                "C": partial(guard, self.commit),
+                "Escape": partial(guard, self.cancel),
+                "Control-Z": partial(guard, self.undo),
+                "Control-Shift-Z": partial(guard, self.redo),
+                "T": lambda: state.update(is_subtracting=not state.is_subtracting),
+                "B": lambda: state.update(draws_boxes=not state.draws_boxes),
+            },
+            on_click=partial(guard, self.click_world),
+            on_box=partial(guard, self.drag_box),
+            is_subtracting=lambda: state.is_subtracting,
+            draws_boxes=lambda: state.draws_boxes,
+        )
+        self._setup: Setup | None = None
+        self._ending: Overlay | None = None
+        self._described_label = 0
+        self._layer_watch = LayerWatch(viewer, self._on_layer_lost)
+        self._display_watch = DisplayWatch(viewer, self._on_display, self._on_display_quiet)
+        self.canvas.changed.connect(self._on_canvas)
+        self.worker.answered.connect(self._on_answer)
+        self.worker.failed.connect(self._on_failure)
+        self.worker.progress.connect(self._on_progress)
+        self.worker.sent.connect(self._update)
+        self.worker.delivered.connect(self._on_delivered)
+
+    @property
+    def image_layer(self) -> Image | None:
+        """The layer being annotated, or None while there is no session."""
+        return None if self._setup is None else self._setup.image.layer
+
+    @property
+    def target_in_use(self) -> Target | None:
+        """Where the objects of the running session go, or None."""
+        if self.overlay is None or self._setup is None:
+            return None
+        target = self._setup.target
+        return self.overlay.target if isinstance(target, MemoryTarget) else target
+
+    # ------------------------------------------------------------------ begin and end
+
+    def start(
+        self,
+        image_layer: Image | None = None,
+        model: str = DEFAULT_MODEL,
+        *,
+        channels: ChannelLayers | None = None,
+        target: Target | None = None,
+        device: str = AUTO_DEVICE,
+    ) -> None:
+        """Open a session; the model is loaded in the background.
+
+        Parameters
+        ----------
+        image_layer
+            What to annotate, of any size, flat or a stack; by default the active image layer, else
+            the first visible one. The model sees it as it is on screen: with its contrast limits,
+            gamma and colormap, together with the visible layers on its pixel grid that it is
+            blended with. It goes on doing so when they change.
+        model
+            A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        channels
+            Layers on the same pixel grid that the model sees as colours, such as
+            ``{"red": layer, "green": other}``, whether they are visible or not, between their
+            contrast limits and with their gamma; by default what is on screen.
+        target
+            Where objects go: a Labels layer in memory; `NewLayer`, for a new one; or a label image
+            on disk, a `LabelFile` (gone on with, or made) or an `OwnPlace`. By default a new layer
+            for a small flat image in memory, else the label image "objects" beside an OME-Zarr
+            image, else one in the user's data folder.
+        device
+            "auto", "cpu" or "cuda".
+
+        Raises
+        ------
+        ImageError
+            If there is no usable image layer.
+        LabelsError
+            If `target` cannot take the image's objects.
+        """
+        self._end(messages.HINT_START, next_target=target)
+        layers = self._viewer.layers
+        self._setup = setup = Setup.choose(layers, image_layer, channels, target)
+        self._layer_watch.start(setup.image.layers)
+        self._display_watch.start()
+        request = ModelRequest(model=model, device=device)
+        self._show_message(f"Loading {request.label} ...", phase=Phase.LOADING)
+        self.canvas.listen()
+        self.worker.send(commands.WarmUp())
+        opening = commands.Open(setup.image.image, setup.place(layers), request)
+        self.worker.send(opening, self._on_opened)
+
+    def use_model(self, model: str, *, device: str = AUTO_DEVICE, download: bool = False) -> None:
+        """Load a model in the background; a running session goes on with it.
+
+        Committed objects stay and can still be undone. Until the model is loaded no prompts are
+        taken; if it fails or is cancelled, the model before it is used on.
+
+        Parameters
+        ----------
+        model
+            A name of `napari_hrsam.list_models`, or a checkpoint's path.
+        device
+            "auto", "cpu" or "cuda".
+        download
+            Whether missing weights may be fetched from the internet.
+
+        Raises
+        ------
+        SessionError
+            If an object is being drawn, or a model is being loaded already.
+        """
+        if self.state.phase is Phase.LOADING:
+            raise SessionError("a model is being loaded already; wait for it, or cancel it")
+        if self.overlay is not None and len(self.overlay.prompts):
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        self.canvas.stop()
+        if self.overlay is not None:
+            self.canvas.listen()
+        request = ModelRequest(model=model, device=device, download=download)
+        self._show_message(f"Loading {request.label} ...", phase=Phase.LOADING)
+        self.worker.send(commands.UseModel(request), self._on_model)
+
+    def stop(self, message: str = messages.HINT_START) -> None:
+        """End the session; committed objects stay, the current one is given up.
+
+        Commits that were asked for are still made; the session's own layers go after them.
+        """
+        self._end(message)
+
+    def close(self) -> None:
+        """Let go of the viewer and end the inference thread; for the end of panel or viewer.
+
+        Returns at once; the thread ends after the commits that were asked for, and lets others
+        write the labels; ``worker.join`` waits for that. Layers are left as they are.
+        """
+        if self.worker.is_closed:
+            return
+        self.worker.close()
+        self.canvas.close()
+        if self.overlay is not None:
+            self.overlay.disconnect()
+        self._layer_watch.close()
+        self._display_watch.stop()
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Have all requests answered, on the image as it is shown now; for scripts and tests.
+
+        Raises
+        ------
+        SessionError
+            If it takes longer than `timeout_s` seconds.
+        HRSAMError or any other error
+            The first one reported since the last call.
+        """
+        if self._display_watch.is_pending:
+            self._follow_display()
+        if not self.worker.wait(timeout_s):
+            raise SessionError(
+                f"expected all requests answered within {timeout_s:g} s, but the inference thread "
+                "is still busy; wait longer, or cancel"
+            )
+        self.state.raise_reported()
+
+    # ------------------------------------------------------------------ prompts and steps
+
+    def click(self, point_yx: Sequence[float], positive: bool = True) -> None:
+        """Add a click to the current object, on the plane that is shown.
+
+        Parameters
+        ----------
+        point_yx : (y, x) float
+            Level-0 pixels of the image, pixel centres at integers.
+        positive
+            Whether the point belongs to the object.
+
+        Raises
+        ------
+        PromptError
+            If the point lies outside the image, or the object is on another plane.
+        SessionError
+            If no session is ready.
+        """
+        overlay, plane = self._ready_for_prompt()
+        prompts = overlay.prompts.with_click(point_yx, positive)
+        level = self._ask(overlay, prompts, plane)
+        self.worker.send(commands.Click(prompts.points_yx[-1], positive, level, plane))
+
+    def click_world(self, world: Sequence[float], positive: bool = True) -> None:
+        """Add a click of the mouse at a world position of the viewer; see `click`.
+
+        The first click of an object that lies on a committed one is not taken, but names that; a
+        second one there is.
+        """
+        if self._is_loading():
+            return
+        overlay = self._ready()
+        position = overlay.view.position(world)
+        if not overlay.view.holds(position.point_yx):
+            raise PromptError(
+                f"this place is outside the image '{overlay.image.layer.name}': click inside it, "
+                "or choose another image in the panel"
+            )
+        label = 0
+        if not len(overlay.prompts):
+            label = overlay.objects.label_at(position.point_yx, position.plane)
+        if label and label != self._described_label:
+            self._described_label = label
+            self._show_message(messages.describe_committed(label, overlay.objects))
+            return
+        self._described_label = 0
+        self.click(position.point_yx, positive)
+        cover = overlay.view.covering(world)
+        self._update(covered_by="" if cover is None else cover.name)
+
+    def box(self, box_yxyx: Sequence[float]) -> None:
+        """Set the box of the current object, on the plane that is shown.
+
+        Parameters
+        ----------
+        box_yxyx : (y0, x0, y1, x1) float
+            Half open, level-0 pixels; cut at the image's border.
+
+        Raises
+        ------
+        PromptError
+            If the box is empty or lies outside the image, or the object is on another plane.
+        SessionError
+            If no session is ready.
+        """
+        overlay, plane = self._ready_for_prompt()
+        prompts = overlay.prompts.with_box(box_yxyx)
+        level = self._ask(overlay, prompts, plane)
+        box = overlay.prompts.box
+        assert box is not None
+        self.worker.send(commands.SetBox(box, level, plane))
+
+    def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
+        """Show a box between two world positions while it is drawn, and set it when done."""
+        if self._is_loading():
+            return
+        overlay = self._ready()
+        start, end = overlay.view.position(first), overlay.view.position(second)
+        drawn = box_between(start.point_yx, end.point_yx)
+        if is_done:
+            overlay.show_prompts()
+            self.box(drawn)
+        else:
+            overlay.show_drag(drawn, end.plane)
+
+    def commit(self) -> None:
+        """Write the current object, as painted over by hand, to the target.
+
+        The outline of an object larger than a tile is refined first, which takes a while; `cancel`
+        gives it up meanwhile.
+        """
+        overlay = self._ready()
+        self._begin_anew()
+        if not len(overlay.prompts):
+            self._show_message(f"There is nothing to commit. {messages.HINT_CLICK}")
+            return
+        if elsewhere := overlay.elsewhere:
+            overlay.view.show_plane(overlay.plane)
+            self._show_message(f"This is the object, on {elsewhere}. C commits it, Esc cancels it.")
+            return
+        if not self.worker.is_busy and not overlay.preview.num_pixels:
+            self._show_message(
+                "There is nothing to commit yet: no pixel is marked. Click on the object."
+            )
+            return
+        overlay.forget_object()
+        self.worker.send(commands.Commit(overlay.preview.take_strokes()))
+
+    def cancel(self) -> None:
+        """Give up the current object, or the commit under way, or the loading of a model.
+
+        Earlier commits stay. A commit that is given up leaves its object as the current one.
+        """
+        if self.state.phase is Phase.LOADING:
+            self._cancel_loading()
+            return
+        overlay = self._ready()
+        if not len(overlay.prompts) and self.state.progress and self.worker.cancel_commit():
+            self._show_message("Giving up the commit ...")
+            return
+        self._begin_anew()
+        overlay.give_up_object(overlay.next_level(self.state.pinned_level))
+        self.worker.send(commands.Cancel())
+
+    def undo(self) -> None:
+        """Undo the last brush stroke, else the last prompt, cancel or commit."""
+        overlay = self._ready()
+        if overlay.is_painting_target:
+            overlay.target.undo()
+        elif overlay.preview.undo_stroke():
+            self._count_pixels()
+        elif overlay.given_up is not None:
+            self._restore(overlay, overlay.given_up)
+        else:
+            self.worker.send(commands.Undo())
+
+    def redo(self) -> None:
+        """Redo what was undone last."""
+        overlay = self._ready()
+        if overlay.is_painting_target:
+            overlay.target.redo()
+        elif overlay.preview.redo_stroke():
+            self._count_pixels()
+        else:
+            self.worker.send(commands.Redo())
+
+    def save_objects(self, path: Path) -> None:
+        """Write the objects, after the commits asked for, as a label TIFF with all planes.
+
+        Objects on disk that are too large for one file are reported as an error in the panel.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready.
+        """
+        objects = self._ready().objects
+        array = objects.layer.data if isinstance(objects, MemoryObjects) else None
+        message = f"The objects were saved as {path}."
+        self.worker.send(commands.Save(path, array), lambda _: self._show_message(message))
+
+    # ------------------------------------------------------------------ settings
+
+    def pin_level(self, level: int | None) -> None:
+        """Look at new objects at one level at every zoom, or at that of the zoom (None).
+
+        Parameters
+        ----------
+        level
+            -2 (full size enlarged four times) to the coarsest level of the image; the nearest that
+            there is will be taken. The current object keeps its own.
+        """
+        self._update(pinned_level=level)
+        self._show_level()
+
+    def set_outlines_fully(self, is_full: bool) -> None:
+        """Refine outlines of objects larger than a tile at full resolution when they are committed.
+
+        Otherwise they are refined at the level of the object's first prompt, as it was seen.
+        """
+        self._update(outlines_fully=is_full)
+        self.worker.send(commands.SetOutline(0 if is_full else None))
+
+    def set_reads_ahead(self, reads_ahead: bool) -> None:
+        """Encode tiles of the view while nothing else is asked for, or do not."""
+        self._update(reads_ahead=reads_ahead)
+        if reads_ahead:
+            self._look_ahead()
+        else:
+            self.worker.read_ahead(None)
+
+    # ------------------------------------------------------------------ the worker's signals
+
+    def _on_opened(self, opened: commands.Opened) -> None:
+        setup = self._setup
+        assert setup is not None
+
+        def report(error: HRSAMError) -> None:
+            # It was found on whatever thread draws.
+            self.worker.call(partial(self.state.report, error))
+
+        try:
+            objects = setup.objects_layer(self._viewer, opened, report)
+        except HRSAMError as error:
+            self.stop()
+            self.state.report(error)
+            return
+        overlay = Overlay(self._viewer, setup.image, objects, opened.tile_px)
+        self._layer_watch.add([objects.layer])
+        self._add_next_layer(opened, overlay, overlay.add_layers())
+
+    def _add_next_layer(
+        self, opened: commands.Opened, overlay: Overlay, left: Iterator[None]
+    ) -> None:
+        """Add a layer in the next turn of the window's event loop."""
+
+        def add(_: None) -> None:
+            if self._setup is None or self._setup.image is not overlay.image:
+                # It was stopped meanwhile.
+                overlay.remove(keeps_target=False)
+                return
+            known = len(overlay.own)
+            is_more = next(left, _DONE) is not _DONE
+            self._layer_watch.add(overlay.own[known:])
+            if is_more:
+                self._add_next_layer(opened, overlay, left)
+            else:
+                self._take_prompts(opened, overlay, self._setup)
+
+        self.worker.send(commands.NextTurn(), add)
+
+    def _take_prompts(self, opened: commands.Opened, overlay: Overlay, setup: Setup) -> None:
+        self.overlay = overlay
+        overlay.preview.layer.events.paint.connect(self._on_paint)
+        self.canvas.start(overlay.all)
+        self._update(
+            phase=Phase.READY,
+            model=opened.model,
+            device=opened.device,
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            levels=overlay.levels,
+            labels_folder=opened.folder,
+            is_beside_image=setup.is_beside_image,
+            message=f"{messages.describe_opened(opened, setup.image)}{self._hint()}",
+        )
+        self._on_canvas("tool")
+        self._show_level()
+        # It may have been changed while the model was loaded.
+        self._follow_display()
+
+    def _on_model(self, opened: commands.Opened) -> None:
+        self.state.update(
+            model=opened.model,
+            device=opened.device,
+            can_undo=opened.can_undo,
+            can_redo=opened.can_redo,
+            encode_ms=None,
+            decode_ms=None,
+        )
+        self._go_on(f"{model_label(opened.model)} is loaded.", opened.tile_px)
+
+    def _on_answer(self, answer: commands.Answer, is_newest: bool, follows_error: bool) -> None:
+        overlay = self.overlay
+        # A commit may be made after its session was stopped.
+        shown = overlay or self._ending
+        if shown is not None and answer.edit is not None:
+            shown.objects.edited(answer.edit)
+        if overlay is None or not is_newest:
+            self._update(progress=None)
+            return
+        overlay.show_answer(answer)
+        is_given_up = overlay.given_up is not None
+        changes: dict[str, Any] = {}
+        if answer.prediction is not None:
+            seconds = answer.prediction.seconds
+            changes |= {f"{part}_ms": 1000 * seconds[f"{part}_s"] for part in ("encode", "decode")}
+        if not follows_error:
+            message = messages.describe_step(answer, overlay.view.plane_name)
+            if is_given_up and answer.prediction is None:
+                message = messages.GIVEN_UP
+            changes |= {"message": message, "is_error": False}
+        self._update(
+            progress=None,
+            can_undo=answer.can_undo or is_given_up,
+            can_redo=answer.can_redo,
+            num_committed=answer.num_committed,
+            level=overlay.level(self.state.pinned_level),
+            **changes,
+        )
+        self._look_ahead()
+
+    def _on_failure(self, command: commands.Command, error: BaseException, is_newest: bool) -> None:
+        match command:
+            case commands.Open():
+                self.stop()
+            case commands.UseModel():
+                # The model before it is still in use.
+                self._go_on("")
+            case commands.Commit() if is_newest and self.overlay is not None:
+                self.overlay.preview.put_strokes(command.strokes)
+        if isinstance(command, commands.Step):
+            self._update(progress=None)
+        self.state.report(error)
+
+    def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
+        is_done = done >= total
+        if not isinstance(command, commands.Commit):
+            self.state.update(progress=None if is_done else (done, total))
+            # Whoever clicked meanwhile has to read that it did not count.
+            if self.state.message != messages.STILL_LOADING:
+                self.state.update(message=messages.describe_progress(done, total))
+        elif self.overlay is not None and not is_done:
+            self._show_message(messages.describe_outline(done, total), progress=(done, total))
+
+    def _on_delivered(self) -> None:
+        if self.overlay is not None:
+            self.overlay.objects.refresh()
+        self.state.update(is_busy=self.worker.is_busy)
+
+    # ------------------------------------------------------------------ the canvas's signals
+
+    def _on_canvas(self, what: str) -> None:
+        overlay = self.overlay
+        match what:
+            case "zoom" if overlay is not None:
+                overlay.rescale()
+                self._show_level()
+            case "center":
+                self._look_ahead()
+            case "point":
+                self._update()
+                self._look_ahead()
+            case "ndisplay" if overlay is not None:
+                self._show_message(self._hint())
+            case "tool":
+                tool = self.canvas.tool
+                back = f"{tool}; Esc or C goes back to clicking."
+                self._update(tool=back if tool and overlay is not None else "")
+
+    def _on_paint(self) -> None:
+        # napari reports some strokes before they are in the pixels.
+        self.worker.call(self._count_pixels)
+
+    def _on_layer_lost(self, what: str) -> None:
+        message = f"The session ended: {what}. {messages.HINT_START}"
+        self._end(message, error=SessionError(message))
+
+    def _on_display(self) -> None:
+        """Encode nothing ahead that is shown otherwise now."""
+        self.worker.read_ahead(None)
+
+    def _on_display_quiet(self) -> None:
+        # It comes on a thread of its own.
+        self.worker.call(self._settle_display)
+
+    def _settle_display(self) -> None:
+        if self._display_watch.is_quiet:
+            self._follow_display()
+
+    def _follow_display(self) -> None:
+        """Let the model see the image as it is shown now, if that has changed."""
+        self._display_watch.settle()
+        overlay, setup = self.overlay, self._setup
+        if overlay is None or setup is None:
+            return
+        image = setup.image
+        try:
+            now = read_image_layers(image.layer, image.channels, self._viewer.layers)
+        except HRSAMError as error:
+            self._show_message(f"The model sees the image as before: {error}.", is_error=True)
+            return
+        self._setup = replace(setup, image=now)
+        overlay.show_image(now)
+        if now.image.is_same_picture(image.image):
+            self._look_ahead()
+            return
+        if len(overlay.prompts):
+            self._show_message(messages.LOOKING_AGAIN)
+        self.worker.send(commands.Show(now.image))
+
+    # ------------------------------------------------------------------ inside
+
+    def _ready(self) -> Overlay:
+        if self.overlay is None:
+            raise SessionError(
+                f"expected a started session, but it is {self.state.phase}; press Start and wait "
+                "for the model"
+            )
+        return self.overlay
+
+    def _is_loading(self) -> bool:
+        """Whether a model is being loaded; then the panel says that the mouse does nothing yet."""
+        is_loading = self.state.phase is Phase.LOADING
+        if is_loading:
+            self._show_message(messages.STILL_LOADING)
+        return is_loading
+
+    def _ready_for_prompt(self) -> tuple[Overlay, tuple[int, ...]]:
+        """Return what a prompt is shown on, and its plane: the image as it is on screen now."""
+        overlay = self._ready()
+        if self._display_watch.is_pending:
+            self._follow_display()
+        return overlay, overlay.plane_for_prompt()
+
+    def _ask(self, overlay: Overlay, prompts: Prompts, plane: tuple[int, ...]) -> int:
+        """Show prompts before they are answered; return the level of a new object."""
+        prompts = prompts.inside(overlay.image.shape_yx)
+        level = overlay.next_level(self.state.pinned_level)
+        overlay.ask(prompts, plane)
+        self._show_message(messages.LOOKING)
+        return level
+
+    def _begin_anew(self) -> None:
+        """Go back to clicks that add."""
+        self.canvas.take_mouse()
+        self._described_label = 0
+        self._update(is_subtracting=False, covered_by="")
+
+    def _restore(self, overlay: Overlay, object_: GivenUp) -> None:
+        """Draw an object that was cancelled once more."""
+        overlay.view.show_plane(object_.plane)
+        overlay.ask(object_.prompts, object_.plane)
+        overlay.preview.put_strokes(object_.strokes)
+        prompts, level, plane = object_.prompts, object_.level, object_.plane
+        if prompts.box is not None:
+            self.worker.send(commands.SetBox(prompts.box, level, plane))
+        for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
+            self.worker.send(commands.Click(point, label, level, plane))
+
+    def _cancel_loading(self) -> None:
+        # A session that is not there yet has no model to go on with.
+        if self._setup is not None and self.overlay is None:
+            self.stop(f"Loading was cancelled. {messages.HINT_START}")
+        # False: it is done already, and its answer comes at once.
+        elif self.worker.cancel_loading():
+            is_partial = self.state.progress is not None
+            kept = " What has come is kept for next time." if is_partial else ""
+            self._go_on(f"Loading was cancelled.{kept}")
+
+    def _go_on(self, message: str, tile_px: int | None = None) -> None:
+        """Leave the loading, with the session there is and perhaps a model with other tiles."""
+        overlay, phase = self.overlay, Phase.STOPPED
+        if overlay is not None:
+            overlay.tile_px = overlay.tile_px if tile_px is None else tile_px
+            self.canvas.start(overlay.all)
+            phase = Phase.READY
+            self._update(levels=overlay.levels)
+        message = f"{message} {self._hint()}".strip()
+        self._show_message(message, progress=None, phase=phase)
+        self._show_level()
+
+    def _end(
+        self,
+        message: str,
+        *,
+        next_target: Target | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        self.canvas.stop()
+        self.worker.cancel_loading()
+        setup, overlay = self._setup, self.overlay
+        self._setup = self.overlay = None
+        self._layer_watch.stop()
+        self._display_watch.stop()
+        if setup is not None:
+            if overlay is not None:
+                overlay.disconnect()
+                self._ending = overlay
+            keeps_target = overlay is not None and next_target == overlay.target
+            finish = partial(self._finish_end, overlay, keeps_target, error)
+            self.worker.send(commands.Close(), finish)
+        self.state.reset(message)
+        self._update()
+
+    def _finish_end(
+        self, overlay: Overlay | None, keeps_target: bool, error: BaseException | None, _: Any
+    ) -> None:
+        self._ending = None
+        if overlay is not None:
+            overlay.objects.refresh()
+            overlay.remove(keeps_target=keeps_target)
+        # A window that closes removes its layers too, and hides the panel: that is no error.
+        if error is not None and not self.canvas.is_paused:
+            self.state.report(error)
+
+    def _hint(self) -> str:
+        if self.overlay is None:
+            return messages.HINT_START
+        return messages.HINT_3D if self.canvas.is_3d else messages.HINT_CLICK
+
+    def _update(self, **changes: Any) -> None:
+        """Change the state, and what follows from the layers and the worker."""
+        overlay = self.overlay
+        elsewhere = "" if overlay is None else overlay.elsewhere
+        self.state.update(
+            num_prompts=0 if overlay is None else len(overlay.prompts),
+            is_busy=self.worker.is_busy,
+            elsewhere=elsewhere and messages.describe_elsewhere(elsewhere),
+            **changes,
+        )
+
+    def _show_message(self, message: str, *, is_error: bool = False, **changes: Any) -> None:
+        self._update(message=message, is_error=is_error, **changes)
+
+    def _count_pixels(self) -> None:
+        """Let the number of pixels follow what was painted."""
+        if self.overlay is not None and len(self.overlay.prompts):
+            preview = self.overlay.preview
+            self._show_message(messages.describe_object(preview.num_pixels, preview.step))
+
+    def _show_level(self) -> None:
+        if self.overlay is not None:
+            self._update(level=self.overlay.level(self.state.pinned_level))
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Have the tiles of the view encoded in spare time."""
+        overlay, level = self.overlay, self.state.level
+        if overlay is None or level is None or not self.state.reads_ahead or self.canvas.is_3d:
+            return
+        if self._display_watch.is_pending:
+            return
+        try:
+            plane = overlay.view.plane()
+        except PromptError:
+            self.worker.read_ahead(None)
+            return
+        self.worker.read_ahead(commands.ReadAhead(overlay.view.box0(), level, plane))

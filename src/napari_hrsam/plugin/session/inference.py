@@ -1,0 +1,390 @@
+"""The inference thread's end of a session: every command is carried out here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
+from napari_hrsam.geometry import Box
+from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
+from napari_hrsam.plugin.overlay.warm_up import compile_layers
+from napari_hrsam.plugin.session import commands
+from napari_hrsam.plugin.session.loading import (
+    AUTO_DEVICE,
+    ModelLoader,
+    ModelRequest,
+    load_named_model,
+)
+from napari_hrsam.plugin.session.progress import Cancelled, Progress
+from napari_hrsam.storage.images.pictures import write_labels
+from napari_hrsam.storage.labels.kept import KeptArray, KeptLabels
+from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
+from napari_hrsam.storage.labels.store import Edit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_hrsam.engine.session import Session
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
+    from napari_hrsam.storage.images.layers import LayerImage
+
+logger = logging.getLogger(__name__)
+
+MAX_SAVED_PX = 2**28
+"""Pixels of labels on disk that are saved as one TIFF: 1 GiB of uint32."""
+
+
+class InferenceSession:
+    """The session, its model and its labels; on the inference thread, but for `hurry`.
+
+    Parameters
+    ----------
+    load_model
+        Makes a model; see `ModelLoader`.
+    """
+
+    def __init__(self, load_model: ModelLoader = load_named_model) -> None:
+        self._load_model = load_model
+        self._model_key: tuple[str, str, float] | None = None
+        self._model: Any = None
+        self._session: Session | None = None
+        self._store: PyramidLabels | None = None
+        self._labels: dict[str, Any] = {}
+        self._outline_level: int | None = None
+        self._num_committed = 0
+        self._is_warm = False
+        self._prompt: Progress | None = None
+        self._hurry = threading.Event()
+
+    def hurry(self) -> None:
+        """End soon, called on another thread: only commits are made from now on.
+
+        What is not needed for them is left at its next step, and so is the finer outline of an
+        object that is being committed.
+        """
+        self._hurry.set()
+
+    def apply(self, command: commands.Command, progress: Progress) -> Any:
+        """Carry out a command.
+
+        Parameters
+        ----------
+        command
+            What to do.
+        progress
+            Reports how far it is, and cancels it.
+
+        Returns
+        -------
+        Answer, Opened, tuple of device names, bool or None
+            As the command says; None of a loading that was given up.
+        """
+        match command:
+            case commands.Click() | commands.SetBox():
+                return self._add_prompt(command, progress)
+            case commands.Commit():
+                return self._commit(command.strokes, progress)
+            case commands.Cancel():
+                self._current.cancel()
+                return self._answer()
+            case commands.Undo():
+                step = self._current.undo()
+                self._num_committed -= isinstance(step, Edit)
+                return self._answer(step, is_undone=True)
+            case commands.Redo():
+                step = self._current.redo()
+                self._num_committed += isinstance(step, Edit)
+                return self._answer(step)
+            case commands.Show():
+                return self._show(command.image, progress)
+            case commands.Describe():
+                return self._answer()
+            case _:
+                return self._apply_setting(command, progress)
+
+    def _apply_setting(self, command: commands.Command, progress: Progress) -> Any:
+        match command:
+            case commands.WarmUp():
+                return self._warm_up()
+            case commands.FindDevices():
+                # Whoever closes the window meanwhile does not wait for torch.
+                return () if self._hurry.is_set() else _find_devices()
+            case commands.Open():
+                return self._open(command, progress)
+            case commands.UseModel():
+                return self._use_model(command.request, progress)
+            case commands.SetOutline():
+                self._outline_level = command.level
+                if self._session is not None:
+                    self._session.outline_level = command.level
+            case commands.Save():
+                _write(
+                    command.path, self._read_labels() if command.array is None else command.array
+                )
+            case commands.Close():
+                self._close()
+            case commands.ReadAhead():
+                if self._session is None or self._hurry.is_set():
+                    return False
+                return self._session.read_ahead(command.box0, command.level, command.plane)
+        return None
+
+    # ------------------------------------------------------------------ steps
+
+    def _add_prompt(
+        self, prompt: commands.Click | commands.SetBox, progress: Progress
+    ) -> commands.Answer:
+        # The level counts for the first prompt of an object.
+        level = prompt.level if self._current.prediction is None else None
+        try:
+            with self._until_cancelled(progress):
+                if isinstance(prompt, commands.Click):
+                    point, plane = prompt.point_yx, prompt.plane
+                    self._current.click(point, positive=prompt.positive, level=level, plane=plane)
+                else:
+                    self._current.box(prompt.box_yxyx, level=level, plane=prompt.plane)
+        except Cancelled:
+            logger.debug("a prompt was passed over: its object was given up")
+        return self._answer()
+
+    def _show(self, image: LayerImage, progress: Progress) -> commands.Answer:
+        try:
+            with self._until_cancelled(progress):
+                self._session = self._current.with_image(image.open())
+        except Cancelled:
+            logger.debug("not looked at again: shown otherwise once more")
+        return self._answer(is_shown_anew=True)
+
+    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
+        prediction = self._current.prediction
+        mask = None
+        if prediction is not None and strokes is not None:
+            mask = apply_strokes(
+                prediction.level_mask, prediction.box, strokes, prediction.level_downsample
+            )
+        try:
+            edit = self._write_object(mask, progress)
+        except Cancelled:
+            return self._answer(is_cancelled=True, strokes=strokes)
+        finally:
+            progress.finish()
+        self._num_committed += 1
+        return self._answer(edit)
+
+    def _write_object(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
+        def go_on(done: int, total: int) -> None:
+            if self._hurry.is_set():
+                raise Cancelled
+            progress(done, total)
+
+        try:
+            return self._current.commit(mask=mask, progress=go_on)
+        except Cancelled:
+            if progress.is_cancelled:
+                raise
+        # No time for the outline: the object is kept as it was seen.
+        prediction = self._current.prediction
+        assert prediction is not None
+        self._current.outline_level = prediction.multiscale.level
+        return self._current.commit(mask=mask)
+
+    @property
+    def _current(self) -> Session:
+        if self._session is None:
+            raise SessionError("expected a started session, got none; press Start")
+        return self._session
+
+    @contextmanager
+    def _until_cancelled(self, progress: Progress) -> Iterator[None]:
+        """Leave what is done here, by `Cancelled`, once it is given up."""
+        self._prompt = progress
+        try:
+            self._require_wanted()
+            yield
+        finally:
+            self._prompt = None
+
+    def _require_wanted(self) -> None:
+        if self._prompt is not None and self._prompt.is_cancelled:
+            raise Cancelled
+
+    def _answer(self, step: Any = None, **more: Any) -> commands.Answer:
+        session = self._current
+        prediction = session.prediction
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
+        return commands.Answer(
+            prediction=prediction,
+            prompts=session.prompts,
+            can_undo=session.can_undo,
+            can_redo=session.can_redo,
+            num_committed=self._num_committed,
+            edit=step if isinstance(step, Edit) else None,
+            **more,
+        )
+
+    # ------------------------------------------------------------------ sessions and models
+
+    def _open(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
+        self._close()
+        if self._hurry.is_set():
+            return None
+        opened = None
+        try:
+            opened = self._begin(command, loading)
+        finally:
+            if opened is None:
+                self._close()
+        return opened
+
+    def _begin(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
+        from napari_hrsam.engine.session import Session
+
+        pixels, place = command.image.open(), command.place
+        if isinstance(place, OwnPlace):
+            place = place.of(command.image)
+        labels: Any = place
+        if isinstance(place, KeptArray):
+            labels = self._open_kept(place, command.image)
+        if isinstance(place, LabelFile):
+            # Before the model: that it is open elsewhere is reported at once.
+            self._store = labels = place.open(pixels)
+            self._labels["labels"] = commands.OpenedLabels(file=place, levels=labels.levels)
+        if not self._load(command.request, loading):
+            return None
+        self._session = Session(
+            self._model,
+            pixels,
+            labels,
+            embeddings=_embeddings(),
+            before_look=self._require_wanted,
+        )
+        self._session.outline_level = self._outline_level
+        self._num_committed = 0
+        return self._opened(command.request)
+
+    def _open_kept(self, place: KeptArray, image: LayerImage) -> KeptLabels | np.ndarray:
+        """Return labels of which a copy is made, or the array alone if that cannot be."""
+        file = place.file(image)
+        try:
+            self._store = file.open(image.shape_yx)
+            kept = KeptLabels(place.array, self._store, takes_up=place.is_new)
+        except LabelsError as error:
+            logger.warning("objects are kept in memory only: %s", error)
+            self._labels["why_no_copy"] = str(error)
+            return place.array
+        self._labels["copy"] = file
+        return kept
+
+    def _use_model(self, request: ModelRequest, loading: Progress) -> commands.Opened | None:
+        # An object that is being drawn belongs to the model that drew it.
+        if self._session is not None and self._session.prediction is not None:
+            raise SessionError(
+                "expected no object being drawn; commit or cancel it before you change the model"
+            )
+        if not self._load(request, loading):
+            return None
+        if self._session is not None:
+            self._session = self._session.with_model(self._model)
+            self._session.outline_level = self._outline_level
+        return self._opened(request)
+
+    def _load(self, request: ModelRequest, loading: Progress) -> bool:
+        """Whether the model is there; the one before it stays until then."""
+        if loading.is_cancelled or self._hurry.is_set():
+            return False
+        key = request.key
+        if self._model_key == key:
+            return loading.finish()
+        try:
+            model = self._load_model(
+                request.model, request.device, download=request.download, progress=loading
+            )
+        except Cancelled:
+            logger.info("loading of %s was cancelled", request.model)
+            return False
+        if not loading.finish():
+            return False
+        self._model, self._model_key = model, key
+        return True
+
+    def _opened(self, request: ModelRequest) -> commands.Opened:
+        return commands.Opened(
+            model=request.model,
+            device=str(self._model.device),
+            tile_px=int(self._model.config.tile_px),
+            can_undo=self._session is not None and self._session.can_undo,
+            can_redo=self._session is not None and self._session.can_redo,
+            **self._labels,
+        )
+
+    def _close(self) -> None:
+        session, store = self._session, self._store
+        self._session = self._store = None
+        self._labels = {}
+        if session is not None:
+            session.close()
+        if store is not None:
+            store.close()
+
+    def _warm_up(self) -> None:
+        if self._is_warm:
+            return
+        for _ in compile_layers():
+            if self._hurry.is_set():
+                return
+        self._is_warm = True
+
+    def _read_labels(self) -> NDArray[Any]:
+        """Read all labels on disk, (..., height, width)."""
+        store = self._store
+        assert store is not None
+        shape = (*store.plane_shape, *store.shape_yx)
+        if math.prod(shape) > MAX_SAVED_PX:
+            raise LabelsError(
+                f"expected labels of at most {MAX_SAVED_PX:,} pixels for one TIFF, got shape "
+                f"{shape}; choose 'a folder ...' for the objects, or export them with napari-hrsam "
+                f"labels export {store.folder}"
+            )
+        labels = np.zeros(shape, store.dtype)
+        box = Box.of_shape(store.shape_yx)
+        for plane in np.ndindex(store.plane_shape):
+            labels[plane] = store.read(box, plane=plane)
+        return labels
+
+
+def _find_devices() -> tuple[str, ...]:
+    import torch
+
+    return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
+
+
+def _embeddings() -> EmbeddingStore | None:
+    """Open the user's store of embeddings; without one everything works, more slowly."""
+    from napari_hrsam.storage.embeddings.store import EmbeddingStore
+
+    try:
+        return EmbeddingStore()
+    except EmbeddingsError as error:
+        logger.warning("embeddings are kept in memory only: %s", error)
+        return None
+
+
+def _write(path: Path, labels: NDArray[np.integer]) -> None:
+    try:
+        write_labels(path, labels)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path}: {error}; save the "
+            "layer elsewhere (File > Save)"
+        ) from error

@@ -1,0 +1,142 @@
+"""What the panel says: hints, and descriptions of what was done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_hrsam.geometry import downsample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari_hrsam.plugin.overlay.objects import ObjectsLayer
+    from napari_hrsam.plugin.session.commands import Answer, Opened
+    from napari_hrsam.plugin.session.image_input import ImageInput
+    from napari_hrsam.plugin.session.state import ControllerState
+
+MAX_CHANNELS = 8
+"""An image of planes with no more columns than this is probably one of channels."""
+
+HINT_START = "Choose an image and press Start."
+HINT_CLICK = "Left click adds to the object, right click takes away."
+GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
+STILL_LOADING = "Still loading: click again when it is ready."
+LOOKING = "Looking at this place ..."
+SHOWN_ANEW = "The model sees the image as it is on screen now."
+LOOKING_AGAIN = "The image is shown otherwise now: looking at the object again ..."
+HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
+
+
+def describe_progress(done_bytes: int, total_bytes: int) -> str:
+    """Say how far a download is."""
+    if done_bytes >= total_bytes:
+        return "Downloaded. Loading the model ..."
+    return f"Downloading: {file_size(done_bytes)} of {file_size(total_bytes)}"
+
+
+def file_size(num_bytes: int) -> str:
+    """Write a size in MB, or in GB where it is large."""
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
+
+
+def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+    """Say in a few words what a step did and what comes next.
+
+    Parameters
+    ----------
+    answer
+        The session after the step.
+    plane_name
+        Names planes; empty for a flat image.
+    """
+    edit, prediction = answer.edit, answer.prediction
+    if answer.is_cancelled:
+        return "The commit was given up; the object is still there. C commits, Esc cancels."
+    if edit is not None:
+        name = plane_name(edit.plane)
+        where = f"Object {edit.label} on {name}" if name else f"Object {edit.label}"
+        if answer.is_undone:
+            return f"{where} was taken back."
+        return f"{where} was committed. Click on the next one."
+    if prediction is None:
+        return f"{SHOWN_ANEW} {HINT_CLICK}" if answer.is_shown_anew else HINT_CLICK
+    num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
+    if not num_pixels and not any(answer.prompts.labels) and answer.prompts.box is None:
+        return "There is no object yet to take away from: click on it with the other button."
+    if num_pixels and prediction.is_cut:
+        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
+    found = describe_object(num_pixels, prediction.level_downsample)
+    return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
+
+
+def describe_object(num_pixels: int, step: int) -> str:
+    """Say how large the current object is.
+
+    Parameters
+    ----------
+    num_pixels
+        Level-0 pixels.
+    step
+        Level-0 pixels per pixel of its mask.
+    """
+    if not num_pixels:
+        return "Nothing was found here: click again, or press Esc and zoom in."
+    about = "About " if step > 1 else ""
+    return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
+
+
+def shown_message(state: ControllerState) -> str:
+    """Put together what a panel says in its line."""
+    if state.is_error:
+        return state.message
+    if state.elsewhere:
+        return state.elsewhere
+    if not state.tool:
+        return state.message
+    # While a tool has the mouse, a click adds nothing.
+    message = state.message.replace(HINT_CLICK, "").strip()
+    return f"{message} {state.tool}".strip()
+
+
+def describe_outline(done: int, total: int) -> str:
+    """Say how far the outline of a large object is."""
+    return f"Drawing the outline: {done} of {total} parts. Cancel stops it."
+
+
+def describe_level(level: int) -> str:
+    """Write a level with the image pixels that one of its pixels covers along an axis."""
+    return f"level {level} · {downsample(level):g}x"
+
+
+def describe_committed(label: int, objects: ObjectsLayer) -> str:
+    """Say that an object was committed already, and how it is changed."""
+    edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (E)"
+    how = f"To change it, {edit}. " if objects.is_paintable else ""
+    return f"This is object {label}, committed already. {how}Click again for a new one over it."
+
+
+def warn_of_image(image: ImageInput) -> str:
+    """Say so where channels are taken for columns, or the image's layer is none of the colours."""
+    name, width = image.layer.name, image.shape_yx[1]
+    warning = ""
+    if width <= MAX_CHANNELS and image.image.plane_shape:
+        warning = (
+            f"The last axis of '{name}', of {width}, counts as columns. If it holds channels, add "
+            "the image with channel_axis=-1, or move that axis to the front. "
+        )
+    if image.channels and image.layer not in image.seen:
+        warning += f"The model does not see '{name}' itself, but the layers chosen as colours. "
+    return warning
+
+
+def describe_opened(opened: Opened, image: ImageInput) -> str:
+    """Say where the objects of a session are kept, and what is odd about its image."""
+    if opened.why_no_copy:
+        return f"Objects are kept in memory only: {opened.why_no_copy}. "
+    where = f"Objects are kept in {opened.folder}. " if opened.folder else ""
+    return f"{where}{warn_of_image(image)}"
+
+
+def describe_elsewhere(plane_name: str) -> str:
+    """Say on which plane the current object is, where another one is shown."""
+    return f"The object is on {plane_name}. C goes back to it, Esc cancels it."
