@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import RESULTS, print_table, save
+from scipy.ndimage import distance_transform_edt
 
 import napari_hrsam as hrsam
 from napari_hrsam.geometry import Box, coarsest_level
@@ -134,6 +135,37 @@ def validation_rows(
     return rows
 
 
+def picture_rows(
+    model: Segmenter, picture: str, truth: str, window_yx: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """One click in the middle of every object of a picture of known objects, shown whole."""
+    labels, image = np.load(truth), hrsam.open_image(picture)
+    level = window_level(image.shape_yx, model.config.tile_px, window_yx)
+    ious, seconds = [], []
+    with hrsam.Session(model, image) as session:
+        for label in np.unique(labels[labels > 0]):
+            mask = labels == label
+            inside = np.unravel_index(np.argmax(distance_transform_edt(mask)), mask.shape)
+            started = time.perf_counter()
+            found = session.click((float(inside[0]), float(inside[1])), level=level)
+            seconds.append(time.perf_counter() - started)
+            whole = np.zeros_like(mask)
+            whole[found.box.slices] = found.mask
+            ious.append(mask_iou(whole, mask))
+            session.cancel()
+    rows = [
+        {
+            "picture": Path(picture).name,
+            "level": level,
+            "objects": len(ious),
+            "iou1": float(np.mean(ious)),
+            "median_s": float(np.median(seconds)),
+        }
+    ]
+    print_table(rows, tuple(rows[0]))
+    return rows
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -141,17 +173,27 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=[], help="validation shards")
     parser.add_argument("--max-objects", type=int, default=8, help="per domain")
     parser.add_argument("--window", type=int, nargs=2, default=(1000, 1600), metavar=("H", "W"))
-    parser.add_argument("--slide-px", type=int, default=100_000)
+    parser.add_argument("--slide-px", type=int, default=100_000, help="0 for no slide")
+    parser.add_argument(
+        "--picture",
+        nargs=2,
+        metavar=("IMAGE", "LABELS"),
+        help="a picture, and its objects as a .npy file of labels",
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, default=RESULTS / "first-level.json")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     model = hrsam.load_model(args.model, device="cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slide.sample.zarr"
-        make_sample(path, args.slide_px)
-        rows = slide_rows(model, open_sample(path))
+    rows = []
+    if args.slide_px:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "slide.sample.zarr"
+            make_sample(path, args.slide_px)
+            rows = slide_rows(model, open_sample(path))
+    if args.picture:
+        rows += picture_rows(model, *args.picture, tuple(args.window))
     if args.data:
         rows += validation_rows(model, args.data, args.max_objects, tuple(args.window))
     save(args.json, rows)

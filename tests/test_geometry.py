@@ -94,15 +94,6 @@ def test_a_box_takes_whole_numbers_only() -> None:
         Box(0.5, 0, 1, 1)  # type: ignore[arg-type]
 
 
-@quick
-@given(levels, st.integers(0, 20), st.integers(0, 20), st.floats(-500, 500), st.floats(-500, 500))
-def test_points_survive_the_way_to_a_tile_and_back(
-    level: int, row: int, column: int, y: float, x: float
-) -> None:
-    tile = Tile(level, 8 * row, 8 * column, 64)
-    assert tile.to_level0(tile.to_tile([(y, x)])) == pytest.approx(np.array([(y, x)]))
-
-
 def test_pixel_centres_of_an_enlarged_and_a_reduced_tile() -> None:
     assert Tile(-1, 8, 0, 16).to_tile((4.0, 0.0)).tolist() == [0.5, 0.5]
     assert Tile(2, 4, 0, 16).to_tile((17.5, 1.5)).tolist() == [0.0, 0.0]

@@ -261,12 +261,6 @@ class Tile:
         moved -= (self.y0, self.x0)
         return moved
 
-    def to_level0(self, points_tile_yx: ArrayLike) -> NDArray[np.float64]:
-        """Move (..., 2) points from pixels of this tile to level-0 pixels."""
-        points = np.asarray(points_tile_yx, dtype=np.float64) + np.array([self.y0, self.x0])
-        moved: NDArray[np.float64] = (points + 0.5) * self.downsample - 0.5
-        return moved
-
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:

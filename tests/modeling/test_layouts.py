@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import as_mmengine, manifest, mark, synthetic, tiny_state
+from checkpoint_files import as_mmengine, manifest, mark, mmengine_name, synthetic, tiny_state
 from safetensors.torch import save_file
 
 from napari_hrsam.errors import CheckpointError
@@ -16,7 +16,6 @@ from napari_hrsam.modeling.hrsam import HRSAMEncoder
 from napari_hrsam.modeling.layouts import (
     describe_nearest,
     expected_state,
-    mmengine_name,
     our_name,
     part_of,
     recognise,

@@ -9,9 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from napari_hrsam.modeling.layouts import mmengine_name
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.modeling.segmenter import Segmenter
+
+# Ours to the authors', the longer first.
+_THEIRS = {
+    "prompt_encoder.pe_layer.": "neck.pos_embed_layer.",
+    "prompt_encoder.point_embeddings.": "neck.point_embeds.",
+    "prompt_encoder.": "neck.",
+    "image_encoder.": "backbone.",
+    "mask_decoder.": "decode_head.",
+    "focus_refiner.": "refine_head.",
+}
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 
@@ -45,6 +54,12 @@ def tiny_state() -> dict[str, Tensor]:
     """hrsam-tiny with random weights, under our names."""
     torch.manual_seed(5)
     return {k: v.clone() for k, v in Segmenter(MODELS["hrsam-tiny"]).state_dict().items()}
+
+
+def mmengine_name(key: str) -> str:
+    """Name of one of our tensors in the authors' files: the inverse of `layouts.our_name`."""
+    ours = next((ours for ours in _THEIRS if key.startswith(ours)), None)
+    return key if ours is None else _THEIRS[ours] + key.removeprefix(ours)
 
 
 def as_mmengine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

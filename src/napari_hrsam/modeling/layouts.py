@@ -177,14 +177,6 @@ def our_name(key: str) -> str:
     return key
 
 
-def mmengine_name(key: str) -> str:
-    """Name of one of our tensors in the authors' files: the inverse of `our_name`."""
-    for ours, theirs in (_PROMPT_NAMES | _PREFIXES).items():
-        if key.startswith(ours):
-            key = theirs + key.removeprefix(ours)
-    return key
-
-
 class _LeftEmpty(TorchFunctionMode):
     """Functions that fill a tensor in place do nothing."""
 

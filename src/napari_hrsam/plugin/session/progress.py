@@ -35,11 +35,6 @@ class Progress:
         """Whether it was given up."""
         return self._is_cancelled
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it came to its end."""
-        return self._is_finished
-
     def cancel(self) -> bool:
         """Give up; the job ends with its next step. False if it is done already."""
         with self._lock:
