@@ -78,14 +78,18 @@ def test_a_plane_of_a_tiff_stack_is_chosen(
     assert overlay[25, 25].max() > overlay[5, 5].max()
 
 
-def test_no_data_is_in_no_mask(untrained_weights: Path, tmp_path: Path) -> None:
+def test_no_data_is_in_no_mask(
+    untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     field = np.random.default_rng(0).random((96, 128)).astype(np.float32)
     field[:, :40] = -9999
     tags = [(42113, 2, 0, "-9999", True)]
     tifffile.imwrite(tmp_path / "field.tif", field, extratags=tags)
     arguments = ["segment", str(tmp_path / "field.tif"), "--model", str(untrained_weights)]
-    box = ["--box", "0,0,96,128", "--point", "50,20", "--point", "50,80", "--no-overlay"]
-    assert main([*arguments, *box, "--out", str(tmp_path)]) == 0
+    box = ["--box", "0,0,96,128", "--point", "50,80", "--no-overlay", "--out", str(tmp_path)]
+    assert main([*arguments, *box, "--point", "50,20"]) == 1
+    assert "no data here" in capsys.readouterr().err
+    assert main([*arguments, *box]) == 0
     mask = read_picture(tmp_path / "field_mask.png")
     assert not mask[:, :40].any()
     assert mask[50, 80]
