@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import napari_hrsam
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.torch
 def test_the_page_is_what_the_docstrings_say_and_names_everything_public() -> None:
     script = [sys.executable, str(ROOT / "scripts" / "api_page.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
