@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from small_segmenter import CONFIG
 
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import SessionError
-from napari_hrsam.modeling.configs import FocusConfig, HRSAMConfig, PromptDecoderConfig
-from napari_hrsam.modeling.models import ModelConfig
+from napari_hrsam.modeling.configs import FocusConfig
 from napari_hrsam.modeling.segmenter import ImageFeatures, Segmenter
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
@@ -235,23 +235,9 @@ def test_models_without_refiner_take_no_time_for_it(model: Any, scene: Scene) ->
 
 def small_model() -> Segmenter:
     torch.manual_seed(0)
-    encoder = HRSAMConfig(
-        embed_dim=16,
-        depth=2,
-        num_heads=2,
-        window_size=4,
-        state_dim=3,
-        stage_ends=(1,),
-        out_channels=16,
-        pos_grid=0,
-    )
-    config = ModelConfig(
-        name="small",
-        description="for tests",
-        image_encoder=encoder,
-        decoder=PromptDecoderConfig(embed_dim=16, num_heads=2, mlp_dim=24, iou_head_dim=12),
+    config = replace(
+        CONFIG,
         focus=FocusConfig(embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0, window_size=2),
-        tile_px=64,
     )
     return Segmenter(config)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from colour_segmenter import colour_logits
 from napari.components import ViewerModel
 from numpy.typing import NDArray
 from panel_window import Window
@@ -77,18 +78,7 @@ class ColourModel(nn.Module):
         self.num_decoded += 1
         assert features.stride4 is not None
         colours = features.stride4[0]
-        logits = torch.full(colours.shape[1:], 3.0 if point_coords_xy is None else -3.0)
-        if point_coords_xy is not None and point_labels is not None:
-            for xy, label in zip(point_coords_xy[0], point_labels[0], strict=True):
-                column, row = ((xy + 0.5) / 4).floor().long().tolist()
-                distance = (colours - colours[:, row, column, None, None]).abs().sum(0)
-                logits = torch.where(distance < 0.2, 3.0 if label == 1 else -3.0, logits)
-        if boxes_xyxy is not None:
-            x0, y0, x1, y1 = ((boxes_xyxy[0] + 0.5) / 4).tolist()
-            rows = torch.arange(logits.shape[0])[:, None] + 0.5
-            columns = torch.arange(logits.shape[1])[None] + 0.5
-            inside = (rows > y0) & (rows < y1) & (columns > x0) & (columns < x1)
-            logits = torch.where(inside, logits, -3.0)
+        logits = colour_logits(colours, point_coords_xy, point_labels, boxes_xyxy)
         return logits[None, None], torch.tensor([[0.9]])
 
 

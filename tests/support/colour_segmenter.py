@@ -21,6 +21,28 @@ class ColourConfig:
     focus: None = None
 
 
+def colour_logits(
+    colours: Tensor,
+    point_coords_xy: Tensor | None,
+    point_labels: Tensor | None,
+    boxes_xyxy: Tensor | None,
+) -> Tensor:
+    """Logits, 3 or -3, of what has the colour of a positive click and lies in the box."""
+    logits = torch.full(colours.shape[1:], 3.0 if point_coords_xy is None else -3.0)
+    if point_coords_xy is not None and point_labels is not None:
+        for xy, label in zip(point_coords_xy[0], point_labels[0], strict=True):
+            column, row = ((xy + 0.5) / 4).floor().long().tolist()
+            distance = (colours - colours[:, row, column, None, None]).abs().sum(0)
+            logits = torch.where(distance < 0.2, 3.0 if label == 1 else -3.0, logits)
+    if boxes_xyxy is not None:
+        x0, y0, x1, y1 = ((boxes_xyxy[0] + 0.5) / 4).tolist()
+        rows = torch.arange(logits.shape[0])[:, None] + 0.5
+        columns = torch.arange(logits.shape[1])[None] + 0.5
+        inside = (rows > y0) & (rows < y1) & (columns > x0) & (columns < x1)
+        logits = torch.where(inside, logits, -3.0)
+    return logits
+
+
 class ColourSegmenter(nn.Module):
     """Object: the colour of a positive click, inside the box, unlike any negative click.
 
@@ -62,18 +84,7 @@ class ColourSegmenter(nn.Module):
         colours = features.stride4[0]
         self.priors.append(mask_logits)
         self.nums_points.append(0 if point_labels is None else point_labels.shape[1])
-        logits = torch.full(colours.shape[1:], 3.0 if point_coords_xy is None else -3.0)
-        if point_coords_xy is not None and point_labels is not None:
-            for xy, label in zip(point_coords_xy[0], point_labels[0], strict=True):
-                column, row = ((xy + 0.5) / 4).floor().long().tolist()
-                distance = (colours - colours[:, row, column, None, None]).abs().sum(0)
-                logits = torch.where(distance < 0.2, 3.0 if label == 1 else -3.0, logits)
-        if boxes_xyxy is not None:
-            x0, y0, x1, y1 = ((boxes_xyxy[0] + 0.5) / 4).tolist()
-            rows = torch.arange(logits.shape[0])[:, None] + 0.5
-            columns = torch.arange(logits.shape[1])[None] + 0.5
-            inside = (rows > y0) & (rows < y1) & (columns > x0) & (columns < x1)
-            logits = torch.where(inside, logits, -3.0)
+        logits = colour_logits(colours, point_coords_xy, point_labels, boxes_xyxy)
         if mask_logits is not None:
             logits = logits + 0.01 * mask_logits[0, 0]
         if not multimask:
