@@ -7,6 +7,7 @@ its numbers are pixel edges, so ``Box(0, 0, 2, 3)`` holds the pixels (0..1, 0..2
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,40 @@ def as_box(box: BoxLike) -> Box:
         raise ShapeError(
             f"expected a box as four whole numbers (y0, x0, y1, x1), got {box!r}"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Blocks of one size, side by side, the first of which begins at pixel (0, 0).
+
+    Attributes
+    ----------
+    side_yx : (int, int)
+        Height and width of a block, 1 or more.
+    """
+
+    side_yx: tuple[int, int]
+
+    def cover(self, box: Box) -> Box:
+        """Return the rows and columns of blocks that a box touches; none if it has no pixel."""
+        height, width = self.side_yx
+        if box.area == 0:
+            return Box(0, 0, 0, 0)
+        return Box(box.y0 // height, box.x0 // width, -(-box.y1 // height), -(-box.x1 // width))
+
+    def places(self, box: Box) -> Iterator[tuple[int, int]]:
+        """Go through row and column of the blocks that a box touches, row by row."""
+        cover = self.cover(box)
+        return itertools.product(range(cover.y0, cover.y1), range(cover.x0, cover.x1))
+
+    def box(self, place: tuple[int, int]) -> Box:
+        """Return the pixels of a block."""
+        (row, column), (height, width) = place, self.side_yx
+        return Box(row * height, column * width, (row + 1) * height, (column + 1) * width)
+
+    def parts(self, box: Box) -> Iterator[Box]:
+        """Cut a box where blocks end, row by row."""
+        return (self.box(place).intersection(box) for place in self.places(box))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,19 @@ Everything is in level-0 pixels, (y, x) order, half-open boxes.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 
 BLOCK_PX = 512
 """Side of the blocks of a `BlockMask`, which lie on a fixed grid from pixel (0, 0)."""
+
+_GRID = Grid((BLOCK_PX, BLOCK_PX))
 
 
 @runtime_checkable
@@ -102,8 +103,8 @@ class BlockMask:
         self._box = box
         self._full: set[tuple[int, int]] = set()
         self._mixed: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        for place in _places(box):
-            part = _block(place).intersection(box)
+        for place in _GRID.places(box):
+            part = _GRID.box(place).intersection(box)
             known = None if fills is None else fills(part)
             pixels = read(part) if known is None else None
             if known or (pixels is not None and pixels.all()):
@@ -124,8 +125,8 @@ class BlockMask:
     def read(self, box: Box) -> NDArray[np.bool_]:
         """Return the mask over a box; False outside its own."""
         mask = np.zeros(box.shape_yx, np.bool_)
-        for place in _places(box.intersection(self._box)):
-            own = _block(place).intersection(self._box)
+        for place in _GRID.places(box.intersection(self._box)):
+            own = _GRID.box(place).intersection(self._box)
             part = own.intersection(box)
             inside = mask[part.shifted(-box.y0, -box.x0).slices]
             if place in self._full:
@@ -138,22 +139,9 @@ class BlockMask:
     def fills(self, box: Box) -> bool | None:
         """Tell whether a box lies in full blocks only, or in empty ones only."""
         common = box.intersection(self._box)
-        kinds = {None if place in self._mixed else place in self._full for place in _places(common)}
+        kinds = {
+            None if place in self._mixed else place in self._full for place in _GRID.places(common)
+        }
         if kinds <= {False}:
             return False
         return True if kinds == {True} and common == box else None
-
-
-def _block(place: tuple[int, int]) -> Box:
-    y0, x0 = place[0] * BLOCK_PX, place[1] * BLOCK_PX
-    return Box(y0, x0, y0 + BLOCK_PX, x0 + BLOCK_PX)
-
-
-def _places(box: Box) -> Iterator[tuple[int, int]]:
-    """Go through the places of the blocks under a box."""
-    if box.area == 0:
-        return iter(())
-    return itertools.product(
-        range(box.y0 // BLOCK_PX, -(-box.y1 // BLOCK_PX)),
-        range(box.x0 // BLOCK_PX, -(-box.x1 // BLOCK_PX)),
-    )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box, Tile, downsample, pixel_of
+from napari_hrsam.geometry import Box, Grid, Tile, downsample, pixel_of
 
 QUANTUM = 1 / 16
 """Step of the logits kept in blocks, which are bytes: 8 either way, far beyond any doubt."""
@@ -131,12 +131,8 @@ class MultiscaleMask:
         """Return the mask over a box of level-0 pixels; False outside its own box."""
         mask = np.zeros(box.shape_yx, np.bool_)
         common = box.intersection(self._box)
-        for y, x in itertools.product(
-            range(common.y0 // BLOCK_PX * BLOCK_PX, common.y1, BLOCK_PX),
-            range(common.x0 // BLOCK_PX * BLOCK_PX, common.x1, BLOCK_PX),
-        ):
-            part = Box(y, x, y + BLOCK_PX, x + BLOCK_PX).intersection(common)
-            sign = self._sign(len(self.layers), part) if part.area else False
+        for part in Grid((BLOCK_PX, BLOCK_PX)).parts(common):
+            sign = self._sign(len(self.layers), part)
             if sign is not False:
                 values = True if sign else self.sample(0, part) > 0
                 mask[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = (

@@ -22,7 +22,7 @@ from scipy.ndimage import distance_transform_edt
 from napari_hrsam.engine.click_correction import enforce_clicks
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask, OutlineLayer, to_block
-from napari_hrsam.geometry import Box, Tile, TileGrid, level_shape
+from napari_hrsam.geometry import Box, Grid, Tile, TileGrid, level_shape
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.tile_source import TileSource
 
@@ -191,19 +191,14 @@ class _Step:
 
     def _areas(self, whole: Box) -> Iterator[Box]:
         side = 8 * self._patch_px
-        for y, x in itertools.product(
-            range(whole.y0 // side * side, whole.y1, side),
-            range(whole.x0 // side * side, whole.x1, side),
-        ):
-            part = Box(y, x, y + side, x + side).intersection(whole)
-            if part.area:
-                # Patches begin on their grid, whatever the object's box.
-                yield Box(
-                    part.y0 // self._patch_px * self._patch_px,
-                    part.x0 // self._patch_px * self._patch_px,
-                    part.y1,
-                    part.x1,
-                )
+        for part in Grid((side, side)).parts(whole):
+            # Patches begin on their grid, whatever the object's box.
+            yield Box(
+                part.y0 // self._patch_px * self._patch_px,
+                part.x0 // self._patch_px * self._patch_px,
+                part.y1,
+                part.x1,
+            )
 
     def _chosen(self, patches: Iterable[Place]) -> list[Place]:
         """Choose few tiles such that each patch lies well inside one of them."""

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from napari_hrsam.atomic_path import atomic_path
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 
 _ZIP_START = b"PK\x03\x04"
@@ -284,12 +285,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         Replaced if it exists.
     metadata : mapping of str to str
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with atomic_path(path) as partial:
         save_file({k: _alone(v) for k, v in tensors.items()}, partial, metadata=dict(metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _alone(value: Tensor) -> Tensor:
@@ -300,9 +297,8 @@ def _alone(value: Tensor) -> Tensor:
 
 def save_training_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a training checkpoint, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        torch.save(dict(state), partial)
 
 
 def load_training_state(path: Path) -> dict[str, Any]:

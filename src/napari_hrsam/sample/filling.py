@@ -8,6 +8,7 @@ from pathlib import Path
 
 from numcodecs import Zstd
 
+from napari_hrsam.atomic_path import atomic_path
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample.generated import ZSTD_LEVEL, encode_chunk
@@ -61,9 +62,8 @@ def fill_levels(
     for number, place in enumerate(missing, 1):
         file = _file(sample, place)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_bytes(encode_chunk(sample.scene, place, codec))
-        partial.replace(file)
+        with atomic_path(file) as partial:
+            partial.write_bytes(encode_chunk(sample.scene, place, codec))
         if progress is not None:
             progress(number, len(missing))
     return len(missing)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
 from napari_hrsam.errors import ImageReadError
+from napari_hrsam.lru import LRU
 from napari_hrsam.sample.scene.recipe import CHUNK_PX, FILE_NAME, Recipe
 from napari_hrsam.sample.scene.scene import Scene
 
@@ -58,7 +58,7 @@ class GeneratedStore(WrapperStore[Store]):
         self._prefix = prefix
         self._codec = Zstd(level=ZSTD_LEVEL)
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="generated-image")
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: LRU[str, bytes] = LRU(MAX_KEPT_BYTES, len)
         self._num_bytes = 0
 
     def _with_store(self, store: Store) -> GeneratedStore:
@@ -107,14 +107,9 @@ class GeneratedStore(WrapperStore[Store]):
 
     def _painted(self, key: str, place: tuple[int, int, int]) -> bytes:
         """Paint and compress a chunk, or take it from those painted last; one thread only."""
-        chunk = self._kept.pop(key, None)
-        if chunk is None:
-            chunk = encode_chunk(self._scene, place, self._codec)
-            self._num_bytes += len(chunk)
-        self._kept[key] = chunk
-        while self._num_bytes > MAX_KEPT_BYTES:
-            self._num_bytes -= len(self._kept.popitem(last=False)[1])
-        return chunk
+        if key not in self._kept:
+            self._kept[key] = encode_chunk(self._scene, place, self._codec)
+        return self._kept[key]
 
 
 def encode_chunk(scene: Scene, place: tuple[int, int, int], codec: Zstd) -> bytes:

@@ -6,7 +6,6 @@ side, as a person would zoom: what lies outside the image has the mean colour, a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from napari_hrsam.errors import ConfigError, DataError
+from napari_hrsam.lru import LRU
 from napari_hrsam.storage.images.tile_source import MEAN_RGB, ArrayImage
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.settings import CropConfig, CropSize
@@ -148,8 +148,9 @@ class CropSampler:
         }
         total = sum(weights.values())
         self.domain_shares = {name: weight / total for name, weight in weights.items()}
-        self._scenes: OrderedDict[Sample, tuple[Scene, ...]] = OrderedDict()
-        self._bytes = 0
+        self._scenes: LRU[Sample, tuple[Scene, ...]] = LRU(
+            int(config.cache_mb * 2**20), _size_bytes
+        )
 
     def batch(self, rng: np.random.Generator, done: float = 0.0) -> Batch:
         """Draw one batch; the same generator state gives the same batch.
@@ -219,14 +220,12 @@ class CropSampler:
 
     def _scene(self, sample: Sample, rng: np.random.Generator) -> Scene:
         """Decode a sample, or find it decoded; now and then with its second labels."""
-        scenes = self._scenes.pop(sample, None)
-        if scenes is None:
+        if sample not in self._scenes:
             first, second = open_scene(sample), sample.second_labels()
-            scenes = (first,) if second is None else (first, with_labels(first, second))
-            self._bytes += _size_bytes(scenes)
-        self._scenes[sample] = scenes
-        while self._bytes > self.config.cache_mb * 2**20 and len(self._scenes) > 1:
-            self._bytes -= _size_bytes(self._scenes.popitem(last=False)[1])
+            self._scenes[sample] = (
+                (first,) if second is None else (first, with_labels(first, second))
+            )
+        scenes = self._scenes[sample]
         use_second = rng.random() < self.config.second_labels
         return scenes[-1] if use_second or not scenes[0].ids.size else scenes[0]
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_hrsam.atomic_path import atomic_path
 from napari_hrsam.errors import CheckpointError
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.batches import CropSampler
@@ -85,10 +86,8 @@ class TeacherCache:
         for index in range(self.config.num_batches):
             path = self._path(index)
             if not path.exists():
-                partial = path.with_suffix(".partial")
-                with partial.open("wb") as stream:
+                with atomic_path(path) as partial, partial.open("wb") as stream:
                     np.save(stream, self._embed(self.crops(index)))
-                partial.replace(path)
             if progress is not None:
                 progress(index + 1, self.config.num_batches)
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_hrsam.atomic_path import atomic_path
 from napari_hrsam.errors import DataError
 
 _FORMAT = "napari-hrsam-pack"
@@ -185,9 +186,8 @@ def write_pack(path: Path, samples: Iterable[EncodedSample]) -> int:
     int
         Size of the file in bytes.
     """
-    partial = path.with_name(path.name + ".part")
     index = []
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
         for number, sample in enumerate(samples):
             members = {part: f"{number:05d}.{part}.webp" for part in sample.parts}
             for part, name in members.items():
@@ -196,7 +196,6 @@ def write_pack(path: Path, samples: Iterable[EncodedSample]) -> int:
         document = {"format": _FORMAT, "version": _VERSION, "samples": index}
         text = json.dumps(document, separators=(",", ":"))
         file.writestr(zipfile.ZipInfo("index.json", _FIXED_TIME), text, zipfile.ZIP_DEFLATED)
-    partial.replace(path)
     return path.stat().st_size
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from napari_hrsam.atomic_path import atomic_path
+
 _RESULT, _LOG, _STEPS = "result.json", "train.log", "steps.csv"
 
 
@@ -36,10 +38,8 @@ class RunOutput:
     def put(self, **facts: Any) -> None:
         """Add to ``result.json``."""
         self.facts.update(facts)
-        path = self.folder / _RESULT
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.facts, indent=1))
-        part.replace(path)
+        with atomic_path(self.folder / _RESULT) as part:
+            part.write_text(json.dumps(self.facts, indent=1))
 
     def say(self, text: str) -> None:
         """Print and log one line at once."""

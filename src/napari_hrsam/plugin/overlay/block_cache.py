@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
+from napari_hrsam.lru import LRU
 from napari_hrsam.storage.labels.levels import read_labels
 
 if TYPE_CHECKING:
@@ -56,11 +55,9 @@ class BlockCache:
     ) -> None:
         self._arrays = tuple(arrays)
         self._on_damage = on_damage
-        self._max_bytes = max_bytes
         self._sides = tuple(_block_side(array) for array in arrays)
         # None stands for a block of background.
-        self._blocks: OrderedDict[Key, NDArray[Any] | None] = OrderedDict()
-        self._num_bytes = 0
+        self._blocks: LRU[Key, NDArray[Any] | None] = LRU(max_bytes, _num_bytes, MAX_BLOCKS)
         self._num_changes = 0
         self._is_damage_reported = False
         self._lock = threading.Lock()
@@ -68,7 +65,7 @@ class BlockCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the blocks take now."""
-        return self._num_bytes
+        return self._blocks.num_bytes
 
     def shape(self, level: int) -> tuple[int, ...]:
         """Shape of a level."""
@@ -112,24 +109,16 @@ class BlockCache:
         with self._lock:
             self._num_changes += 1
             for row, column, _ in self._places(level, box):
-                self._drop((level, plane, row, column))
+                self._blocks.drop((level, plane, row, column))
 
     def _places(self, level: int, box: Box) -> Iterator[tuple[int, int, Box]]:
-        (height, width), shape = self._sides[level], self._arrays[level].shape
-        if box.area == 0:
-            return
-        rows = range(box.y0 // height, -(-box.y1 // height))
-        columns = range(box.x0 // width, -(-box.x1 // width))
-        for row, column in itertools.product(rows, columns):
-            whole = Box(
-                row * height, column * width, (row + 1) * height, (column + 1) * width
-            ).clip((shape[-2], shape[-1]))
-            yield row, column, whole
+        grid, shape = Grid(self._sides[level]), self._arrays[level].shape
+        for place in grid.places(box):
+            yield *place, grid.box(place).clip((shape[-2], shape[-1]))
 
     def _block(self, key: Key, box: Box) -> NDArray[Any] | None:
         with self._lock:
             if key in self._blocks:
-                self._blocks.move_to_end(key)
                 return self._blocks[key]
             num_changes = self._num_changes
         pixels = self._fetch(key, box)
@@ -137,7 +126,7 @@ class BlockCache:
         with self._lock:
             # What was written while this was read may be missing in it: it is used, not kept.
             if num_changes == self._num_changes:
-                self._keep(key, block)
+                self._blocks[key] = block
         return block
 
     def _fetch(self, key: Key, box: Box) -> NDArray[Any]:
@@ -152,18 +141,9 @@ class BlockCache:
             return np.zeros(box.shape_yx, self.dtype(level))
         return pixels.astype(self.dtype(level), copy=False)
 
-    def _keep(self, key: Key, block: NDArray[Any] | None) -> None:
-        self._drop(key)
-        self._blocks[key] = block
-        self._num_bytes += 0 if block is None else block.nbytes
-        while len(self._blocks) > 1 and (
-            self._num_bytes > self._max_bytes or len(self._blocks) > MAX_BLOCKS
-        ):
-            self._drop(next(iter(self._blocks)))
 
-    def _drop(self, key: Key) -> None:
-        block = self._blocks.pop(key, None)
-        self._num_bytes -= 0 if block is None else block.nbytes
+def _num_bytes(block: NDArray[Any] | None) -> int:
+    return 0 if block is None else block.nbytes
 
 
 def _block_side(array: zarr.Array[Any]) -> tuple[int, int]:

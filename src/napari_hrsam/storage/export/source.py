@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from napari_hrsam.atomic_path import atomic_path
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.storage.export.edges import trace_outlines
 from napari_hrsam.storage.export.measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export.outlines import Outline
-from napari_hrsam.storage.files.safe_files import discard
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.labels.regions import Progress
 from napari_hrsam.storage.labels.stored import ZARR_METADATA, StoredLabels, open_stored_labels
@@ -192,21 +192,15 @@ def new_file(out: str | PathLike[str], *, overwrite: bool) -> Iterator[Path]:
             f"expected a new file, but {path} exists already; choose another name, or overwrite "
             "it (overwrite=True, --force)"
         )
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It may be a link, and what it leads to is not to be written to.
-        discard(partial)
-        yield partial
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            yield partial
     except OSError as error:
         raise LabelsError(
             f"expected to write {path}, got: {error}; check the space on the disk and the rights "
             "of the folder"
         ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def _is_in_zarr(path: Path) -> bool:

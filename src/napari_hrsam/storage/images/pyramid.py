@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
+from napari_hrsam.lru import LRU
 from napari_hrsam.storage.images.resample import finite_block_mean
 from napari_hrsam.storage.images.stored import StoredLevel
 
@@ -70,37 +70,32 @@ class DerivedLevel:
         )
         self.working_dtype = source.working_dtype
         self.chunk_yx = _block_shape(source.chunk_yx)
-        self._blocks: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
+        self._blocks: LRU[tuple[object, ...], NDArray[Any]] = LRU(
+            MAX_DERIVED_BYTES, lambda block: block.nbytes
+        )
         self._lock = threading.Lock()
 
     def read(self, box: Box, plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
         """Read a box of one plane as in `StoredLevel.read`, in `working_dtype`."""
         pixels = np.empty((*box.shape_yx, len(channels)), self.working_dtype)
-        high, wide = self.chunk_yx
-        for row in range(box.y0 // high, math.ceil(box.y1 / high)):
-            for column in range(box.x0 // wide, math.ceil(box.x1 / wide)):
-                whole = Box(row * high, column * wide, (row + 1) * high, (column + 1) * wide)
-                block, part = self._block(whole, plane, channels), whole.intersection(box)
-                to, start = part.shifted(-box.y0, -box.x0), part.shifted(-whole.y0, -whole.x0)
-                pixels[to.slices] = block[start.slices]
+        grid = Grid(self.chunk_yx)
+        for whole in map(grid.box, grid.places(box)):
+            block, part = self._block(whole, plane, channels), whole.intersection(box)
+            to, start = part.shifted(-box.y0, -box.x0), part.shifted(-whole.y0, -whole.x0)
+            pixels[to.slices] = block[start.slices]
         return pixels
 
     def _block(self, box: Box, plane: tuple[int, ...], channels: tuple[int, ...]) -> NDArray[Any]:
         key = (box, plane, channels)
         with self._lock:
-            known = self._blocks.get(key)
-            if known is not None:
-                self._blocks.move_to_end(key)
-                return known
+            if key in self._blocks:
+                return self._blocks[key]
         # Not under the lock: others need not wait for a slow source.
         wide = Box(*(end * DERIVED_FACTOR for end in (box.y0, box.x0, box.y1, box.x1)))
         values = self._source.read(wide.clip(self._source.shape_yx), plane, channels)
         block = finite_block_mean(values.astype(self.working_dtype, copy=False), DERIVED_FACTOR)
-        most = max(1, MAX_DERIVED_BYTES // block.nbytes)
         with self._lock:
             self._blocks[key] = block
-            while len(self._blocks) > most:
-                self._blocks.popitem(last=False)
         return block
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageReadError
+from napari_hrsam.lru import LRU
 from napari_hrsam.storage.images.array_kinds import float_like, with_nan
 from napari_hrsam.storage.images.tiff_colours import Samples
 
@@ -44,27 +44,20 @@ class SegmentCache:
 
     def __init__(self) -> None:
         self.file_lock = threading.Lock()
-        self._segments: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
-        self._num_bytes = 0
+        self._segments: LRU[tuple[object, ...], NDArray[Any]] = LRU(
+            MAX_CACHE_BYTES, lambda segment: segment.nbytes
+        )
         self._lock = threading.Lock()
 
     def get(self, key: tuple[object, ...]) -> NDArray[Any] | None:
         """Return a segment if it is kept."""
         with self._lock:
-            found = self._segments.get(key)
-            if found is not None:
-                self._segments.move_to_end(key)
-            return found
+            return self._segments.get(key)
 
     def put(self, key: tuple[object, ...], segment: NDArray[Any]) -> None:
         """Keep a segment; those not seen for the longest time make room."""
         with self._lock:
-            if key in self._segments:
-                return
             self._segments[key] = segment
-            self._num_bytes += segment.nbytes
-            while self._num_bytes > MAX_CACHE_BYTES and len(self._segments) > 1:
-                self._num_bytes -= self._segments.popitem(last=False)[1].nbytes
 
 
 class TiffLevel:
@@ -105,7 +98,7 @@ class TiffLevel:
         self._samples = samples
         self._cache = cache
         self._mask = mask
-        self._pages: OrderedDict[int, _Segments] = OrderedDict()
+        self._pages: LRU[int, _Segments] = LRU(_MAX_PAGES, lambda _: 1)
         page_axes = "".join(axis for axis in self._key.axes if axis in "YXS")
         self._lead = tuple(series.shape[: len(series.shape) - len(page_axes)])
         self.axes, self._order = _shown_axes(page_axes, samples)
@@ -267,10 +260,8 @@ class TiffLevel:
     def _segments(self, number: int) -> _Segments:
         """Look up where the segments of a page lie; tifffile is asked by one thread at a time."""
         with self._cache.file_lock:
-            known = self._pages.get(number)
-            if known is not None:
-                self._pages.move_to_end(number)
-                return known
+            if number in self._pages:
+                return self._pages[number]
             page = self._series[number]
             assert page is not None
             options: dict[str, Any] = {}
@@ -286,8 +277,6 @@ class TiffLevel:
                 handle.path, tuple(page.dataoffsets), tuple(page.databytecounts), options
             )
             self._pages[number] = found
-            while len(self._pages) > _MAX_PAGES:
-                self._pages.popitem(last=False)
             return found
 
     def _mapped(self, number: int, rows: range, columns: range) -> NDArray[Any]:

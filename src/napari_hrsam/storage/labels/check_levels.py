@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageReadError, LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.labels.codec import DAMAGE
 from napari_hrsam.storage.labels.downsampling import AxisRatio, majority, occur
 from napari_hrsam.storage.labels.journal_facts import read_journal
@@ -333,16 +333,16 @@ class LevelCheck:
         """Name the chunks of a box that do not decode; of those that do, look at the labels."""
         height, width = self.labels.arrays[level].chunks[-2:]
         shape = self.labels.level_shape(level)
-        for y0 in range(box.y0 // height * height, box.y1, height):
-            for x0 in range(box.x0 // width * width, box.x1, width):
-                chunk = Box(y0, x0, y0 + height, x0 + width).clip(shape)
-                try:
-                    values = self.labels.read(level, plane, chunk)
-                except LabelsError as error:
-                    self._add_damage(level, plane, chunk, error)
-                else:
-                    if level == 0:
-                        self.found[plane].update(_labels_in(values))
+        grid = Grid((height, width))
+        for place in grid.places(box):
+            chunk = grid.box(place).clip(shape)
+            try:
+                values = self.labels.read(level, plane, chunk)
+            except LabelsError as error:
+                self._add_damage(level, plane, chunk, error)
+            else:
+                if level == 0:
+                    self.found[plane].update(_labels_in(values))
 
     def _add_damage(
         self, level: int, plane: tuple[int, ...], chunk: Box, error: LabelsError
@@ -399,12 +399,10 @@ class LevelCheck:
         """Go through the files of the chunks of a region."""
         array = self.labels.arrays[task.level]
         step = array.shards or array.chunks
-        height, width = step[-2:]
         front = tuple(n // size for n, size in zip(task.plane, step, strict=False))
-        for row in range(task.box.y0 // height, -(-task.box.y1 // height)):
-            for column in range(task.box.x0 // width, -(-task.box.x1 // width)):
-                key = array.metadata.encode_chunk_key((*front, row, column))
-                yield self.labels.folder / array.path / key
+        for place in Grid((step[-2], step[-1])).places(task.box):
+            key = array.metadata.encode_chunk_key((*front, *place))
+            yield self.labels.folder / array.path / key
 
 
 def _committed(labels: StoredLabels) -> set[int]:

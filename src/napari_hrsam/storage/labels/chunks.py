@@ -6,7 +6,6 @@ touches hold nothing, or one object: these are kept as such, and never as dense 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import FileBatch
 from napari_hrsam.storage.labels.codec import DAMAGE, codec_of, damaged
 from napari_hrsam.storage.labels.names import require_no_way_out
@@ -117,24 +116,15 @@ class CellGrid:
         self._full: dict[tuple[int, tuple[int, int]], bytes | None] = {}
         self.shape_yx = (array.shape[-2], array.shape[-1])
         self.side_yx = (self._step[-2], self._step[-1])
+        self._grid = Grid(self.side_yx)
 
     def places(self, box: Box) -> Iterator[tuple[int, int]]:
         """Go through the rows and columns of the cells under a box, row by row."""
-        height, width = self.side_yx
-        return itertools.product(
-            range(box.y0 // height, -(-box.y1 // height)),
-            range(box.x0 // width, -(-box.x1 // width)),
-        )
+        return self._grid.places(box)
 
     def box(self, place: tuple[int, int]) -> Box:
         """Return the pixels of a cell, inside the level."""
-        y0, x0 = place[0] * self.side_yx[0], place[1] * self.side_yx[1]
-        return Box(
-            y0,
-            x0,
-            min(y0 + self.side_yx[0], self.shape_yx[0]),
-            min(x0 + self.side_yx[1], self.shape_yx[1]),
-        )
+        return self._grid.box(place).clip(self.shape_yx)
 
     def read(self, plane: tuple[int, ...], place: tuple[int, int]) -> Cell:
         """Read a cell.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import discard
 from napari_hrsam.storage.labels.journal_facts import read_journal
 from napari_hrsam.storage.labels.regions import Progress
@@ -233,18 +233,12 @@ def _shards(
     """Go through the shards of the copy under which the original has chunks."""
     for level, array in enumerate(arrays):
         assert array.shards is not None
-        height, width = array.shards[-2:]
+        shards = Grid((array.shards[-2], array.shards[-1]))
         for plane in np.ndindex(labels.plane_shape):
             grid = region_grid(labels, level, plane, files=files[level])
-            places = {
-                (row, column)
-                for box in grid.boxes()
-                for row in range(box.y0 // height, -(-box.y1 // height))
-                for column in range(box.x0 // width, -(-box.x1 // width))
-            }
-            for row, column in sorted(places):
-                y0, x0 = row * height, column * width
-                yield level, plane, Box(y0, x0, y0 + height, x0 + width).intersection(grid.domain)
+            places = {place for box in grid.boxes() for place in shards.places(box)}
+            for place in sorted(places):
+                yield level, plane, shards.box(place).intersection(grid.domain)
 
 
 def _read(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts
 
 VERSION = 2
@@ -158,9 +158,7 @@ class Bounds:
 
     def num_cells(self, box: Box) -> int:
         """Return the most blocks that an edit of a box can have: one per file."""
-        height, width = self.cell_yx
-        rows = (box.y1 - 1) // height - box.y0 // height + 1
-        return rows * ((box.x1 - 1) // width - box.x0 // width + 1)
+        return Grid(self.cell_yx).cover(box).area
 
     def require_pixels(self, box: Box) -> None:
         """Refuse a block of more pixels than one file holds."""

@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.remote import shown_url
 from napari_hrsam.storage.images.ome_metadata import OmeImage, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, open_group
@@ -275,9 +275,7 @@ class RegionGrid:
 
     def box(self, row: int, column: int) -> Box:
         """Return the part of a region inside the domain."""
-        height, width = self.step_yx
-        y0, x0 = row * height, column * width
-        return Box(y0, x0, y0 + height, x0 + width).intersection(self.domain)
+        return Grid(self.step_yx).box((row, column)).intersection(self.domain)
 
     def boxes(self) -> Iterator[Box]:
         """Go through the filled regions row by row."""
@@ -285,13 +283,7 @@ class RegionGrid:
 
     def places(self, box: Box) -> Iterator[tuple[int, int]]:
         """Return the regions that a box of the level touches inside the domain."""
-        part = box.intersection(self.domain)
-        if part.area == 0:
-            return
-        height, width = self.step_yx
-        for row in range(part.y0 // height, (part.y1 - 1) // height + 1):
-            for column in range(part.x0 // width, (part.x1 - 1) // width + 1):
-                yield row, column
+        return Grid(self.step_yx).places(box.intersection(self.domain))
 
 
 def region_grid(
@@ -322,14 +314,11 @@ def region_grid(
         whole if box is None else box.intersection(whole), _step(array.chunks[-2:]), frozenset()
     )
     stored = array.shards or array.chunks
-    height, width = stored[-2:]
+    chunks = Grid((stored[-2], stored[-1]))
     place = tuple(index // side for index, side in zip(plane, stored, strict=False))
     filled: set[tuple[int, int]] = set()
-    part = grid.domain
-    window = Box(part.y0 // height, part.x0 // width, -(-part.y1 // height), -(-part.x1 // width))
-    for row, column in (files or labels.files(level)).of_plane(place, window):
-        y0, x0 = row * height, column * width
-        filled.update(grid.places(Box(y0, x0, y0 + height, x0 + width)))
+    for chunk in (files or labels.files(level)).of_plane(place, chunks.cover(grid.domain)):
+        filled.update(grid.places(chunks.box(chunk)))
     return RegionGrid(grid.domain, grid.step_yx, frozenset(filled))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.lru import LRU
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.storage.files.safe_files import FileBatch, changed_ns
 from napari_hrsam.storage.labels.blocks import Block, Blocks
@@ -66,13 +66,13 @@ class LevelWriter:
             (AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1]))
             for fine, coarse in itertools.pairwise(levels.shapes_yx)
         ]
-        self._cells: OrderedDict[tuple[int, tuple[int, ...], _Place], Cell] = OrderedDict()
-        self._num_bytes = 0
+        self._cells: LRU[tuple[int, tuple[int, ...], _Place], Cell] = LRU(
+            MAX_CELL_BYTES, _num_bytes
+        )
 
     def forget(self) -> None:
         """Let go of the memory; the next change reads anew what others may have written."""
         self._cells.clear()
-        self._num_bytes = 0
 
     def close(self) -> None:
         """Let go of memory and threads."""
@@ -185,17 +185,14 @@ class LevelWriter:
     def read(self, level: int, plane: tuple[int, ...], place: _Place) -> Cell:
         """Read a cell, or take it from memory."""
         key = (level, plane, place)
-        if key in self._cells:
-            self._cells.move_to_end(key)
-            return self._cells[key]
-        cell = self.grids[level].read(plane, place)
-        self._keep(key, cell)
-        return cell
+        if key not in self._cells:
+            self._cells[key] = self.grids[level].read(plane, place)
+        return self._cells[key]
 
     def write(self, level: int, plane: tuple[int, ...], place: _Place, cell: Cell) -> None:
         """Write a cell, and keep it in memory."""
         self.grids[level].write(plane, place, cell)
-        self._keep((level, plane, place), cell)
+        self._cells[level, plane, place] = cell
 
     def coarser(self, level: int, box: Box) -> Box:
         """Return the pixels of a level on which a box of the level before falls."""
@@ -203,12 +200,6 @@ class LevelWriter:
         y0, y1 = rows.covering(box.y0, box.y1)
         x0, x1 = columns.covering(box.x0, box.x1)
         return Box(y0, x0, y1, x1)
-
-    def _keep(self, key: tuple[int, tuple[int, ...], _Place], cell: Cell) -> None:
-        self._num_bytes += _num_bytes(cell) - _num_bytes(self._cells.pop(key, None))
-        self._cells[key] = cell
-        while self._num_bytes > MAX_CELL_BYTES:
-            self._num_bytes -= _num_bytes(self._cells.popitem(last=False)[1])
 
     def _changed_cells(
         self, box: Box, mask: RegionMask, label: int, plane: tuple[int, ...], *, overwrite: bool
