@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from napari_hrsam import create_labels
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BlockMask
-from napari_hrsam.storage.labels.pyramid import PyramidLabels
+from napari_hrsam.storage.label_image import LabelWriter
 
 SIDES = (10_000, 50_000, 100_000, 200_000)
 DIAMETERS = (500, 2_000, 10_000, 30_000)
@@ -61,7 +61,7 @@ def forced(*, is_forced: bool) -> Iterator[None]:
 
 
 def measure(
-    labels: PyramidLabels, diameter: int, rounds: int, rng: np.random.Generator
+    labels: LabelWriter, diameter: int, rounds: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Time some rounds of one size of object."""
     turns: dict[str, list[tuple[float, float]]] = {"commit": [], "undo": [], "redo": []}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from napari_hrsam.errors import ShapeError
 from napari_hrsam.geometry import (
     Box,
+    Grid,
     Tile,
     TileGrid,
     coarsest_level,
@@ -181,3 +182,24 @@ def test_levels_of_large_and_small_images() -> None:
     assert [filling_level((10, side), 512) for side in (1, 128, 129, 256, 257, 9000)] == [
         -2, -2, -1, -1, 0, 0,
     ]  # fmt: skip
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 20), st.integers(0, 20)),
+)
+def test_a_grid_cuts_a_box_into_parts_that_lie_in_one_block_each(
+    side_yx: tuple[int, int], place: tuple[int, int, int, int]
+) -> None:
+    y0, x0, height, width = place
+    box, grid = Box(y0, x0, y0 + height, x0 + width), Grid(side_yx)
+    count = np.zeros((60, 60), int)
+    for part, block in zip(grid.parts(box), map(grid.box, grid.places(box)), strict=True):
+        assert part.area
+        assert part.intersection(block) == part
+        assert block.shape_yx == side_yx
+        assert (block.y0 % side_yx[0], block.x0 % side_yx[1]) == (0, 0)
+        count[part.slices] += 1
+    assert (count[box.slices] == 1).all()
+    assert count.sum() == box.area
+    assert grid.cover(box).area == len(list(grid.places(box)))

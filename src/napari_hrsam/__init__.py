@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.export.tiff import export_tiff
     from napari_hrsam.storage.images.opening import open_image
     from napari_hrsam.storage.images.tile_source import ArrayImage, PyramidImage
+    from napari_hrsam.storage.label_image import (
+        LabelImage,
+        LabelWriter,
+        create_labels,
+        open_labels,
+    )
     from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
     from napari_hrsam.storage.labels.compact import Compacted, compact_labels
-    from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
     from napari_hrsam.storage.labels.store import ArrayLabels, Edit, History
 
 __version__ = "0.1.0"
@@ -50,12 +55,13 @@ __all__ = [
     "HRSAMError",
     "History",
     "ImagePredictor",
+    "LabelImage",
+    "LabelWriter",
     "LabelsReport",
     "ModelInfo",
     "Prediction",
     "Prompts",
     "PyramidImage",
-    "PyramidLabels",
     "Segmenter",
     "Session",
     "__version__",
@@ -87,16 +93,17 @@ _HOMES = {
     "HRSAMError": "napari_hrsam.errors",
     "History": "napari_hrsam.storage.labels.store",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
+    "LabelImage": "napari_hrsam.storage.label_image",
+    "LabelWriter": "napari_hrsam.storage.label_image",
     "LabelsReport": "napari_hrsam.storage.labels.check",
     "ModelInfo": "napari_hrsam.modeling.registry",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",
-    "PyramidLabels": "napari_hrsam.storage.labels.pyramid",
     "Segmenter": "napari_hrsam.modeling.segmenter",
     "Session": "napari_hrsam.engine.session",
     "compact_labels": "napari_hrsam.storage.labels.compact",
-    "create_labels": "napari_hrsam.storage.labels.pyramid",
+    "create_labels": "napari_hrsam.storage.label_image",
     "export_coco": "napari_hrsam.storage.export.coco",
     "export_csv": "napari_hrsam.storage.export.table",
     "export_geojson": "napari_hrsam.storage.export.geojson",
@@ -104,7 +111,7 @@ _HOMES = {
     "list_models": "napari_hrsam.modeling.registry",
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.images.opening",
-    "open_labels": "napari_hrsam.storage.labels.pyramid",
+    "open_labels": "napari_hrsam.storage.label_image",
     "segment": "napari_hrsam.engine.segment",
     "verify_labels": "napari_hrsam.storage.labels.check",
 }

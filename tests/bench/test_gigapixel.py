@@ -17,7 +17,7 @@ from napari_hrsam.bench.settings import LABELS_NAME, Settings
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample import Sample, make_sample
-from napari_hrsam.storage.labels.pyramid import open_labels
+from napari_hrsam.storage.label_image import open_labels
 
 SETTINGS = Settings(
     sizes_px=(2048,),

@@ -15,7 +15,7 @@ from label_files import blobs, write_labels
 
 from napari_hrsam.cli import main
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.labels.pyramid import create_labels
+from napari_hrsam.storage.label_image import create_labels
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_problems_exit_with_1_until_they_are_repaired(
 def test_many_problems_are_listed_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.labels.stored.REGION_PX", 16)
+    monkeypatch.setattr("napari_hrsam.storage.labels.regions.REGION_PX", 16)
     stack = np.stack([blobs((150, 200), 9), np.zeros((150, 200), np.uint32)])
     group = write_labels(tmp_path, stack, num_levels=2)
     group["1"][...] = 7

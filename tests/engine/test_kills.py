@@ -28,7 +28,11 @@ from napari_hrsam.geometry import Box, Tile, TileGrid
 from napari_hrsam.storage.embeddings.store import EmbeddingKey, EmbeddingStore
 from napari_hrsam.storage.images.fingerprint import identify
 from napari_hrsam.storage.images.opening import open_image
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
 
 KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "20"))
 LONGEST_S = 0.6
@@ -83,7 +87,7 @@ class Truth:
             image[box.slices][disc.read(box) if is_huge else ...] = label
         return image
 
-    def require(self, labels: PyramidLabels, cut: list[str]) -> None:
+    def require(self, labels: LabelWriter, cut: list[str]) -> None:
         """The labels hold every step that returned, and the one that was cut wholly or not."""
         assert labels._journal.pending() == []
         found = pixels(labels)

@@ -15,7 +15,7 @@ from ome_files import write_ome
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.storage.images.opening import open_image
-from napari_hrsam.storage.labels.pyramid import create_labels
+from napari_hrsam.storage.label_image import create_labels
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 

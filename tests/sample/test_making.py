@@ -13,8 +13,8 @@ from napari_hrsam.errors import ConfigError, ImageError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample import Sample, make_sample, open_sample
 from napari_hrsam.sample.making import COARSE_PX
+from napari_hrsam.storage.label_image import create_labels
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.pyramid import create_labels
 
 
 @pytest.fixture(scope="module")

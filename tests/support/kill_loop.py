@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.embeddings.store import EmbeddingStore
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, open_labels
+from napari_hrsam.storage.label_image import LabelWriter, open_labels
 
 SHAPE = (1300, 1400)
 EMBED_LEVEL = 2
@@ -88,7 +88,7 @@ class Loop:
         return Box(y, x, y + int(height), x + int(width))
 
 
-def pixels(labels: PyramidLabels) -> NDArray[Any]:
+def pixels(labels: LabelWriter) -> NDArray[Any]:
     """All of level 0."""
     return labels.read(Box.of_shape(SHAPE))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_image import LabelWriter
 from napari_hrsam.storage.labels.downsampling import AxisRatio, majority
-from napari_hrsam.storage.labels.pyramid import PyramidLabels
 
 
-def require_consistent_levels(labels: PyramidLabels, plane: tuple[int, ...] = ()) -> None:
+def require_consistent_levels(labels: LabelWriter, plane: tuple[int, ...] = ()) -> None:
     """Every level is the majority of the level before it, everywhere."""
     fine = labels.read(Box.of_shape(labels.shape_yx), 0, plane)
     for level in range(1, len(labels.levels)):

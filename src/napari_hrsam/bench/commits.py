@@ -16,7 +16,7 @@ from napari_hrsam.bench.settings import LABELS_NAME, Settings
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BlockMask
 from napari_hrsam.sample import Sample
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
+from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.store import Edit
 
 SMALL_PX = 40

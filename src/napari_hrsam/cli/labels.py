@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,27 +12,20 @@ from napari_hrsam.geometry import Box
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
-    from napari_hrsam.storage.export.source import Exported
     from napari_hrsam.storage.labels.check import LabelsReport
     from napari_hrsam.storage.labels.check_levels import Problem
 
 MAX_ROWS = 50
 """Problems shown in the table; JSON holds all."""
 
-_SUFFIXES = {
-    ".geojson": "geojson",
-    ".json": "coco",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".csv": "csv",
-}
-_ONLY_FOR = {
+_SPECIFIC = {
     "units": "geojson",
-    "simplify": "geojson",
+    "simplify_px": "geojson",
     "object_type": "geojson",
     "segmentation": "coco",
     "level": "tiff",
 }
+"""Options of one format only."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -127,6 +119,7 @@ def _add_export(verbs: Commands) -> None:
     )
     parser.add_argument(
         "--simplify",
+        dest="simplify_px",
         type=_distance,
         metavar="PX",
         help="of GeoJSON: leave out corners no farther than this from the outline (default: exact)",
@@ -256,15 +249,30 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    chosen = args.format or _SUFFIXES.get(args.out.suffix.lower())
+    from napari_hrsam.storage.export.formats import SUFFIXES, export_labels, format_of
+
+    chosen = args.format or format_of(args.out)
     if chosen is None:
         parser.error(
-            f"expected --format, or a FILE that ends in {', '.join(_SUFFIXES)}, got {args.out}"
+            f"expected --format, or a FILE that ends in {', '.join(SUFFIXES)}, got {args.out}"
         )
-    for option, owner in _ONLY_FOR.items():
-        if getattr(args, option) is not None and chosen != owner:
-            parser.error(f"--{option.replace('_', '-')} is for {owner}, not for {chosen}")
-    done = _exporter(chosen, args)()
+    asked = {key: getattr(args, key) for key in _SPECIFIC if getattr(args, key) is not None}
+    for key in asked:
+        if _SPECIFIC[key] != chosen:
+            option = key.removesuffix("_px").replace("_", "-")
+            parser.error(f"--{option} is for {_SPECIFIC[key]}, not for {chosen}")
+    done = export_labels(
+        args.path,
+        args.name,
+        args.out,
+        chosen,
+        box=args.box,
+        labels=args.labels,
+        plane=args.plane,
+        overwrite=args.force,
+        progress=show_progress,
+        **asked,
+    )
     if args.json:
         put_json(args.json, {"format": chosen, **asdict(done)})
     else:
@@ -275,32 +283,3 @@ def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             )
         )
     say(f"wrote {done.path}")
-
-
-def _exporter(chosen: str, args: argparse.Namespace) -> Callable[[], Exported]:
-    """Return the export with its arguments."""
-    from napari_hrsam.storage.export.coco import export_coco
-    from napari_hrsam.storage.export.geojson import export_geojson
-    from napari_hrsam.storage.export.table import export_csv
-    from napari_hrsam.storage.export.tiff import export_tiff
-
-    where: Sequence[Any] = args.path, args.name, args.out
-    common: dict[str, Any] = {
-        "box": args.box,
-        "labels": args.labels,
-        "plane": args.plane,
-        "overwrite": args.force,
-        "progress": show_progress,
-    }
-    return {
-        "geojson": lambda: export_geojson(
-            *where,
-            units=args.units or "pixel",
-            simplify_px=args.simplify or 0.0,
-            object_type=args.object_type or "annotation",
-            **common,
-        ),
-        "coco": lambda: export_coco(*where, segmentation=args.segmentation or "rle", **common),
-        "tiff": lambda: export_tiff(*where, level=args.level or 0, **common),
-        "csv": lambda: export_csv(*where, **common),
-    }[chosen]

@@ -18,7 +18,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.block_cache import BlockCache
 from napari_hrsam.plugin.overlay.levels import MAX_COARSEST_PX, LabelView, LevelView
-from napari_hrsam.storage.labels.pyramid import create_labels
+from napari_hrsam.storage.label_image import create_labels
 
 SHAPE = (3, 70, 90)
 

@@ -14,8 +14,8 @@ from stored_images import write_ome_zarr
 
 from napari_hrsam.plugin.panel import target as target_module
 from napari_hrsam.plugin.session.targets import NewLayer
+from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
 
 MIDDLE, LARGE = (20_480, 9216), (16_384, 24_576)
 RED = (230, 10, 10)

@@ -19,7 +19,7 @@ from napari_hrsam.plugin.overlay.preview import OBJECT_COLOR
 from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.plugin.session.messages import shown_message
 from napari_hrsam.plugin.session.targets import NewLayer, path_beside
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 INSIDE, BESIDE = (30, 30), (5, 5)
 
@@ -326,7 +326,7 @@ def test_objects_of_a_stack_are_saved_beside_the_image(
     assert "Objects are kept in" in line(controller)
     assert not controller.state.is_beside_image
     own = Path(controller.state.labels_folder)
-    stored = open_stored_labels(own.parent.parent, own.name).ome
+    stored = StoredLabels(own.parent.parent, own.name).ome
     assert (stored.axes, stored.types[0]) == (("time", "y", "x"), "time")
     controller.click(INSIDE)
     controller.commit()

@@ -22,8 +22,12 @@ from napari_hrsam.plugin.session.image_input import read_image_layers
 from napari_hrsam.plugin.session.inference_thread import REST_S
 from napari_hrsam.plugin.session.state import Phase
 from napari_hrsam.plugin.session.targets import NewLayer, Target, default_target
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 
 SMALL, MIDDLE, LARGE = (4992, 6016), (20_480, 9216), (16_384, 24_576)
 SCREEN_PX = 64
@@ -413,14 +417,14 @@ def test_labels_that_are_open_elsewhere_are_told_and_can_be_taken_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image, _ = ome_slide
-    closed: list[PyramidLabels] = []
-    close = PyramidLabels.close
+    closed: list[LabelWriter] = []
+    close = LabelWriter.close
 
-    def count(self: PyramidLabels) -> None:
+    def count(self: LabelWriter) -> None:
         closed.append(self)
         close(self)
 
-    monkeypatch.setattr(PyramidLabels, "close", count)
+    monkeypatch.setattr(LabelWriter, "close", count)
     other = SegmentController(ViewerModel(), load_model=lambda *_, **__: model)
     try:
         controller.start(image)

@@ -26,10 +26,11 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.export.coco import compressed, export_coco, run_lengths
 from napari_hrsam.storage.export.geojson import export_geojson
 from napari_hrsam.storage.export.outlines import Outline
+from napari_hrsam.storage.export.source import part_of
 from napari_hrsam.storage.export.table import export_csv
 from napari_hrsam.storage.export.tiff import export_tiff
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (90, 120)
 EXPORTS = {
@@ -355,7 +356,7 @@ def test_the_journal_tells_of_each_object(tmp_path: Path) -> None:
     export_geojson(tmp_path / "a.zarr", "cells", tmp_path / "a.geojson")
     assert features(tmp_path / "a.geojson")[1]["properties"]["model"] == "tiny"
     before = sorted((tmp_path / "a.zarr/labels/cells/.journal").iterdir())
-    open_stored_labels(tmp_path / "a.zarr", "cells")
+    open_labels(tmp_path / "a.zarr", "cells", mode="r").read()
     assert sorted((tmp_path / "a.zarr/labels/cells/.journal").iterdir()) == before
 
 
@@ -446,7 +447,7 @@ def test_wrong_wishes_are_told(tmp_path: Path) -> None:
             export_csv(tmp_path / "a.zarr", "cells", out, box=box)
     with pytest.raises(LabelsError, match="expected simplify_px of 0 or more"):
         export_geojson(tmp_path / "a.zarr", "cells", out, simplify_px=-1)
-    with pytest.raises(LabelsError, match="a folder on this computer, got https"):
+    with pytest.raises(LabelsError, match="a folder on this computer for labels, got https"):
         export_csv("https://x.org/a.zarr", "cells", out)
     (tmp_path / "file").write_text("")
     with pytest.raises(LabelsError, match="expected to write .*file/a.csv, got"):
@@ -461,13 +462,13 @@ def test_labels_that_are_none_are_told(tmp_path: Path) -> None:
     image["axes"] = [{"name": n} for n in ("y", "x", "z")]
     group.attrs["ome"] = ome
     with pytest.raises(LabelsError, match=r"last axes are y and x, got \('y', 'x', 'z'\)"):
-        open_stored_labels(tmp_path / "a.zarr", "cells")
+        part_of(tmp_path / "a.zarr", "cells")
     write_labels(tmp_path / "b.zarr", np.ones((6, 8), np.float32), chunk=4)
     with pytest.raises(LabelsError, match="labels of integers.*dtype float32; convert"):
-        open_stored_labels(tmp_path / "b.zarr", "cells")
+        StoredLabels(tmp_path / "b.zarr", "cells")
     (tmp_path / "b.zarr/labels/cells/zarr.json").write_text("{")
     with pytest.raises(LabelsError, match="got metadata that cannot be used"):
-        open_stored_labels(tmp_path / "b.zarr", "cells")
+        StoredLabels(tmp_path / "b.zarr", "cells")
 
 
 def test_labels_drawn_by_us_are_exported_at_any_chunk(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from napari_hrsam.storage.export.edges import trace_outlines
 from napari_hrsam.storage.export.measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export.outlines import Outline, Polygon, chained, signed_area
 from napari_hrsam.storage.export.simplify import simplified
-from napari_hrsam.storage.labels import stored as stored_labels
+from napari_hrsam.storage.labels import regions
 from napari_hrsam.storage.labels.regions import Neighbourhood, neighbourhoods
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 ALPHABETS = {
     "corners": np.array([[1, 0], [0, 1]]),
@@ -44,7 +44,7 @@ def traced(
     path: Path, labels: NDArray[Any], chunk: int = 4, **options: Any
 ) -> tuple[ObjectTable, dict[int, Outline]]:
     write_labels(path, labels, chunk=chunk)
-    stored = open_stored_labels(path, "cells")
+    stored = StoredLabels(path, "cells")
     table = measure_objects(stored, (), **options)
     outlines = dict(trace_outlines(stored, (), table, **options))
     assert sorted(outlines) == list(range(len(table)))
@@ -92,7 +92,7 @@ def test_tracing_over_chunks_equals_the_labels(
 ) -> None:
     labels = random_labels(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_labels, "REGION_PX", region_px)
+        patch.setattr(regions, "REGION_PX", region_px)
         _, outlines = traced(tmp_path_factory.mktemp("labels"), labels, chunk)
     assert sorted(outlines) == np.unique(labels[labels > 0]).tolist()
     for label, outline in outlines.items():
@@ -114,7 +114,7 @@ def test_measures_over_chunks_equal_those_of_scikit_image(
 ) -> None:
     labels = random_labels(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_labels, "REGION_PX", 8)
+        patch.setattr(regions, "REGION_PX", 8)
         patch.setattr("napari_hrsam.storage.export.measures.MAX_PARTS", 3)
         table, _ = traced(tmp_path_factory.mktemp("labels"), labels, chunk)
     properties = regionprops(labels)
@@ -186,7 +186,7 @@ def test_a_box_and_a_choice_of_labels_are_looked_at_alone(
     y0, x0 = (int(rng.integers(size)) for size in labels.shape)
     box = Box(y0, x0, int(rng.integers(y0, labels.shape[0])) + 1, labels.shape[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_labels, "REGION_PX", 8)
+        patch.setattr(regions, "REGION_PX", 8)
         folder = tmp_path_factory.mktemp("labels")
         table, outlines = traced(folder, labels, 4, box=box, only={1, 3, 10**12})
     part = np.zeros_like(labels)
@@ -203,9 +203,9 @@ def test_every_pair_of_pixels_is_seen_once(tmp_path: Path) -> None:
     labels = np.zeros((64, 64), np.uint16)
     labels[0:8, 0:8], labels[56:, 56:], labels[20, 20] = 1, 2, 3
     write_labels(tmp_path, labels, chunk=8)
-    stored = open_stored_labels(tmp_path, "cells")
+    stored = StoredLabels(tmp_path, "cells")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_labels, "REGION_PX", 8)
+        patch.setattr(regions, "REGION_PX", 8)
         seen = [n for n in neighbourhoods(stored, ()) if isinstance(n, Neighbourhood)]
     windows = np.zeros((66, 66), int)
     for found in seen:
@@ -318,7 +318,7 @@ def test_edges_that_do_not_close_are_no_outline() -> None:
 def test_labels_drawn_into_while_they_are_traced_are_told(tmp_path: Path) -> None:
     labels = blobs((40, 40), 3)
     group = write_labels(tmp_path, labels)
-    stored = open_stored_labels(tmp_path, "cells")
+    stored = StoredLabels(tmp_path, "cells")
     table = measure_objects(stored, ())
     group["0"][0:3, 0:3] = 99
     with pytest.raises(LabelsError, match="stay as they are.*changed; close them"):
@@ -333,7 +333,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     write_labels(tmp_path, blobs((40, 40), 3))
     (tmp_path / "labels/cells/0/c/0/1").write_bytes(b"damage")
     with pytest.raises(LabelsError, match="damaged chunk"):
-        measure_objects(open_stored_labels(tmp_path, "cells"), ())
+        measure_objects(StoredLabels(tmp_path, "cells"), ())
 
 
 _LARGE = """
@@ -341,9 +341,9 @@ import resource, sys, time
 import numpy as np
 from napari_hrsam.storage.export.edges import trace_outlines
 from napari_hrsam.storage.export.measures import measure_objects
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stored = open_stored_labels(sys.argv[1], "cells")
+stored = StoredLabels(sys.argv[1], "cells")
 table = measure_objects(stored, ())
 (outline,) = (outline for _, outline in trace_outlines(stored, (), table))
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024

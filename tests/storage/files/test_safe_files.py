@@ -13,7 +13,7 @@ import pytest
 from ome_files import write_ome
 
 from napari_hrsam.storage.files.safe_files import FileBatch
-from napari_hrsam.storage.labels.pyramid import create_labels
+from napari_hrsam.storage.label_image import create_labels
 
 
 @pytest.fixture

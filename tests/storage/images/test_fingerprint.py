@@ -221,7 +221,7 @@ def test_place_and_times_are_no_part_of_it(tmp_path: Path) -> None:
 
 
 def test_labels_in_the_image_are_no_part_of_it(tmp_path: Path) -> None:
-    from napari_hrsam.storage.labels.pyramid import create_labels
+    from napari_hrsam.storage.label_image import create_labels
 
     write_ome(tmp_path / "a.zarr", halves(GREY, 3))
     before = digest(tmp_path / "a.zarr")

@@ -24,8 +24,8 @@ from napari_hrsam.storage.embeddings.store import EmbeddingKey, EmbeddingStore
 from napari_hrsam.storage.export.table import export_csv
 from napari_hrsam.storage.images.fingerprint import ImageIdentity
 from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
 
 PRECIOUS = b"precious" * 100
 GREY = np.random.default_rng(0).integers(0, 256, (128, 192), np.uint8)

@@ -12,7 +12,7 @@ from ome_files import write_ome
 
 import napari_hrsam as hrsam
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -30,7 +30,7 @@ def test_scale_translation_and_units_of_the_image_are_taken_over(
     group.attrs.update({"ome": ome} if version == "0.5" else ome)
     image = hrsam.open_image(str(tmp_path / "image.zarr"), channels=[0])
     hrsam.create_labels(tmp_path / "own", "cells", like=image).close()
-    stored = open_stored_labels(tmp_path / "own", "cells")
+    stored = StoredLabels(tmp_path / "own", "cells")
     assert stored.plane_shape == (2,)
     assert (stored.ome.axes, stored.ome.types) == (("t", "y", "x"), ("time", "space", "space"))
     assert stored.ome.units == ("", "micrometer", "micrometer")
@@ -43,7 +43,7 @@ def test_scale_translation_and_units_of_the_image_are_taken_over(
 def test_other_images_give_pixels_of_size_1(tmp_path: Path) -> None:
     image = hrsam.open_image(np.zeros((30, 40), np.uint8))
     hrsam.create_labels(tmp_path / "own", "cells", like=image).close()
-    stored = open_stored_labels(tmp_path / "own", "cells")
+    stored = StoredLabels(tmp_path / "own", "cells")
     assert (stored.scale_yx, stored.translation_yx, stored.unit) == ((1, 1), (0, 0), "")
     group = zarr.open_group(tmp_path / "own/labels/cells", mode="r")
     (dataset,) = group.attrs["ome"]["multiscales"][0]["datasets"]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels import check_levels, stored
+from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels import check_levels, regions
 from napari_hrsam.storage.labels.check import verify_labels
 from napari_hrsam.storage.labels.downsampling import majority
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
 
 SHAPE = (150, 200)
 
@@ -75,7 +75,7 @@ def test_another_image_size_and_stacks_are_sound(tmp_path: Path) -> None:
 def test_a_level_that_differs_is_named_with_its_box(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region_px: int
 ) -> None:
-    monkeypatch.setattr(stored, "REGION_PX", region_px)
+    monkeypatch.setattr(regions, "REGION_PX", region_px)
     group = write_labels(tmp_path, blobs(SHAPE, 9), num_levels=3)
     right = np.asarray(group["2"])
     group["2"][20:22, 33] = 9999
@@ -157,7 +157,7 @@ def _write_levels(group: zarr.Group, levels: list[NDArray[Any]]) -> None:
 def test_levels_made_by_another_rule_are_sound_and_left_alone_by_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, region_px: int
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.labels.stored.REGION_PX", region_px)
+    monkeypatch.setattr("napari_hrsam.storage.labels.regions.REGION_PX", region_px)
     group = write_labels(tmp_path, blobs((151, 203), 30))
     levels = _picked(np.asarray(group["0"]), rule, 4)
     _write_levels(group, levels)

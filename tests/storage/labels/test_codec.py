@@ -15,8 +15,8 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.codec import _ByZarr, _ByZstd, codec_of
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
 
 LABELS = np.kron(np.random.default_rng(0).integers(0, 4, (10, 9)), np.ones((10, 10), np.int64))
 

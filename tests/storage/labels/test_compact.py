@@ -14,12 +14,12 @@ from label_files import blobs, write_labels
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_image import create_labels
 from napari_hrsam.storage.labels import compact as label_compact
 from napari_hrsam.storage.labels.check import verify_labels
 from napari_hrsam.storage.labels.compact import compact_labels
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
-from napari_hrsam.storage.labels.pyramid import create_labels
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (150, 200)
 
@@ -55,8 +55,8 @@ def test_a_copy_is_equal_at_every_level_and_in_shards(
         tmp_path / "a", "cells", tmp_path / "b", progress=lambda *n: seen.append(n)
     )
     assert (done.source_version, done.version) == (version, "0.5")
-    original, copied = (open_stored_labels(tmp_path / name, "cells") for name in "ab")
-    for first, second in zip(original.arrays, copied.arrays, strict=True):
+    original, copied = (StoredLabels(tmp_path / name, "cells") for name in "ab")
+    for first, second in zip(original.levels, copied.levels, strict=True):
         assert second.shards is not None
         assert second.dtype == first.dtype
         np.testing.assert_array_equal(first[...], second[...])

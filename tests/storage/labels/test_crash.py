@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
 
 SHAPE = (1100, 1300)
 PLACE = Box(480, 490, 580, 640)
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+def labels(tmp_path: Path) -> Iterator[LabelWriter]:
     with create_labels(tmp_path / "a", "cells", SHAPE) as made:
         yield made
 
@@ -41,7 +45,7 @@ KILLED = """
 import os, sys, numpy as np
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.files import safe_files
-from napari_hrsam.storage.labels.pyramid import open_labels
+from napari_hrsam.storage.label_image import open_labels
 labels = open_labels(sys.argv[1], "cells")
 rename, left = safe_files._rename, int(sys.argv[3])
 def killed(path):
@@ -63,7 +67,7 @@ else:
 @pytest.mark.parametrize("what", ["commit", "undo", "redo"])
 @pytest.mark.parametrize("num_renamed", [0, 2])
 def test_a_change_that_never_returned_is_put_back_on_opening(
-    labels: PyramidLabels, tmp_path: Path, what: str, num_renamed: int
+    labels: LabelWriter, tmp_path: Path, what: str, num_renamed: int
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     second = labels.write(PLACE.shifted(-300, -200), ones(PLACE), 2)
@@ -89,7 +93,7 @@ def _interrupt(*_: object, **__: object) -> None:
 
 
 def test_an_interrupted_commit_leaves_no_stray_files_and_is_taken_back(
-    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch
+    labels: LabelWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     with monkeypatch.context() as patch:
@@ -120,7 +124,7 @@ class Disk:
 
 @pytest.mark.parametrize("num_writes", [0, 1, 2, 3])
 def test_a_commit_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
-    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
+    labels: LabelWriter, monkeypatch: pytest.MonkeyPatch, num_writes: int
 ) -> None:
     first = labels.write(PLACE, ones(PLACE), 1)
     before = labels.read(Box.of_shape(SHAPE))
@@ -140,7 +144,7 @@ def test_a_commit_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
 
 @pytest.mark.parametrize("num_writes", [0, 1, 2])
 def test_an_undo_on_a_full_disk_fails_as_a_whole_and_succeeds_later(
-    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch, num_writes: int
+    labels: LabelWriter, monkeypatch: pytest.MonkeyPatch, num_writes: int
 ) -> None:
     first = labels.write(PLACE.shifted(100, 100), ones(PLACE), 1)
     edit = labels.write(PLACE, ones(PLACE), 2, overwrite=True)
@@ -161,7 +165,7 @@ LIMITED = """
 import resource, sys, numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.pyramid import open_labels
+from napari_hrsam.storage.label_image import open_labels
 labels = open_labels(sys.argv[1], "cells")
 rng = np.random.default_rng(0)
 for label in range(1, 26):
@@ -205,7 +209,7 @@ def test_real_write_errors_of_the_system_leave_nothing_half(
     assert not list((tmp_path / "a").rglob("*.partial"))
 
 
-def test_a_damaged_chunk_is_named_and_the_commit_leaves_no_trace(labels: PyramidLabels) -> None:
+def test_a_damaged_chunk_is_named_and_the_commit_leaves_no_trace(labels: LabelWriter) -> None:
     labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
     chunk = labels.folder / "0" / "c" / "0" / "0"
     good = chunk.read_bytes()
@@ -222,7 +226,7 @@ def test_a_damaged_chunk_is_named_and_the_commit_leaves_no_trace(labels: Pyramid
 
 
 def test_a_damaged_chunk_of_a_coarser_level_is_derived_again(
-    labels: PyramidLabels, caplog: pytest.LogCaptureFixture
+    labels: LabelWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels.write(Box(0, 0, 9, 9), np.ones((9, 9), bool), 1)
     (labels.folder / "1" / "c" / "0" / "0").write_bytes(b"garbage")
@@ -231,7 +235,7 @@ def test_a_damaged_chunk_of_a_coarser_level_is_derived_again(
     assert "deriving a damaged part of level 1" in caplog.text
 
 
-def test_a_second_writer_is_told_who_the_first_is(labels: PyramidLabels, tmp_path: Path) -> None:
+def test_a_second_writer_is_told_who_the_first_is(labels: LabelWriter, tmp_path: Path) -> None:
     code = "import sys; from napari_hrsam import open_labels; open_labels(sys.argv[1], 'cells')"
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a")],
@@ -252,7 +256,7 @@ def test_a_second_writer_is_told_who_the_first_is(labels: PyramidLabels, tmp_pat
     open_labels(tmp_path / "a", "cells").close()
 
 
-def test_the_lock_of_a_dead_process_holds_nobody_up(labels: PyramidLabels, tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_process_holds_nobody_up(labels: LabelWriter, tmp_path: Path) -> None:
     labels.close()
     code = (
         "import os, signal, sys; from napari_hrsam import open_labels;"
@@ -267,7 +271,7 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(labels: PyramidLabels, tmp_p
 
 
 def test_labels_with_a_damaged_journal_are_not_opened_until_it_is_moved_away(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE, ones(PLACE), 4)
     labels.close()

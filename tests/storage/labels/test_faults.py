@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
 
 SHAPE = (1100, 1300)
 PLACE = Box(480, 490, 580, 640)
@@ -27,7 +31,7 @@ WHOLE = Box.of_shape(SHAPE)
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+def labels(tmp_path: Path) -> Iterator[LabelWriter]:
     with create_labels(tmp_path / "a", "cells", SHAPE) as made:
         yield made
 
@@ -40,7 +44,7 @@ def ones(box: Box) -> NDArray[np.bool_]:
 
 
 def test_labels_with_a_chunk_cut_short_open_and_its_undo_is_refused_without_a_trace(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE.shifted(-300, 0), ones(PLACE), 1)
     labels.write(PLACE, ones(PLACE), 2)
@@ -68,7 +72,7 @@ def test_labels_with_a_chunk_cut_short_open_and_its_undo_is_refused_without_a_tr
 
 
 def test_a_damaged_chunk_of_a_level_between_is_derived_again_with_the_others(
-    labels: PyramidLabels, caplog: pytest.LogCaptureFixture
+    labels: LabelWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels.write(Box(0, 0, 1100, 1300), ones(WHOLE), 1)
     (labels.folder / "1" / "c" / "0" / "1").write_bytes(b"garbage")
@@ -81,7 +85,7 @@ def test_a_damaged_chunk_of_a_level_between_is_derived_again_with_the_others(
 
 
 def test_a_damaged_block_of_the_journal_is_told_and_changes_nothing(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     mask = ones(PLACE)
     mask[0, 0] = False
@@ -101,7 +105,7 @@ def test_a_damaged_block_of_the_journal_is_told_and_changes_nothing(
 
 
 def test_the_journal_of_an_early_version_is_not_opened_and_says_the_way_out(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE, ones(PLACE), 4)
     labels.close()
@@ -188,7 +192,7 @@ import numpy as np
 from label_checks import require_consistent_levels
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
+from napari_hrsam.storage.label_image import create_labels, open_labels
 place, left = Path(sys.argv[1]), int(sys.argv[2])
 whole = Box(0, 0, 1000, 1000)
 rng = np.random.default_rng(0)

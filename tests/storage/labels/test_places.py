@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.images.layers import take_layers
+from napari_hrsam.storage.label_image import create_labels, open_or_create_labels
 from napari_hrsam.storage.labels.names import label_names
 from napari_hrsam.storage.labels.places import (
     LABELS_VARIABLE,
@@ -23,7 +24,6 @@ from napari_hrsam.storage.labels.places import (
     labels_in,
     ome_zarr_of,
 )
-from napari_hrsam.storage.labels.pyramid import create_labels
 
 
 def write_image(path: Path, shape: tuple[int, ...], axes: str, version: str = "0.5") -> list[Any]:
@@ -108,10 +108,10 @@ def test_pictures_and_plain_arrays_have_none(tmp_path: Path) -> None:
 
 def test_a_label_image_is_made_once_and_then_gone_on_with(tmp_path: Path) -> None:
     file = LabelFile(tmp_path / "new" / "deeper" / "a.zarr", "cells")
-    with file.open((100, 200)) as labels:
+    with open_or_create_labels(file.path, file.name, (100, 200)) as labels:
         assert labels.shape_yx == (100, 200)
         assert labels.folder == file.folder
-    with file.open((100, 200)) as labels:
+    with open_or_create_labels(file.path, file.name, (100, 200)) as labels:
         assert labels.next_label() == 1
     assert label_names(file.path) == ("cells",)
     assert label_names(tmp_path / "nothing") == ()
@@ -120,7 +120,7 @@ def test_a_label_image_is_made_once_and_then_gone_on_with(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(LabelsError, match="choose another folder"):
-        LabelFile(tmp_path / "file" / "a.zarr").open((8, 8))
+        open_or_create_labels(tmp_path / "file" / "a.zarr", "cells", (8, 8))
 
 
 def test_a_chosen_folder_is_used_as_what_it_is(tmp_path: Path) -> None:

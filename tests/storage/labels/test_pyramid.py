@@ -21,10 +21,14 @@ from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask, BlockMask
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 from napari_hrsam.storage.labels.store import History
-from napari_hrsam.storage.labels.stored import open_stored_labels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (1500, 1301)
 PLACE = Box(500, 490, 540, 550)
@@ -32,7 +36,7 @@ WHOLE = Box.of_shape(SHAPE)
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+def labels(tmp_path: Path) -> Iterator[LabelWriter]:
     with create_labels(tmp_path / "alone.zarr", "cells", SHAPE) as made:
         yield made
 
@@ -166,7 +170,7 @@ def test_any_series_of_commits_undos_and_redos_equals_an_array(
         labels.close()
 
 
-def test_only_chunks_that_hold_labels_are_stored(labels: PyramidLabels) -> None:
+def test_only_chunks_that_hold_labels_are_stored(labels: LabelWriter) -> None:
     def chunks() -> list[str]:
         return [str(p) for p in (labels.folder / "0" / "c").rglob("*") if p.is_file()]
 
@@ -177,7 +181,7 @@ def test_only_chunks_that_hold_labels_are_stored(labels: PyramidLabels) -> None:
 
 
 @pytest.mark.parametrize("other", [slice(5, 30), slice(3, 20)])
-def test_rectangles_in_two_chunks_stay_two(labels: PyramidLabels, other: slice) -> None:
+def test_rectangles_in_two_chunks_stay_two(labels: LabelWriter, other: slice) -> None:
     mask = np.zeros((40, 700), bool)
     mask[5:20, 400:512] = mask[other, 512:600] = True
     edit = labels.write(Box(0, 0, 40, 700), mask, 1)
@@ -195,7 +199,7 @@ def test_a_full_chunk_after_one_that_the_end_cuts_is_full(tmp_path: Path) -> Non
         require_consistent_levels(labels)
 
 
-def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabels) -> None:
+def test_commits_are_undone_newest_first_and_redone_in_order(labels: LabelWriter) -> None:
     first = labels.write(PLACE, ones(PLACE), 1)
     second = labels.write(PLACE, ones(PLACE), 2, overwrite=True)
     with pytest.raises(LabelsError, match=r"the newest commit to take back, got an older one \(ob"):
@@ -214,7 +218,7 @@ def test_commits_are_undone_newest_first_and_redone_in_order(labels: PyramidLabe
     labels.revert(third)
 
 
-def test_undo_leaves_what_another_program_drew_beside_the_object(labels: PyramidLabels) -> None:
+def test_undo_leaves_what_another_program_drew_beside_the_object(labels: LabelWriter) -> None:
     mask = ones(PLACE)
     mask[0, 0] = False
     edit = labels.write(PLACE, mask, 1)
@@ -224,7 +228,7 @@ def test_undo_leaves_what_another_program_drew_beside_the_object(labels: Pyramid
     assert (labels.read(WHOLE) != 0).sum() == 1
 
 
-def test_edits_of_other_labels_are_refused(labels: PyramidLabels, tmp_path: Path) -> None:
+def test_edits_of_other_labels_are_refused(labels: LabelWriter, tmp_path: Path) -> None:
     with create_labels(tmp_path / "other.zarr", "cells", SHAPE) as other:
         edit = other.write(PLACE, ones(PLACE), 1)
         labels.write(PLACE, ones(PLACE), 1)
@@ -234,7 +238,7 @@ def test_edits_of_other_labels_are_refused(labels: PyramidLabels, tmp_path: Path
         labels.apply(hrsam.Edit(label=1, box=PLACE))
 
 
-def test_what_cannot_be_written_is_refused(labels: PyramidLabels) -> None:
+def test_what_cannot_be_written_is_refused(labels: LabelWriter) -> None:
     with pytest.raises(ShapeError, match="a mask of the shape of its box"):
         labels.write(PLACE, ones(PLACE).T, 1)
     with pytest.raises(LabelsError, match="a box inside the labels"):
@@ -248,14 +252,14 @@ def test_what_cannot_be_written_is_refused(labels: PyramidLabels) -> None:
     assert labels.history() == History()
 
 
-def test_ids_up_to_the_last_of_uint32_are_kept_and_then_refused(labels: PyramidLabels) -> None:
+def test_ids_up_to_the_last_of_uint32_are_kept_and_then_refused(labels: LabelWriter) -> None:
     labels.write(PLACE, ones(PLACE), 2**32 - 1)
     assert (labels.levels[2][125:135, 125:135] == 2**32 - 1).all()
     with pytest.raises(LabelsError, match="got 4294967296"):
         labels.next_label()
 
 
-def test_closed_labels_refuse_and_close_twice(labels: PyramidLabels) -> None:
+def test_closed_labels_refuse_and_close_twice(labels: LabelWriter) -> None:
     labels.close()
     labels.close()
     for call in (labels.next_label, labels.history, lambda: labels.write(PLACE, ones(PLACE), 1)):
@@ -383,7 +387,7 @@ def test_axes_are_called_as_the_viewer_calls_them(
     with create_labels(tmp_path / "a", "cells", like=image) as labels:
         plane = tuple(n - 1 for n in planes)
         labels.write(Box(0, 0, 5, 5), np.ones((5, 5), bool), 7, plane=plane)
-    stored = open_stored_labels(tmp_path / "a", "cells")
+    stored = StoredLabels(tmp_path / "a", "cells")
     found = list(zip(stored.ome.axes, stored.ome.types, strict=True))
     assert found == [*expected, ("y", "space"), ("x", "space")]
     assert verify_labels(tmp_path / "a", "cells").is_sound
@@ -489,7 +493,7 @@ def test_unusable_arrays_are_refused(tmp_path: Path, settings_: Any, message: st
         open_labels(tmp_path, "cells")
 
 
-def test_the_folder_is_valid_ome_zarr_json(labels: PyramidLabels) -> None:
+def test_the_folder_is_valid_ome_zarr_json(labels: LabelWriter) -> None:
     found = json.loads((labels.folder / "zarr.json").read_text())["attributes"]["ome"]
     transforms = [d["coordinateTransformations"] for d in found["multiscales"][0]["datasets"]]
     assert transforms[0] == [{"type": "scale", "scale": [1.0, 1.0]}]
@@ -511,10 +515,10 @@ def test_labels_have_up_to_five_axes(tmp_path: Path, planes: tuple[int, ...]) ->
         labels.write((1, 2, 5, 9), np.ones((4, 7), bool), 1, plane=last)
         assert labels.read(plane=last).sum() == 28
     assert verify_labels(tmp_path, "cells").is_sound
-    assert open_stored_labels(tmp_path, "cells").ome.axes == ("t", "c", "z", "y", "x")
+    assert StoredLabels(tmp_path, "cells").ome.axes == ("t", "c", "z", "y", "x")
 
 
-def test_boxes_are_four_numbers_as_well(labels: PyramidLabels) -> None:
+def test_boxes_are_four_numbers_as_well(labels: LabelWriter) -> None:
     labels.write((10, 20, 40, 50), np.ones((30, 30), bool), 1)
     np.testing.assert_array_equal(labels.read((10, 20, 40, 50)), np.ones((30, 30)))
     assert (labels.read() == 1).sum() == 900
@@ -525,4 +529,4 @@ def test_boxes_are_four_numbers_as_well(labels: PyramidLabels) -> None:
         labels.read((0, 0, 10, 10), level=20)
     with pytest.raises(ShapeError, match="four whole numbers"):
         labels.read((0, 0, 10))
-    assert repr(labels) == f"PyramidLabels({str(labels.folder)!r}, 1500 x 1301 px)"
+    assert repr(labels) == f"LabelWriter({str(labels.folder)!r}, 1500 x 1301 px)"

@@ -15,23 +15,28 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask, BlockMask, RegionMask
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels
+from napari_hrsam.storage.label_image import LabelWriter, create_labels
 from napari_hrsam.storage.labels.store import ArrayLabels, LabelStore
 
 SHAPE = (100_000, 100_000)
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_hrsam.storage.labels.writer.MAX_CELL_BYTES", 2**23)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Iterator[LabelWriter]:
     with create_labels(tmp_path / "a", "cells", SHAPE) as made:
         yield made
 
 
-def chunks(labels: PyramidLabels, level: int = 0) -> list[Path]:
+def chunks(labels: LabelWriter, level: int = 0) -> list[Path]:
     return [path for path in (labels.folder / str(level) / "c").rglob("*") if path.is_file()]
 
 
-def require_disc(labels: PyramidLabels, disc: Disc, label: int) -> None:
+def require_disc(labels: LabelWriter, disc: Disc, label: int) -> None:
     """The disc is there, and nothing else, at every pixel of the levels that are small enough."""
     y, x = disc.centre
     for dy, dx in ((-1, 0), (0, 1), (0.7, -0.7)):
@@ -48,10 +53,10 @@ def require_disc(labels: PyramidLabels, disc: Disc, label: int) -> None:
     assert (coarse[clear > disc.radius + 32] == 0).all()
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_a_huge_object_is_one_commit_that_takes_little_memory_and_few_bytes(
-    labels: PyramidLabels, monkeypatch: pytest.MonkeyPatch
+    labels: LabelWriter,
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.labels.writer.MAX_CELL_BYTES", 2**23)
     disc = Disc((40_000, 50_000), 8_000)
     tracemalloc.start()
     edit = labels.write(disc.box, disc, 7)
@@ -72,7 +77,7 @@ def test_a_huge_object_is_one_commit_that_takes_little_memory_and_few_bytes(
 
 
 def test_full_chunks_of_a_huge_object_keep_other_objects_and_their_undo(
-    labels: PyramidLabels,
+    labels: LabelWriter,
 ) -> None:
     small, other = Box(39_000, 50_000, 39_100, 50_100), Box(41_000, 47_000, 41_010, 47_010)
     labels.write(small, np.ones((100, 100), bool), 1)
@@ -104,7 +109,7 @@ def test_chunks_that_objects_fill_hold_each_its_own_label(store: LabelStore) -> 
     assert (pixels(store) == 9).all()
     store.revert(edit)
     np.testing.assert_array_equal(pixels(store), expected)
-    if isinstance(store, PyramidLabels):
+    if isinstance(store, LabelWriter):
         require_consistent_levels(store)
 
 
@@ -161,6 +166,6 @@ def test_masks_that_cannot_be_drawn_are_refused(store: LabelStore) -> None:
     count = int(disc.read(disc.box).sum())
     with pytest.raises(LabelsError, match=f"a mask of {count} pixels that all belong to obj"):
         store.write(disc.box, disc, 2)
-    if isinstance(store, PyramidLabels):
+    if isinstance(store, LabelWriter):
         require_consistent_levels(store)
         assert len(store.history().done) == 1

@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.files import safe_files
-from napari_hrsam.storage.labels import levels as label_levels
+from napari_hrsam.storage.label_image import (
+    LabelWriter,
+    create_labels,
+    open_labels,
+)
+from napari_hrsam.storage.labels import highest_label as highest_label_module
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 
 SHAPE = (1100, 1300)
 PLACE = Box(480, 490, 580, 640)
@@ -29,7 +33,7 @@ ELSEWHERE = PLACE.shifted(500, 500)
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[PyramidLabels]:
+def labels(tmp_path: Path) -> Iterator[LabelWriter]:
     with create_labels(tmp_path / "a", "cells", SHAPE) as made:
         yield made
 
@@ -76,7 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("move", MOVES)
 def test_nothing_is_written_after_the_folder_was_moved_deleted_or_replaced(
-    labels: PyramidLabels, tmp_path: Path, move: str
+    labels: LabelWriter, tmp_path: Path, move: str
 ) -> None:
     first = labels.write(PLACE, ones(PLACE), labels.next_label())
     undone = labels.write(ELSEWHERE, ones(PLACE), labels.next_label())
@@ -94,7 +98,7 @@ def test_nothing_is_written_after_the_folder_was_moved_deleted_or_replaced(
     assert contents(tmp_path) == before
 
 
-def test_labels_that_were_moved_and_came_back_go_on(labels: PyramidLabels, tmp_path: Path) -> None:
+def test_labels_that_were_moved_and_came_back_go_on(labels: LabelWriter, tmp_path: Path) -> None:
     _move(tmp_path / "a")
     (tmp_path / "moved").rename(tmp_path / "a")
     labels.write(PLACE, ones(PLACE), 1)
@@ -103,7 +107,7 @@ def test_labels_that_were_moved_and_came_back_go_on(labels: PyramidLabels, tmp_p
 
 @pytest.mark.parametrize("function", ["_force_file", "_keep", "_rename"])
 def test_a_commit_during_which_the_folder_is_moved_is_refused_and_whole_where_it_is_now(
-    labels: PyramidLabels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    labels: LabelWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     original = getattr(safe_files, function)
@@ -150,7 +154,7 @@ def test_a_relative_path_means_the_folder_of_the_opening(
 
 
 def test_a_forked_process_is_refused_and_takes_nothing_away(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     answer, question = os.pipe(), os.pipe()
@@ -183,7 +187,7 @@ def test_a_forked_process_is_refused_and_takes_nothing_away(
         os.waitpid(number, 0)
 
 
-def test_threads_get_different_ids_and_write_one_after_the_other(labels: PyramidLabels) -> None:
+def test_threads_get_different_ids_and_write_one_after_the_other(labels: LabelWriter) -> None:
     got: list[int] = []
     start = threading.Barrier(3)
 
@@ -209,7 +213,7 @@ def test_threads_get_different_ids_and_write_one_after_the_other(labels: Pyramid
 
 
 def test_ids_that_another_program_drew_at_full_size_alone_are_not_given_again(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     labels.close()
@@ -226,16 +230,16 @@ def test_ids_that_another_program_drew_at_full_size_alone_are_not_given_again(
 
 
 def test_only_what_others_changed_is_read_again_on_opening(
-    labels: PyramidLabels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: LabelWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    decoded = label_levels._decoded
+    decoded = highest_label_module._decoded
 
     def watched(codec: object, file: Path, array: object) -> object:
         read.append(str(file.relative_to(labels.folder / "0")))
         return decoded(codec, file, array)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(label_levels, "_decoded", watched)
+    monkeypatch.setattr(highest_label_module, "_decoded", watched)
     labels.write(Box.of_shape(SHAPE), ones(Box.of_shape(SHAPE)), 1)
     edit = labels.write(PLACE, ones(PLACE), 2, overwrite=True)
     labels.revert(edit)
@@ -251,9 +255,7 @@ def test_only_what_others_changed_is_read_again_on_opening(
     assert read == ["c/1/1"]
 
 
-def test_a_journal_that_lost_its_log_gives_no_id_again(
-    labels: PyramidLabels, tmp_path: Path
-) -> None:
+def test_a_journal_that_lost_its_log_gives_no_id_again(labels: LabelWriter, tmp_path: Path) -> None:
     labels.write(Box(8, 8, 14, 16), np.ones((6, 8), bool), 1)
     log = labels.folder / ".journal" / "journal.sqlite-wal"
     early = log.read_bytes()
@@ -296,7 +298,7 @@ def test_ids_up_to_the_last_of_the_dtype_are_given_and_come_back(
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("data", [b"", b"garbage", None])
 def test_a_damaged_chunk_of_a_coarser_level_blocks_neither_opening_nor_repair(
-    labels: PyramidLabels, tmp_path: Path, level: int, data: bytes | None
+    labels: LabelWriter, tmp_path: Path, level: int, data: bytes | None
 ) -> None:
     labels.write(Box(0, 0, 600, 700), np.ones((600, 700), bool), 1)
     labels.close()
@@ -311,7 +313,7 @@ def test_a_damaged_chunk_of_a_coarser_level_blocks_neither_opening_nor_repair(
 
 
 def test_coarser_levels_are_repaired_beside_a_damaged_journal(
-    labels: PyramidLabels, tmp_path: Path
+    labels: LabelWriter, tmp_path: Path
 ) -> None:
     labels.write(PLACE, ones(PLACE), 1)
     labels.close()
@@ -338,7 +340,7 @@ import numpy as np
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
+from napari_hrsam.storage.label_image import create_labels, open_labels
 import zarr
 base, num_labels, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 left = 10**9

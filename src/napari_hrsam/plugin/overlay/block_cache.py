@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.lru import LRU
-from napari_hrsam.storage.labels.levels import read_labels
+from napari_hrsam.storage.labels.stored import read_labels
 
 if TYPE_CHECKING:
     import zarr

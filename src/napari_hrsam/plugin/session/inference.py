@@ -25,9 +25,9 @@ from napari_hrsam.plugin.session.loading import (
 )
 from napari_hrsam.plugin.session.progress import Cancelled, Progress
 from napari_hrsam.storage.images.pictures import write_labels
+from napari_hrsam.storage.label_image import LabelWriter, open_or_create_labels
 from napari_hrsam.storage.labels.kept import KeptArray, KeptLabels
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
-from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.store import Edit
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class InferenceSession:
         self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
         self._session: Session | None = None
-        self._store: PyramidLabels | None = None
+        self._store: LabelWriter | None = None
         self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
         self._num_committed = 0
@@ -258,7 +258,7 @@ class InferenceSession:
             labels = self._open_kept(place, command.image)
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is reported at once.
-            self._store = labels = place.open(pixels)
+            self._store = labels = open_or_create_labels(place.path, place.name, pixels)
             self._labels["labels"] = commands.OpenedLabels(file=place, levels=labels.levels)
         if not self._load(command.request, loading):
             return None
@@ -277,7 +277,7 @@ class InferenceSession:
         """Return labels of which a copy is made, or the array alone if that cannot be."""
         file = place.file(image)
         try:
-            self._store = file.open(image.shape_yx)
+            self._store = open_or_create_labels(file.path, file.name, image.shape_yx)
             kept = KeptLabels(place.array, self._store, takes_up=place.is_new)
         except LabelsError as error:
             logger.warning("objects are kept in memory only: %s", error)

@@ -19,7 +19,7 @@ from napari_hrsam.storage.export.measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export.outlines import Outline
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.stored import ZARR_METADATA, StoredLabels, open_stored_labels
+from napari_hrsam.storage.labels.stored import ZARR_METADATA, StoredLabels
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def part_of(
     Parameters
     ----------
     path, name
-        As in `open_stored_labels`.
+        As in `StoredLabels`.
     box : (y0, x0, y1, x1) or Box, optional
         Only what lies in it, in level-0 pixels; by default everything.
     labels : collection of int, optional
@@ -159,7 +159,8 @@ def part_of(
     LabelsError
         If there is no such label image or plane, or the box lies outside of it.
     """
-    stored = open_stored_labels(path, name)
+    stored = StoredLabels(path, name)
+    stored.require_metadata()
     whole = Box.of_shape(stored.shape_yx)
     chosen = whole if box is None else as_box(box)
     if chosen.area == 0 or chosen.intersection(whole) != chosen:

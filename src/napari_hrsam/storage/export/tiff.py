@@ -15,8 +15,8 @@ import napari_hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike
 from napari_hrsam.storage.export.source import SYMBOLS, Exported, Part, new_file, part_of, written
-from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.stored import RegionGrid, StoredLabels, region_grid
+from napari_hrsam.storage.labels.regions import Progress, RegionGrid, region_grid
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 TILE_PX = 512
 """Side of a tile."""
@@ -85,9 +85,9 @@ class _Tiles:
 
     def __init__(self, part: Part, level: int, only: Collection[int] | None) -> None:
         stored = part.labels
-        if not 0 <= level < len(stored.arrays):
+        if not 0 <= level < len(stored.levels):
             raise LabelsError(
-                f"expected a level from 0 to {len(stored.arrays) - 1}, got {level}; 0 is full size"
+                f"expected a level from 0 to {len(stored.levels) - 1}, got {level}; 0 is full size"
             )
         self._part, self._level = part, level
         self._only = None if only is None else np.array(sorted(only))
@@ -133,7 +133,7 @@ class _Tiles:
         return region_grid(self._part.labels, self._level, self._part.plane, self.box)
 
     def _read(self, box: Box) -> NDArray[Any]:
-        values = self._part.labels.read(self._level, self._part.plane, box)
+        values = self._part.labels.read(box, self._level, self._part.plane)
         if self._only is not None:
             values = np.where(np.isin(values, self._only), values, 0)
         return values

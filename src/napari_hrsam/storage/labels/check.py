@@ -16,17 +16,12 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.files.writer_lock import WriterLock
 from napari_hrsam.storage.labels.check_levels import LevelCheck, Problem
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
-from napari_hrsam.storage.labels.levels import open_label_levels
 from napari_hrsam.storage.labels.making import require_listed
-from napari_hrsam.storage.labels.names import label_folder
+from napari_hrsam.storage.labels.names import label_folder, local_folder
 from napari_hrsam.storage.labels.ome_rules import broken_rules
-from napari_hrsam.storage.labels.pyramid import open_labels
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.stored import (
-    StoredLabels,
-    local_root,
-    open_stored_labels,
-)
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +95,12 @@ def verify_labels(
         If there is no such label image; or, with ``repair``, if it is open elsewhere or cannot be
         written to.
     """
-    root = local_root(path)
+    root = local_folder(path)
     label_folder(root, name)  # refuses names that lead elsewhere
     problems = [Problem(kind="metadata", text=text) for text in broken_rules(root, name)]
     try:
-        labels = open_stored_labels(path, name)
+        labels = StoredLabels(path, name)
+        labels.require_metadata()
     except LabelsError as error:
         if not problems:
             problems.append(Problem(kind="metadata", text=str(error)))
@@ -129,7 +125,7 @@ def _writable(path: Path, name: str) -> Iterator[tuple[zarr.Array[Any], ...]]:
     with ExitStack() as stack:
         if (folder / JOURNAL_FILE).exists():
             try:
-                labels = stack.enter_context(open_labels(path, name))
+                labels = stack.enter_context(PyramidLabels(path, name))
             except LabelsError as error:
                 # The levels need no journal; what is wrong with it is told with all else.
                 logger.warning("repairing without the journal: %s", error)
@@ -145,7 +141,7 @@ def _writable(path: Path, name: str) -> Iterator[tuple[zarr.Array[Any], ...]]:
                 f"{error}; check its rights, or verify it without repair"
             ) from error
         stack.callback(WriterLock(lock_folder).release)
-        yield open_label_levels(path, name).arrays
+        yield StoredLabels(path, name, "r+").levels
 
 
 def _report(check: LevelCheck, problems: list[Problem]) -> LabelsReport:
@@ -155,7 +151,7 @@ def _report(check: LevelCheck, problems: list[Problem]) -> LabelsReport:
     return LabelsReport(
         problems=tuple(problems),
         notes=tuple(check.notes),
-        num_levels=len(labels.arrays),
+        num_levels=len(labels.levels),
         num_chunks=sum(map(len, check.files)),
         num_objects=len(set().union(*check.found.values())),
         highest_label=max(0, highest),

@@ -19,14 +19,8 @@ from napari_hrsam.storage.labels.codec import DAMAGE
 from napari_hrsam.storage.labels.downsampling import AxisRatio, majority, occur
 from napari_hrsam.storage.labels.journal_facts import read_journal
 from napari_hrsam.storage.labels.names import require_no_way_out
-from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.stored import (
-    REGION_PX,
-    RegionGrid,
-    StoredFiles,
-    StoredLabels,
-    region_grid,
-)
+from napari_hrsam.storage.labels.regions import REGION_PX, Progress, RegionGrid, region_grid
+from napari_hrsam.storage.labels.stored import StoredFiles, StoredLabels
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +105,7 @@ class LevelCheck:
         """Look at everything, finer levels first."""
         labels = self.labels
         self.committed = _committed(labels)
-        self.files = [labels.files(level) for level in range(len(labels.arrays))]
+        self.files = [labels.files(level) for level in range(len(labels.levels))]
         for level, files in enumerate(self.files):
             strange = list(files.strange)
             if self.arrays is not None:
@@ -147,7 +141,7 @@ class LevelCheck:
         left = []
         for name in self.files[level].strange:
             if name.endswith(".partial"):
-                (self.labels.folder / self.labels.arrays[level].path / name).unlink(missing_ok=True)
+                (self.labels.folder / self.labels.levels[level].path / name).unlink(missing_ok=True)
             else:
                 left.append(name)
         return left
@@ -156,7 +150,7 @@ class LevelCheck:
         """Choose the regions; each chunk lies in one, or under one of the next level."""
         if level == 0:
             # Below another level, level 0 is looked at together with that one.
-            planes = self._planes(0) if len(self.labels.arrays) == 1 else ()
+            planes = self._planes(0) if len(self.labels.levels) == 1 else ()
             for plane in planes:
                 for box in self._grid(0, plane).boxes():
                     yield _Task(0, plane, box)
@@ -173,7 +167,7 @@ class LevelCheck:
         """Go through the planes of which something is stored in one of the levels."""
         for plane in np.ndindex(self.labels.plane_shape):
             for level in levels:
-                array = self.labels.arrays[level]
+                array = self.labels.levels[level]
                 step = array.shards or array.chunks
                 place = tuple(n // size for n, size in zip(plane, step, strict=False))
                 if self.files[level].chunks.get(place):
@@ -321,7 +315,7 @@ class LevelCheck:
     def _read(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any] | None:
         """Read a box; None if a chunk is damaged, which is noted once."""
         try:
-            values = self.labels.read(level, plane, box)
+            values = self.labels.read(box, level, plane)
         except LabelsError:
             self._find_damage(level, plane, box)
             return None
@@ -331,13 +325,13 @@ class LevelCheck:
 
     def _find_damage(self, level: int, plane: tuple[int, ...], box: Box) -> None:
         """Name the chunks of a box that do not decode; of those that do, look at the labels."""
-        height, width = self.labels.arrays[level].chunks[-2:]
+        height, width = self.labels.levels[level].chunks[-2:]
         shape = self.labels.level_shape(level)
         grid = Grid((height, width))
         for place in grid.places(box):
             chunk = grid.box(place).clip(shape)
             try:
-                values = self.labels.read(level, plane, chunk)
+                values = self.labels.read(chunk, level, plane)
             except LabelsError as error:
                 self._add_damage(level, plane, chunk, error)
             else:
@@ -397,7 +391,7 @@ class LevelCheck:
 
     def _chunk_files(self, task: _Task) -> Iterator[Path]:
         """Go through the files of the chunks of a region."""
-        array = self.labels.arrays[task.level]
+        array = self.labels.levels[task.level]
         step = array.shards or array.chunks
         front = tuple(n // size for n, size in zip(task.plane, step, strict=False))
         for place in Grid((step[-2], step[-1])).places(task.box):

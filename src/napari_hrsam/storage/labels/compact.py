@@ -19,13 +19,8 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import discard
 from napari_hrsam.storage.labels.journal_facts import read_journal
-from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.stored import (
-    StoredFiles,
-    StoredLabels,
-    open_stored_labels,
-    region_grid,
-)
+from napari_hrsam.storage.labels.regions import Progress, region_grid
+from napari_hrsam.storage.labels.stored import StoredFiles, StoredLabels
 
 CHUNK_PX = 512
 """Side of the chunks inside a shard: what is read at once."""
@@ -101,7 +96,8 @@ def compact_labels(
         If there is no such label image, a chunk of it is damaged, the folder holds something or
         cannot be written to, or the copy differs because the labels are drawn into meanwhile.
     """
-    labels = open_stored_labels(path, name)
+    labels = StoredLabels(path, name)
+    labels.require_metadata()
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LabelsError(
@@ -121,7 +117,7 @@ def compact_labels(
         partial.parent.mkdir(parents=True, exist_ok=True)
         arrays = _made(labels, partial)
         _copy(labels, arrays, partial, progress)
-        before, after = _size(labels), _size(open_stored_labels(partial, name))
+        before, after = _size(labels), _size(StoredLabels(partial, name))
         if target.exists():
             target.rmdir()
         partial.replace(target)
@@ -150,7 +146,7 @@ def _made(labels: StoredLabels, folder: Path) -> list[zarr.Array[Any]]:
     listing.attrs["ome"] = {"version": _VERSION, "labels": [labels.name]}
     group = listing.create_group(labels.name)
     arrays = []
-    for array, dataset in zip(labels.arrays, labels.ome.datasets, strict=True):
+    for array, dataset in zip(labels.levels, labels.ome.datasets, strict=True):
         chunk = tuple(min(CHUNK_PX, size) for size in array.shape[-2:])
         shard = tuple(
             _shard_side(size, side, array.dtype.itemsize)
@@ -208,13 +204,13 @@ def _copy(
         arrays[level][place] = _read(labels, level, plane, box, files[level])
         if progress is not None:
             progress(done + 1, total)
-    copied = open_stored_labels(partial, labels.name)
+    copied = StoredLabels(partial, labels.name)
     if sum(len(copied.files(level)) for level in range(len(arrays))) > len(shards):
         raise _differs(labels)
     files = [labels.files(level) for level in range(len(arrays))]
     for done, (level, plane, box) in enumerate(_shards(labels, arrays, files)):
         now = _read(labels, level, plane, box, files[level])
-        if not np.array_equal(copied.read(level, plane, box), now):
+        if not np.array_equal(copied.read(box, level, plane), now):
             raise _differs(labels)
         if progress is not None:
             progress(min(len(shards) + done + 1, total), total)
@@ -247,7 +243,7 @@ def _read(
     """Read a shard's box from the original, region by region; missing chunks are not looked for."""
     values = np.zeros(box.shape_yx, labels.dtype)
     for part in region_grid(labels, level, plane, box, files).boxes():
-        values[part.shifted(-box.y0, -box.x0).slices] = labels.read(level, plane, part)
+        values[part.shifted(-box.y0, -box.x0).slices] = labels.read(part, level, plane)
     return values
 
 

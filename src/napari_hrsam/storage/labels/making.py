@@ -24,8 +24,8 @@ from napari_hrsam.storage.files.metadata_files import keep_indexes, ome_attribut
 from napari_hrsam.storage.files.safe_files import discard, force
 from napari_hrsam.storage.images.ome_metadata import OmeImage, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, image_levels, open_group
-from napari_hrsam.storage.labels.levels import MAX_SIDE_PX, LabelLevels, open_label_levels
 from napari_hrsam.storage.labels.names import require_new_name, require_no_way_out
+from napari_hrsam.storage.labels.stored import MAX_SIDE_PX
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _Plan:
     is_beside_image: bool = False
 
 
-def create_label_levels(path: Path, name: str, like: object = None) -> LabelLevels:
+def make_labels(path: Path, name: str, like: object = None) -> None:
     """Make an empty label image; the metadata comes last, so that none is seen half-made.
 
     Parameters
@@ -98,7 +98,7 @@ def create_label_levels(path: Path, name: str, like: object = None) -> LabelLeve
     try:
         root = _open_root(path)
         plan = _plan(path, root, shape, _frame_of(like, shape))
-        return _make(path, root, name, plan)
+        _make(path, root, name, plan)
     except OSError as error:
         raise LabelsError(
             f"expected a folder that can be written to, got an error at {path}: {error}; "
@@ -297,7 +297,7 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Pla
     )
 
 
-def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelLevels:
+def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> None:
     folder = path / "labels" / name
     if folder.exists() or folder.is_symlink():
         raise LabelsError(
@@ -331,7 +331,6 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> LabelL
             *(file for one in above for file in one.iterdir() if _is_metadata(file)),
         ]
     )
-    return open_label_levels(path, name)
 
 
 def _is_metadata(file: Path) -> bool:

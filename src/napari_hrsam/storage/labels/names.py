@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.files.metadata_files import ome_attributes
+from napari_hrsam.storage.files.remote import shown_url
 
 MAX_DEPTH = 4
 """Folders inside each other in a name."""
@@ -34,6 +36,24 @@ def require_new_name(name: str) -> None:
             "expected a name of letters of any script, digits, spaces and signs such as _ . - +, "
             f'in at most {MAX_NAME_BYTES} bytes, got {name[:80]!r}; choose one such as "cells"'
         )
+
+
+def local_folder(path: str | PathLike[str]) -> Path:
+    """Return the whole path of an image or of labels; raises `LabelsError` if it is not here."""
+    text = str(path)
+    if "://" in text and not text.startswith("file://"):
+        raise LabelsError(
+            f"expected a folder on this computer for labels, got {shown_url(text)}; keep the "
+            "labels of a remote image in a folder of their own: create_labels(folder, name, "
+            "like=image); or copy them here first"
+        )
+    try:
+        # The program may change its folder while the labels are open.
+        return Path(text.removeprefix("file://")).absolute()
+    except OSError as error:
+        raise LabelsError(
+            f"expected the folder that {text} is relative to, got: {error}; give a whole path"
+        ) from error
 
 
 def label_folder(path: Path, name: str) -> Path:

@@ -10,14 +10,12 @@ from typing import Any
 
 import platformdirs
 
-from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
+from napari_hrsam.errors import ImageError, ImageReadError
 from napari_hrsam.storage.images.fingerprint import identify
 from napari_hrsam.storage.images.layers import LayerImage, levels_of
 from napari_hrsam.storage.images.ome_metadata import parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, open_group
-from napari_hrsam.storage.images.tile_source import PyramidImage
 from napari_hrsam.storage.labels.names import label_names
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
 
 LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
 """Environment variable with the folder of label images that lie beside no image."""
@@ -44,30 +42,6 @@ class LabelFile:
     def folder(self) -> Path:
         """Where the label image lies."""
         return self.path / "labels" / self.name
-
-    def open(self, like: PyramidImage | tuple[int, ...]) -> PyramidLabels:
-        """Go on with the label image, or make it.
-
-        Parameters
-        ----------
-        like : PyramidImage, or its shape (..., height, width)
-            The image; for a new one.
-
-        Raises
-        ------
-        LabelsError
-            As `create_labels` and `open_labels`.
-        """
-        if self.folder.is_dir():
-            return open_labels(self.path, self.name)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LabelsError(
-                f"expected a folder that can be written to, got an error at {self.path.parent}: "
-                f"{error}; choose another folder for the objects"
-            ) from error
-        return create_labels(self.path, self.name, like=like)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,96 +12,33 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.geometry import BoxLike, as_box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.files.held_places import HeldPlaces
 from napari_hrsam.storage.files.writer_lock import WriterLock
+from napari_hrsam.storage.labels.highest_label import highest_label
 from napari_hrsam.storage.labels.journal import Journal, JournalEdit
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
 from napari_hrsam.storage.labels.journal_rows import Bounds
-from napari_hrsam.storage.labels.levels import (
-    LabelLevels,
-    open_label_levels,
-    read_labels,
-)
-from napari_hrsam.storage.labels.making import create_label_levels, require_listed
+from napari_hrsam.storage.labels.making import require_listed
 from napari_hrsam.storage.labels.store import (
     Edit,
     History,
-    checked_plane,
     no_free_pixel,
     region_of,
     require_fits,
 )
-from napari_hrsam.storage.labels.writer import LevelWriter
+from napari_hrsam.storage.labels.stored import StoredLabels
+from napari_hrsam.storage.labels.writer import LevelWriter, require_small_chunks
 
 logger = logging.getLogger(__name__)
-
-
-def create_labels(path: str | PathLike[str], name: str, like: object = None) -> PyramidLabels:
-    """Make an empty label image in a folder, and open it for drawing.
-
-    Parameters
-    ----------
-    path : path
-        A local OME-Zarr image (the labels get its levels and are listed in it), or a folder for
-        labels alone, which is made if it does not exist.
-    name : str
-        Name of the label image; it comes to lie at ``labels/<name>``.
-    like : image, shape or None
-        An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
-        Not needed where ``path`` is an OME-Zarr image. Labels in a folder of their own take over
-        the axes, pixel size and units of an opened OME-Zarr image.
-
-    Returns
-    -------
-    PyramidLabels
-        uint32; close it when it is no longer needed, or use it in a ``with`` statement.
-
-    Raises
-    ------
-    LabelsError
-        If the name is taken or unusable, the shapes differ, or the folder holds something else or
-        cannot be written to.
-
-    Examples
-    --------
-    >>> with create_labels("slide.ome.zarr", "cells") as labels:  # doctest: +SKIP
-    ...     session = Session("hrsam-tiny", image, labels)
-    """
-    return PyramidLabels(create_label_levels(_local(path), name, like))
-
-
-def open_labels(path: str | PathLike[str], name: str) -> PyramidLabels:
-    """Open a label image of a folder for drawing: ours, or another program's.
-
-    What a crash left half done is put back. What other programs wrote since the labels were opened
-    last is searched for the highest id; the first time that is all of it, which takes as long as
-    reading them once.
-
-    Parameters
-    ----------
-    path, name
-        As in `create_labels`.
-
-    Raises
-    ------
-    LabelsError
-        If there is no such label image, it is damaged, or another process has it open.
-    """
-    folder = _local(path)
-    labels = PyramidLabels(open_label_levels(folder, name))
-    # Now that nobody else writes.
-    require_listed(folder, name)
-    return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +50,8 @@ class _Failed:
     is_new: bool
 
 
-class PyramidLabels:
-    """An OME-Zarr label image that a session commits to; see `create_labels` and `open_labels`.
+class PyramidLabels(StoredLabels):
+    """An OME-Zarr label image that a session commits to: ours, or another program's.
 
     Every level shows every commit: coarser levels hold the majority of the labels, background not
     counted. A commit that has returned is kept whatever happens to the process. One object at a
@@ -123,20 +60,22 @@ class PyramidLabels:
 
     Parameters
     ----------
-    levels : LabelLevels
-        The opened arrays.
+    path, name
+        As in `StoredLabels`.
 
     Raises
     ------
     LabelsError
-        If another process has the labels open, the journal is damaged or cannot be written to, or
-        something left half done by a crash cannot be put back. Of every method that writes also
-        if the folder was moved, deleted or replaced meanwhile, or the process was forked.
+        As in `StoredLabels`; if another process has the labels open, the journal is damaged or
+        cannot be written to, or something left half done by a crash cannot be put back. Of every
+        method that writes also if the folder was moved, deleted or replaced meanwhile, or the
+        process was forked.
     """
 
-    def __init__(self, levels: LabelLevels) -> None:
-        self._levels = levels
-        self._writer = LevelWriter(levels, self._require_places)
+    def __init__(self, path: str | PathLike[str], name: str) -> None:
+        super().__init__(path, name, "r+")
+        require_small_chunks(self)
+        self._writer = LevelWriter(self, self._require_places)
         self._failed: _Failed | None = None
         self._is_closed = False
         self._process = os.getpid()
@@ -144,24 +83,26 @@ class PyramidLabels:
         self._promised: dict[int, int] = {}
         with ExitStack() as undo:
             undo.callback(self._writer.close)
-            self._lock = WriterLock(_made(levels.folder / JOURNAL_FILE.parent))
+            self._lock = WriterLock(_made(self.folder / JOURNAL_FILE.parent))
             undo.callback(self._lock.release)
             self._journal = self._open_journal()
             undo.callback(self._journal.close)
             self._places = HeldPlaces(
-                levels.folder,
+                self.folder,
                 [
-                    levels.folder,
-                    levels.folder / JOURNAL_FILE.parent,
-                    levels.folder / JOURNAL_FILE,
-                    *(levels.folder / array.path for array in levels.arrays),
+                    self.folder,
+                    self.folder / JOURNAL_FILE.parent,
+                    self.folder / JOURNAL_FILE,
+                    *(self.folder / array.path for array in self.levels),
                 ],
             )
             undo.callback(self._places.close)
             self._put_back_what_is_pending()
+            # Now that nobody else writes.
+            require_listed(self.path, name)
             self._close_all = undo.pop_all()
 
-    def __enter__(self) -> PyramidLabels:
+    def __enter__(self) -> Self:
         """Return the labels themselves."""
         return self
 
@@ -185,73 +126,8 @@ class PyramidLabels:
             self._close_all.close()
 
     def __repr__(self) -> str:
-        """Tell place, size and dtype in one line."""
-        height, width = self.shape_yx
-        planes = f", planes {self.plane_shape}" if self.plane_shape else ""
-        closed = ", closed" if self._is_closed else ""
-        return f"PyramidLabels({str(self.folder)!r}, {height} x {width} px{planes}{closed})"
-
-    @property
-    def folder(self) -> Path:
-        """Where the label group lies."""
-        return self._levels.folder
-
-    @property
-    def shape_yx(self) -> tuple[int, int]:
-        """Height and width in level-0 pixels."""
-        return self._levels.shapes_yx[0]
-
-    @property
-    def plane_shape(self) -> tuple[int, ...]:
-        """Sizes of the axes before y and x; empty for a 2-D label image."""
-        return self._levels.plane_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The integer dtype of the labels."""
-        return self._levels.dtype
-
-    @property
-    def levels(self) -> tuple[zarr.Array[Any], ...]:
-        """The stored arrays, finest first, for reading."""
-        return self._levels.arrays
-
-    def read(
-        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
-    ) -> NDArray[Any]:
-        """Read a part of one level.
-
-        Parameters
-        ----------
-        box : (y0, x0, y1, x1) or Box, optional
-            In pixels of that level, inside it; by default all of it.
-        level : int
-            Index of `levels`.
-        plane : tuple of int
-            Index over the axes before y and x.
-
-        Returns
-        -------
-        (box.height, box.width), dtype of the labels
-
-        Raises
-        ------
-        LabelsError
-            If a chunk cannot be read, there is no such level or plane, or the box reaches outside.
-        """
-        plane = checked_plane(plane, self.plane_shape)
-        if not 0 <= level < len(self.levels):
-            raise LabelsError(
-                f"expected a level from 0 to {len(self.levels) - 1}, got {level}; 0 is full size"
-            )
-        whole = Box.of_shape(self._levels.shapes_yx[level])
-        part = whole if box is None else as_box(box)
-        if part.intersection(whole) != part:
-            raise LabelsError(
-                f"expected a box inside level {level} of shape {whole.shape_yx}, got {part}; give "
-                "(y0, x0, y1, x1) in pixels of that level"
-            )
-        return read_labels(self.levels[level], (*plane, *part.slices))
+        """Tell place, size and planes in one line."""
+        return super().__repr__()[:-1] + (", closed)" if self._is_closed else ")")
 
     def history(self) -> History:
         """Return the commits that can be taken back and made again, also of earlier sessions."""
@@ -335,7 +211,7 @@ class PyramidLabels:
         require_fits(label, self.dtype)
         box = as_box(box)
         region = region_of(box, mask, self.shape_yx)
-        plane = checked_plane(plane, self.plane_shape)
+        plane = self.plane(plane)
         with self._turn():
             try:
                 edit = self._journal.record(
@@ -499,15 +375,16 @@ class PyramidLabels:
             shape=(*self.plane_shape, *self.shape_yx), cell_yx=self._writer.grids[0].side_yx
         )
         if not path.exists():
-            highest = self._levels.highest_label() or 0
+            highest = highest_label(self) or 0
             return Journal.create(path, self.dtype, max(0, highest) + 1, since_ns, bounds)
         journal = Journal(path, self.dtype, bounds)
         try:
             looked_ns = journal.looked_ns()
-            found = self._levels.highest_label(
+            found = highest_label(
+                self,
                 lambda chunk, changed_ns: (
                     changed_ns < looked_ns or journal.is_seen(chunk, changed_ns)
-                )
+                ),
             )
             if found is not None:
                 journal.note_look(found, since_ns)
@@ -515,22 +392,6 @@ class PyramidLabels:
             journal.close()
             raise
         return journal
-
-
-def _local(path: str | PathLike[str]) -> Path:
-    text = str(path)
-    if "://" in text and not text.startswith("file://"):
-        raise LabelsError(
-            f"expected a folder on this computer for labels, got {text}; keep the labels of a "
-            "remote image in a folder of their own: create_labels(folder, name, like=image)"
-        )
-    try:
-        # The program may change its folder while the labels are open.
-        return Path(text.removeprefix("file://")).absolute()
-    except OSError as error:
-        raise LabelsError(
-            f"expected the folder that {text} is relative to, got: {error}; give a whole path"
-        ) from error
 
 
 def _made(folder: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Labels region by region, each with the pixels beside it, so that nothing is cut at a border."""
+"""Labels region by region: which hold something, and each with the pixels beside it.
+
+The pixels beside it are there so that nothing is cut at a border.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,89 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.stored import RegionGrid, StoredLabels, region_grid
+from napari_hrsam.geometry import Box, Grid
+from napari_hrsam.storage.labels.stored import StoredFiles, StoredLabels
 
 Progress = Callable[[int, int], None]
+
+REGION_PX = 1024
+"""Side of what is looked at together; a multiple of the chunks, or one chunk that is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionGrid:
+    """How a plane of one level is cut into regions of whole chunks, and which hold something.
+
+    Attributes
+    ----------
+    domain : Box
+        What is looked at, in pixels of the level.
+    step_yx : (int, int)
+        Height and width of a region; regions begin at multiples of it.
+    filled : frozenset of (row, column)
+        The regions inside the domain in which chunks are stored.
+    """
+
+    domain: Box
+    step_yx: tuple[int, int]
+    filled: frozenset[tuple[int, int]]
+
+    def box(self, row: int, column: int) -> Box:
+        """Return the part of a region inside the domain."""
+        return Grid(self.step_yx).box((row, column)).intersection(self.domain)
+
+    def boxes(self) -> Iterator[Box]:
+        """Go through the filled regions row by row."""
+        return (self.box(*place) for place in sorted(self.filled))
+
+    def places(self, box: Box) -> Iterator[tuple[int, int]]:
+        """Return the regions that a box of the level touches inside the domain."""
+        return Grid(self.step_yx).places(box.intersection(self.domain))
+
+
+def region_grid(
+    labels: StoredLabels,
+    level: int,
+    plane: tuple[int, ...],
+    box: Box | None = None,
+    files: StoredFiles | None = None,
+) -> RegionGrid:
+    """Cut a plane of a level into regions, and find those that are stored.
+
+    Parameters
+    ----------
+    labels : StoredLabels
+        The label image.
+    level : int
+        Index of its arrays.
+    plane : tuple of int
+        All its indices.
+    box : Box, optional
+        Only what lies in it, in pixels of the level; by default everything.
+    files : StoredFiles, optional
+        Those of the level, if they were looked up before.
+    """
+    array = labels.levels[level]
+    whole = Box.of_shape(labels.level_shape(level))
+    grid = RegionGrid(
+        whole if box is None else box.intersection(whole), _step(array.chunks[-2:]), frozenset()
+    )
+    stored = array.shards or array.chunks
+    chunks = Grid((stored[-2], stored[-1]))
+    place = tuple(index // side for index, side in zip(plane, stored, strict=False))
+    filled: set[tuple[int, int]] = set()
+    for chunk in (files or labels.files(level)).of_plane(place, chunks.cover(grid.domain)):
+        filled.update(grid.places(chunks.box(chunk)))
+    return RegionGrid(grid.domain, grid.step_yx, frozenset(filled))
+
+
+def _step(chunk_yx: tuple[int, ...]) -> tuple[int, int]:
+    """Choose the size of a region: whole chunks, about `REGION_PX` squared in all."""
+    height, width = chunk_yx
+    # Beside chunks as wide as the image, few rows of them fill a region; and the other way round.
+    down = max(1, min(REGION_PX, REGION_PX**2 // width) // height) * height
+    across = max(1, min(REGION_PX, REGION_PX**2 // down) // width) * width
+    return down, across
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +170,7 @@ def neighbourhoods(
         for column in columns:
             region, values = grid.box(row, column), None
             if (row, column) in grid.filled:
-                values = labels.read(0, plane, region)
+                values = labels.read(region, 0, plane)
                 if wanted is not None:
                     values = np.where(np.isin(values, wanted), values, values.dtype.type(0))
             found = seams.surrounded(region, values)

@@ -1,7 +1,8 @@
-"""A label image on disk, read as it is: never written to, never whole in memory.
+"""A label image on disk: its levels, and what is stored of them.
 
-What is stored is found by the names of the files, so that a label image of any size costs what its
-objects cost. Nothing here needs the right to write, or to be the only one at the labels.
+A label image lies at ``labels/<name>`` of an OME-Zarr group, with one array per level. What is
+stored is found by the names of the files, so that a label image of any size costs what its objects
+cost. Nothing here writes, or needs the right to.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
-from napari_hrsam.geometry import Box, Grid
-from napari_hrsam.storage.files.remote import shown_url
-from napari_hrsam.storage.images.ome_metadata import OmeImage, parse_ome
+from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.storage.images.ome_metadata import OmeImage, dataset_paths, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, open_group
-from napari_hrsam.storage.labels.levels import read_labels
-from napari_hrsam.storage.labels.names import label_folder
+from napari_hrsam.storage.labels.codec import DAMAGE, damaged
+from napari_hrsam.storage.labels.names import label_folder, local_folder
 from napari_hrsam.storage.labels.store import checked_plane
 
-REGION_PX = 1024
-"""Side of what is looked at together; a multiple of the chunks, or one chunk that is larger."""
+MAX_SIDE_PX = 2**31
+"""Longest axis of a label image that is believed; 100 times the largest images there are."""
 
 ZARR_METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
 """Names of the files that describe arrays and groups."""
@@ -72,26 +73,89 @@ class StoredFiles:
         return sum(map(len, self.chunks.values()))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StoredLabels:
-    """The opened levels of a label image, for reading.
+    """The opened levels of a label image: ours, or another program's.
+
+    Parameters
+    ----------
+    path : path
+        A local OME-Zarr image, or a folder of labels alone.
+    name : str
+        Name of the label image, which lies at ``labels/<name>``.
+    mode : {"r", "r+"}
+        Whether `levels` can be written to.
 
     Attributes
     ----------
-    folder : Path
-        Where the label group lies.
+    path : Path
+        The image, or the folder of labels.
     name : str
         Name of the label image.
-    ome : OmeImage
-        What it says of itself.
-    arrays : tuple of zarr.Array
-        One per level, finest first; the last two axes are y and x, those before are planes.
+    levels : tuple of zarr.Array
+        One per level, finest first; the last two axes are y and x, those before are
+        planes.
+
+    Raises
+    ------
+    LabelsError
+        If there is none of this name, or it is none of integers.
     """
 
-    folder: Path
-    name: str
-    ome: OmeImage
-    arrays: tuple[zarr.Array[Any], ...]
+    def __init__(
+        self, path: str | PathLike[str], name: str, mode: Literal["r", "r+"] = "r"
+    ) -> None:
+        self.path, self.name = local_folder(path), name
+        folder = str(self.folder)
+        try:
+            group = open_group(self.folder, mode)
+            self._attributes = group.attrs.asdict()
+            self.levels: tuple[zarr.Array[Any], ...] = tuple(
+                array_in(group, dataset, folder)
+                for dataset in dataset_paths(self._attributes, folder)
+            )
+        except (ImageError, ImageReadError) as error:
+            raise _unusable(folder, error) from error
+        _check(self)
+
+    def __repr__(self) -> str:
+        """Tell place, size and planes in one line."""
+        height, width = self.shape_yx
+        planes = f", planes {self.plane_shape}" if self.plane_shape else ""
+        return f"{type(self).__name__}({str(self.folder)!r}, {height} x {width} px{planes})"
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the label group lies."""
+        return label_folder(self.path, self.name)
+
+    @cached_property
+    def ome(self) -> OmeImage:
+        """What the label image says of itself; drawing into it does not need that.
+
+        Raises
+        ------
+        LabelsError
+            If it contradicts itself or the arrays, or its last axes are not y and x.
+        """
+        try:
+            ome = parse_ome(self._attributes, str(self.folder))
+        except ImageError as error:
+            raise _unusable(str(self.folder), error) from error
+        if ome.axes[-2:] != ("y", "x"):
+            raise LabelsError(
+                f"expected labels whose last axes are y and x, got {ome.axes} at {self.folder}; "
+                "write them in this order"
+            )
+        if any(array.ndim != len(ome.axes) for array in self.levels):
+            raise LabelsError(
+                f"expected labels with the axes {ome.axes} at {self.folder}, got the shape "
+                f"{self.levels[0].shape}; write the label image again"
+            )
+        return ome
+
+    def require_metadata(self) -> None:
+        """Raise `LabelsError` unless `ome` can be used, before work that needs it begins."""
+        _ = self.ome
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -100,18 +164,18 @@ class StoredLabels:
 
     def level_shape(self, level: int) -> tuple[int, int]:
         """Height and width of a level in its pixels."""
-        height, width = self.arrays[level].shape[-2:]
+        height, width = self.levels[level].shape[-2:]
         return height, width
 
     @property
     def plane_shape(self) -> tuple[int, ...]:
-        """Sizes of the axes before y and x."""
-        return tuple(self.arrays[0].shape[:-2])
+        """Sizes of the axes before y and x; empty for a 2-D label image."""
+        return tuple(self.levels[0].shape[:-2])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The integer dtype of all levels."""
-        return np.dtype(self.arrays[0].dtype)
+        return np.dtype(self.levels[0].dtype)
 
     @property
     def scale_yx(self) -> tuple[float, float]:
@@ -135,15 +199,42 @@ class StoredLabels:
         """Return the plane with all its indices; raises `LabelsError` if there is none such."""
         return checked_plane(plane, self.plane_shape)
 
-    def read(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any]:
-        """Read a box of one plane of one level, in pixels of that level.
+    def read(
+        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        """Read a part of one level.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box, optional
+            In pixels of that level, inside it; by default all of it.
+        level : int
+            Index of `levels`.
+        plane : tuple of int
+            Index over the axes before y and x; may be left out where they all have length 1.
+
+        Returns
+        -------
+        (box.height, box.width), dtype of the labels
 
         Raises
         ------
         LabelsError
-            If a chunk cannot be read; the message names the array and the place.
+            If a chunk cannot be read, there is no such level or plane, or the box reaches outside.
         """
-        return read_labels(self.arrays[level], (*plane, *box.slices))
+        plane = self.plane(plane)
+        if not 0 <= level < len(self.levels):
+            raise LabelsError(
+                f"expected a level from 0 to {len(self.levels) - 1}, got {level}; 0 is full size"
+            )
+        whole = Box.of_shape(self.level_shape(level))
+        part = whole if box is None else as_box(box)
+        if part.intersection(whole) != part:
+            raise LabelsError(
+                f"expected a box inside level {level} of shape {whole.shape_yx}, got {part}; give "
+                "(y0, x0, y1, x1) in pixels of that level"
+            )
+        return read_labels(self.levels[level], (*plane, *part.slices))
 
     def files(self, level: int) -> StoredFiles:
         """Look up what is stored of a level; reads names only.
@@ -153,80 +244,71 @@ class StoredLabels:
         LabelsError
             If the folder cannot be listed.
         """
-        array = self.arrays[level]
-        root = self.folder / array.path
         chunks: dict[tuple[int, ...], set[tuple[int, int]]] = {}
         strange = []
+        for key, place, _ in self.entries(level):
+            if place is not None:
+                chunks.setdefault(place[:-2], set()).add((place[-2], place[-1]))
+            elif key not in ZARR_METADATA:
+                strange.append(key)
+        return StoredFiles(chunks, tuple(sorted(strange)))
+
+    def entries(self, level: int) -> Iterator[tuple[str, tuple[int, ...] | None, os.DirEntry[str]]]:
+        """Go through the files of a level; of which there may be far fewer than chunks.
+
+        Yields
+        ------
+        (str, tuple of int or None, os.DirEntry)
+            The path inside the level's folder, parts joined by ``/``; the indices of the chunk (or
+            shard) whose key that is, None if it is none; and the file.
+
+        Raises
+        ------
+        LabelsError
+            If the folder cannot be listed.
+        """
+        array = self.levels[level]
+        root = self.folder / array.path
+        pending = [""]
         try:
-            for name in _file_names(root):
-                numbers = tuple(map(int, re.findall(r"\d+", name)))
-                if name in ZARR_METADATA:
-                    continue
-                is_key = len(numbers) == array.ndim
-                if is_key and array.metadata.encode_chunk_key(numbers) == name:
-                    chunks.setdefault(numbers[:-2], set()).add((numbers[-2], numbers[-1]))
-                else:
-                    strange.append(name)
+            while pending:
+                inside = pending.pop()
+                with os.scandir(root / inside) as entries:
+                    for entry in entries:
+                        key = f"{inside}{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{key}/")
+                            continue
+                        numbers = tuple(map(int, re.findall(r"\d+", key)))
+                        is_key = len(numbers) == array.ndim and (
+                            array.metadata.encode_chunk_key(numbers) == key
+                        )
+                        yield key, numbers if is_key else None, entry
         except OSError as error:
             raise LabelsError(
                 f"expected a folder that can be listed at {root}, got: {error}; check its rights"
             ) from error
-        return StoredFiles(chunks, tuple(sorted(strange)))
 
 
-def open_stored_labels(path: str | PathLike[str], name: str) -> StoredLabels:
-    """Open a label image for reading: ours, or another program's.
-
-    Parameters
-    ----------
-    path : path
-        A local OME-Zarr image, or a folder of labels alone.
-    name : str
-        Name of the label image, which lies at ``labels/<name>``.
-
-    Raises
-    ------
-    LabelsError
-        If there is none of this name, or it is none of integers with the last axes y and x.
-    """
-    folder = label_folder(local_root(path), name)
-    try:
-        group = open_group(folder)
-        ome = parse_ome(group.attrs.asdict(), str(folder))
-        arrays = tuple(array_in(group, dataset, str(folder)) for dataset in ome.datasets)
-    except (ImageError, ImageReadError) as error:
-        raise LabelsError(
-            f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used: "
-            f"{error}"
-        ) from error
-    labels = StoredLabels(folder=folder, name=name, ome=ome, arrays=arrays)
-    _check(labels)
-    return labels
-
-
-def local_root(path: str | PathLike[str]) -> Path:
-    """Return the folder of an image or of labels; raises `LabelsError` if it is not here."""
-    text = str(path)
-    if "://" in text and not text.startswith("file://"):
-        raise LabelsError(
-            f"expected labels in a folder on this computer, got {shown_url(text)}; copy them here "
-            "first"
-        )
-    return Path(text.removeprefix("file://"))
+def _unusable(folder: str, error: Exception) -> LabelsError:
+    return LabelsError(
+        f"expected an OME-Zarr label image at {folder}, got metadata that cannot be used: {error}"
+    )
 
 
 def _check(labels: StoredLabels) -> None:
-    first = labels.arrays[0]
-    if labels.ome.axes[-2:] != ("y", "x"):
-        raise LabelsError(
-            f"expected labels whose last axes are y and x, got {labels.ome.axes} at "
-            f"{labels.folder}; write them in this order"
-        )
-    for array in labels.arrays:
-        if array.ndim != len(labels.ome.axes) or 0 in array.shape or array.dtype.kind not in "iu":
+    first = labels.levels[0]
+    for array in labels.levels:
+        if max(array.shape, default=0) > MAX_SIDE_PX:
             raise LabelsError(
-                f"expected labels of integers with the axes {labels.ome.axes} at {labels.folder}, "
-                f"got shape {array.shape} and dtype {array.dtype}; convert them to uint32"
+                f"expected labels of at most {MAX_SIDE_PX} pixels along each axis at "
+                f"{labels.folder}, got shape {array.shape}; the metadata of level {array.path} is "
+                "damaged: bring it back from a copy"
+            )
+        if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "iu":
+            raise LabelsError(
+                f"expected labels of integers with axes y and x at {labels.folder}, got shape "
+                f"{array.shape} and dtype {array.dtype}; convert them to uint32"
             )
         if array.dtype != first.dtype or array.shape[:-2] != first.shape[:-2]:
             raise LabelsError(
@@ -241,91 +323,20 @@ def _check(labels: StoredLabels) -> None:
             )
 
 
-def _file_names(root: Path) -> Iterator[str]:
-    """Go through the files below a folder, with their path inside it, parts joined by ``/``."""
-    pending = [""]
-    while pending:
-        inside = pending.pop()
-        with os.scandir(root / inside) as entries:
-            for entry in entries:
-                name = f"{inside}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{name}/")
-                else:
-                    yield name
+def read_labels(array: zarr.Array[Any], where: tuple[slice | int, ...]) -> NDArray[Any]:
+    """Read a part of one level.
 
-
-@dataclass(frozen=True, slots=True)
-class RegionGrid:
-    """How a plane of one level is cut into regions of whole chunks, and which hold something.
-
-    Attributes
-    ----------
-    domain : Box
-        What is looked at, in pixels of the level.
-    step_yx : (int, int)
-        Height and width of a region; regions begin at multiples of it.
-    filled : frozenset of (row, column)
-        The regions inside the domain in which chunks are stored.
+    Raises
+    ------
+    LabelsError
+        If a chunk cannot be read; it names the array and the place.
     """
-
-    domain: Box
-    step_yx: tuple[int, int]
-    filled: frozenset[tuple[int, int]]
-
-    def box(self, row: int, column: int) -> Box:
-        """Return the part of a region inside the domain."""
-        return Grid(self.step_yx).box((row, column)).intersection(self.domain)
-
-    def boxes(self) -> Iterator[Box]:
-        """Go through the filled regions row by row."""
-        return (self.box(*place) for place in sorted(self.filled))
-
-    def places(self, box: Box) -> Iterator[tuple[int, int]]:
-        """Return the regions that a box of the level touches inside the domain."""
-        return Grid(self.step_yx).places(box.intersection(self.domain))
+    try:
+        return np.asarray(array[where])
+    except DAMAGE as error:
+        raise damaged(f"in {array.store_path}", f"at {_text(where)}", error) from error
 
 
-def region_grid(
-    labels: StoredLabels,
-    level: int,
-    plane: tuple[int, ...],
-    box: Box | None = None,
-    files: StoredFiles | None = None,
-) -> RegionGrid:
-    """Cut a plane of a level into regions, and find those that are stored.
-
-    Parameters
-    ----------
-    labels : StoredLabels
-        The label image.
-    level : int
-        Index of its arrays.
-    plane : tuple of int
-        All its indices.
-    box : Box, optional
-        Only what lies in it, in pixels of the level; by default everything.
-    files : StoredFiles, optional
-        Those of the level, if they were looked up before.
-    """
-    array = labels.arrays[level]
-    whole = Box.of_shape(labels.level_shape(level))
-    grid = RegionGrid(
-        whole if box is None else box.intersection(whole), _step(array.chunks[-2:]), frozenset()
-    )
-    stored = array.shards or array.chunks
-    chunks = Grid((stored[-2], stored[-1]))
-    place = tuple(index // side for index, side in zip(plane, stored, strict=False))
-    filled: set[tuple[int, int]] = set()
-    for chunk in (files or labels.files(level)).of_plane(place, chunks.cover(grid.domain)):
-        filled.update(grid.places(chunks.box(chunk)))
-    return RegionGrid(grid.domain, grid.step_yx, frozenset(filled))
-
-
-def _step(chunk_yx: tuple[int, ...]) -> tuple[int, int]:
-    """Choose the size of a region: whole chunks, about `REGION_PX` squared in all."""
-    height, width = chunk_yx
-    # Beside chunks as wide as the image, few rows of them fill a region; and the other way round.
-    down = max(1, min(REGION_PX, REGION_PX**2 // width) // height) * height
-    across = max(1, min(REGION_PX, REGION_PX**2 // down) // width) * width
-    return down, across
+def _text(where: tuple[slice | int, ...]) -> str:
+    parts = (f"{p.start}:{p.stop}" if isinstance(p, slice) else str(p) for p in where)
+    return "[" + ", ".join(parts) + "]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,14 +30,33 @@ from napari_hrsam.storage.labels.chunks import (
     unwritable,
 )
 from napari_hrsam.storage.labels.downsampling import AxisRatio, any_set, majority
-from napari_hrsam.storage.labels.levels import LabelLevels
+from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)
 
 MAX_CELL_BYTES = 64 * 2**20
 """Memory for the cells that were read or written last, all levels together."""
 
+
 _Place = tuple[int, int]
+
+MAX_CHUNK_BYTES = 2**27
+"""Largest chunk (or shard) of another program that is drawn into; up to three copies of it are in
+memory at a time."""
+
+
+def require_small_chunks(labels: StoredLabels) -> None:
+    """Raise `LabelsError` if a commit would have to rewrite a chunk that fills the memory."""
+    for array in labels.levels:
+        step = array.shards or array.chunks
+        num_bytes = math.prod(step) * labels.dtype.itemsize
+        if num_bytes > MAX_CHUNK_BYTES:
+            raise LabelsError(
+                f"expected chunks (or shards) of at most {MAX_CHUNK_BYTES >> 20} MiB at "
+                f"{labels.folder}, got {step} with {num_bytes >> 20} MiB in level {array.path}; "
+                "each commit would rewrite one: copy the labels into new ones made with "
+                "create_labels"
+            )
 
 
 class LevelWriter:
@@ -47,8 +67,8 @@ class LevelWriter:
 
     Parameters
     ----------
-    levels : LabelLevels
-        The opened arrays.
+    labels : StoredLabels
+        The label image.
     check : callable, optional
         Called before files take their places; what it raises keeps them from it.
 
@@ -58,13 +78,13 @@ class LevelWriter:
         If a level is larger than the one before.
     """
 
-    def __init__(self, levels: LabelLevels, check: Callable[[], None] | None = None) -> None:
-        self.levels = levels
+    def __init__(self, labels: StoredLabels, check: Callable[[], None] | None = None) -> None:
+        self.labels = labels
         self.files = FileBatch(check)
-        self.grids = [CellGrid(levels.folder, array, self.files) for array in levels.arrays]
+        self.grids = [CellGrid(labels.folder, array, self.files) for array in labels.levels]
         self.ratios = [
             (AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1]))
-            for fine, coarse in itertools.pairwise(levels.shapes_yx)
+            for fine, coarse in itertools.pairwise(grid.shape_yx for grid in self.grids)
         ]
         self._cells: LRU[tuple[int, tuple[int, ...], _Place], Cell] = LRU(
             MAX_CELL_BYTES, _num_bytes
@@ -142,11 +162,11 @@ class LevelWriter:
             _Update(self, plane, label, blocks, is_done=is_done).run()
             self.files.finish()
         except OSError as error:
-            raise unwritable(str(self.levels.folder), error) from error
+            raise unwritable(str(self.labels.folder), error) from error
 
     def written(self) -> Iterator[tuple[str, int]]:
         """Go through the chunks of level 0 that `put` wrote: their keys, and when (in ns)."""
-        top = f"{self.levels.folder / self.levels.arrays[0].path}/"
+        top = f"{self.labels.folder / self.labels.levels[0].path}/"
         for path in self.files.replaced:
             if path.startswith(top):
                 # What was removed, or cannot be asked, is unknown.
@@ -172,7 +192,7 @@ class LevelWriter:
         try:
             self.files.abandon()
         except OSError as error:
-            raise unwritable(str(self.levels.folder), error) from error
+            raise unwritable(str(self.labels.folder), error) from error
 
     def require_readable(self, plane: tuple[int, ...], blocks: Blocks) -> None:
         """Raise `LabelsError` if a chunk that a change of some blocks needs is damaged."""
@@ -219,7 +239,7 @@ class LevelWriter:
                 yield _tight(part, wanted, None)
                 continue
             inside = part.shifted(-whole.y0, -whole.x0).slices
-            values = labels_of(cell, whole.shape_yx, self.levels.dtype)[inside]
+            values = labels_of(cell, whole.shape_yx, self.labels.dtype)[inside]
             free = values != label if overwrite else values == 0
             changed = free if wanted is None else wanted & free
             if changed.any():
@@ -241,7 +261,7 @@ class _Update:
         self._writer = writer
         self._plane, self._label = plane, label
         self._blocks, self._is_done = blocks, is_done
-        self._dtype = writer.levels.dtype
+        self._dtype = writer.labels.dtype
         # Blocks that touch each cell of level 0, and the part of every cell to be changed.
         self._touching: dict[_Place, list[int]] = {}
         self._parts: list[dict[_Place, Box]] = [{} for _ in writer.grids]
@@ -367,7 +387,7 @@ class _Update:
 
     def _warn(self, level: int) -> None:
         # What is damaged in a coarser level is made anew.
-        folder = self._writer.levels.folder
+        folder = self._writer.labels.folder
         logger.warning("deriving a damaged part of level %d of %s", level, folder)
 
     def _common(

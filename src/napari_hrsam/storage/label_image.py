@@ -1,0 +1,212 @@
+"""A label image as people use it: read, drawn into, exported, verified, copied."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
+from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+from napari_hrsam.storage.labels.making import make_labels
+from napari_hrsam.storage.labels.names import local_folder
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
+from napari_hrsam.storage.labels.regions import Progress
+from napari_hrsam.storage.labels.stored import StoredLabels
+
+if TYPE_CHECKING:
+    from napari_hrsam.storage.export.formats import Format
+    from napari_hrsam.storage.export.source import Exported
+
+
+class LabelImage(StoredLabels):
+    """A label image of any size on disk, never whole in memory, opened for reading.
+
+    Nothing is written or locked; while somebody draws into it, it shows what is there when it is
+    read. See `open_labels`.
+
+    Parameters
+    ----------
+    path, name
+        As in `open_labels`.
+
+    Raises
+    ------
+    LabelsError
+        If there is none of this name, or it is none of integers.
+    """
+
+    def export(
+        self, out: str | PathLike[str], file_format: Format | None = None, **options: Any
+    ) -> Exported:
+        """Write the objects to a file.
+
+        Parameters
+        ----------
+        out : path
+            The file to write.
+        file_format : {"geojson", "coco", "tiff", "csv"}, optional
+            By default what the suffix says: .geojson, .json (COCO), .tif or .tiff, .csv.
+        **options
+            Those of `export_geojson`, `export_coco`, `export_tiff` or `export_csv`, such as
+            ``box``, ``labels``, ``plane``, ``overwrite`` and ``progress``.
+
+        Returns
+        -------
+        Exported
+
+        Raises
+        ------
+        LabelsError
+            As these; also if the suffix tells no format, or the format has no such option.
+        """
+        from napari_hrsam.storage.export.formats import export_labels
+
+        return export_labels(self.path, self.name, out, file_format, **options)
+
+    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> LabelsReport:
+        """Check metadata, chunks, levels and journal; see `verify_labels`."""
+        return verify_labels(self.path, self.name, repair=repair, progress=progress)
+
+    def compact(self, out: str | PathLike[str], *, progress: Progress | None = None) -> Compacted:
+        """Write a copy in few files, to be shared; see `compact_labels`."""
+        return compact_labels(self.path, self.name, out, progress=progress)
+
+
+class LabelWriter(PyramidLabels, LabelImage):
+    """A label image of any size on disk that a session commits to; see `open_labels`.
+
+    Every level shows every commit: coarser levels hold the majority of the labels, background not
+    counted. A commit that has returned is kept whatever happens to the process. One object at a
+    time may have a label image open for drawing, in the process that opened it; of several threads
+    one at a time is let in. The folder must stay where it is until it is closed.
+
+    Parameters
+    ----------
+    path, name
+        As in `open_labels`.
+
+    Raises
+    ------
+    LabelsError
+        As `open_labels`. Of every method that writes also if the folder was moved, deleted or
+        replaced meanwhile, or the process was forked.
+    """
+
+    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> LabelsReport:
+        """Check metadata, chunks, levels and journal; see `verify_labels`.
+
+        Raises
+        ------
+        LabelsError
+            Also with ``repair``: what is repaired must not be open for drawing.
+        """
+        if repair:
+            raise LabelsError(
+                f"expected closed labels to repair, got {self!r}, open for drawing; close them, "
+                "then repair them with verify_labels(path, name, repair=True)"
+            )
+        return super().verify(progress=progress)
+
+
+def create_labels(path: str | PathLike[str], name: str, like: object = None) -> LabelWriter:
+    """Make an empty label image in a folder, and open it for drawing.
+
+    Parameters
+    ----------
+    path : path
+        A local OME-Zarr image (the labels get its levels and are listed in it), or a folder for
+        labels alone, which is made if it does not exist.
+    name : str
+        Name of the label image; it comes to lie at ``labels/<name>``.
+    like : image, shape or None
+        An opened image, or a shape (height, width), (z, height, width) or (t, z, height, width).
+        Not needed where ``path`` is an OME-Zarr image. Labels in a folder of their own take over
+        the axes, pixel size and units of an opened OME-Zarr image.
+
+    Returns
+    -------
+    LabelWriter
+        uint32; close it when it is no longer needed, or use it in a ``with`` statement.
+
+    Raises
+    ------
+    LabelsError
+        If the name is taken or unusable, the shapes differ, or the folder holds something else or
+        cannot be written to.
+
+    Examples
+    --------
+    >>> with create_labels("slide.ome.zarr", "cells") as labels:  # doctest: +SKIP
+    ...     session = Session("hrsam-tiny", image, labels)
+    """
+    make_labels(local_folder(path), name, like)
+    return LabelWriter(path, name)
+
+
+@overload
+def open_labels(path: str | PathLike[str], name: str, mode: Literal["r+"] = ...) -> LabelWriter: ...
+@overload
+def open_labels(path: str | PathLike[str], name: str, mode: Literal["r"]) -> LabelImage: ...
+def open_labels(
+    path: str | PathLike[str], name: str, mode: Literal["r", "r+"] = "r+"
+) -> LabelImage:
+    """Open a label image of a folder: ours, or another program's.
+
+    For drawing, what a crash left half done is put back. What other programs wrote since the labels
+    were opened last is searched for the highest id; the first time that is all of it, which takes
+    as long as reading them once.
+
+    Parameters
+    ----------
+    path, name
+        As in `create_labels`.
+    mode : {"r+", "r"}
+        For drawing, or for reading only: then nothing is written or locked.
+
+    Returns
+    -------
+    LabelWriter or LabelImage
+
+    Raises
+    ------
+    LabelsError
+        If there is no such label image, or it is damaged; for drawing also if another process has
+        it open.
+
+    Examples
+    --------
+    >>> labels = open_labels("slide.ome.zarr", "cells", mode="r")  # doctest: +SKIP
+    >>> labels.export("cells.geojson")  # doctest: +SKIP
+    """
+    if mode not in ("r", "r+"):
+        raise LabelsError(f"expected the mode 'r' (reading) or 'r+' (drawing), got {mode!r}")
+    return LabelImage(path, name) if mode == "r" else LabelWriter(path, name)
+
+
+def open_or_create_labels(path: Path, name: str, like: object) -> LabelWriter:
+    """Go on with a label image, or make it.
+
+    Parameters
+    ----------
+    path, name
+        As in `create_labels`; folders around the path are made too.
+    like : image or shape
+        For a new one.
+
+    Raises
+    ------
+    LabelsError
+        As `create_labels` and `open_labels`.
+    """
+    if (path / "labels" / name).is_dir():
+        return LabelWriter(path, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelsError(
+            f"expected a folder that can be written to, got an error at {path.parent}: {error}; "
+            "choose another folder for the objects"
+        ) from error
+    return create_labels(path, name, like=like)
