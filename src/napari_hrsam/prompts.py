@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box, pixel_of
 
-
 CLICKS_PER_SCRIBBLE = 5
 """Clicks along a scribble that the model is told: its prompt encoder knows no strokes."""
 
@@ -170,13 +169,17 @@ class Prompts:
         what a newer prompt says of one of their pixels does not touch the others.
         """
         newest = dict(zip(map(pixel_of, self.points_yx), self.labels, strict=True))
-        drawn = [(scribble, _pixels(scribble.along(0.5))) for scribble in self.scribbles]
+        drawn = [
+            (scribble, np.floor(scribble.along(0.5) + 0.5))
+            for scribble in self.scribbles
+            if self.points_yx
+        ]
         kept: list[int] = []
         for number, (point, label) in enumerate(zip(self.points_yx, self.labels, strict=True)):
             is_drawn_over = any(
-                pixel_of(point) in pixels
-                and scribble.num_clicks > number
+                scribble.num_clicks > number
                 and scribble.positive != label
+                and bool((pixels == pixel_of(point)).all(axis=1).any())
                 for scribble, pixels in drawn
             )
             if newest[pixel_of(point)] == label and not is_drawn_over:
@@ -200,6 +203,7 @@ class Prompts:
             return self
         points: list[tuple[float, float]] = []
         labels: list[bool] = []
+        scribbles: list[Scribble] = []
         done = 0
         for scribble in self.scribbles:
             points += self.points_yx[done : scribble.num_clicks]
@@ -208,13 +212,19 @@ class Prompts:
             along = scribble.clicks().tolist()
             points += [(y, x) for y, x in along]
             labels += [scribble.positive] * len(along)
+            scribbles.append(replace(scribble, num_clicks=len(points)))
         points += self.points_yx[done:]
         labels += self.labels[done:]
-        clicks = replace(self, points_yx=tuple(points), labels=tuple(labels), scribbles=())
-        return clicks.consistent()
+        told = Prompts(
+            points_yx=tuple(points),
+            labels=tuple(labels),
+            box=self.box,
+            scribbles=tuple(scribbles),
+        )
+        return replace(told.consistent(), scribbles=())
 
     def extent_yx(self) -> NDArray[np.float64]:
-        """Points (N, 2) that a tile must hold: clicks, those of scribbles, a box's corner pixels."""
+        """Points (N, 2) that a tile must hold: of clicks and scribbles, and a box's corner pixels."""
         points = list(self.points_yx)
         for scribble in self.scribbles:
             points += scribble.points_yx
@@ -274,10 +284,6 @@ def _numbers(values: Sequence[float], count: int, what: str) -> tuple[float, ...
 def _point(values: Sequence[float], what: str = "a click (y, x)") -> tuple[float, float]:
     y, x = _numbers(values, 2, what)
     return y, x
-
-
-def _pixels(points_yx: NDArray[np.float64]) -> set[tuple[int, int]]:
-    return {(y, x) for y, x in np.floor(points_yx + 0.5).astype(int).tolist()}
 
 
 def _box(values: Sequence[float]) -> tuple[float, float, float, float]:

@@ -182,7 +182,11 @@ def box_from(ends: list[Any]) -> Box:
 
 def prompts_text(prompts: Prompts, kind: EditKind = "draw") -> str:
     """Return prompts, and what is done with the object, as they are kept."""
-    said = {"points_yx": prompts.points_yx, "labels": prompts.labels, "box": prompts.box}
+    said: dict[str, Any] = {
+        "points_yx": prompts.points_yx,
+        "labels": prompts.labels,
+        "box": prompts.box,
+    }
     if prompts.scribbles:
         said["scribbles"] = [asdict(scribble) for scribble in prompts.scribbles]
     return json.dumps(said if kind == "draw" else {**said, "kind": kind})

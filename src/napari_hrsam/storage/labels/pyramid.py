@@ -305,9 +305,7 @@ class PyramidLabels:
         require_fits(label, self.dtype)
         plane = checked_plane(plane, self.plane_shape)
         with self._turn():
-            return find_label(
-                self._writer.grids, label, plane, self._journal.box_of(label, plane)
-            )
+            return find_label(self._writer.grids, label, plane, self._journal.box_of(label, plane))
 
     def next_label(self) -> int:
         """Return an id that was never used; it takes the same time however many there are.

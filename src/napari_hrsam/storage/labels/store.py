@@ -495,10 +495,10 @@ def changed_pixels(
     (H, W) bool
         Those that get the id, and those that have it and lose it.
     """
-    free = values != label if overwrite else values == 0
+    free: NDArray[np.bool_] = values != label if overwrite else values == 0
     if wanted is None:
         return free
-    changed: NDArray[np.bool_] = wanted & free
+    changed = wanted & free
     if erased is not None:
         part = erased.slices
         changed[part] |= ~wanted[part] & (values[part] == label)
