@@ -81,6 +81,27 @@ class ArrayMask:
         return False if box.intersection(self._box).area == 0 else None
 
 
+class EmptyMask:
+    """A mask without a pixel.
+
+    Parameters
+    ----------
+    box : Box
+        Where it lies.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+
+    def read(self, box: Box) -> NDArray[np.bool_]:
+        """Return an array of False."""
+        return np.zeros(box.shape_yx, np.bool_)
+
+    def fills(self, box: Box) -> bool:  # noqa: ARG002  # a `RegionMask` is asked for boxes
+        """Tell that nothing is set."""
+        return False
+
+
 class BlockMask:
     """A mask in blocks: only those that the outline crosses are kept, 32 KiB each.
 

@@ -1,8 +1,10 @@
-"""What the user said about one object: clicks and a box, in level-0 pixels."""
+"""What the user said about one object: clicks, scribbles and a box, in level-0 pixels."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +14,75 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box, pixel_of
+
+CLICKS_PER_SCRIBBLE = 5
+"""Clicks along a scribble that the model is told: its prompt encoder knows no strokes."""
+
+MAX_SCRIBBLE_POINTS = 10_000
+"""Points of one scribble; no hand draws more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scribble:
+    """A freehand stroke inside the object, or outside of it.
+
+    Attributes
+    ----------
+    points_yx : tuple of (float, float)
+        One or more, in level-0 pixels, pixel centres at integers; joined by straight lines.
+    positive : bool
+        True for "inside the object", False for "outside".
+    num_clicks : int
+        Clicks of the object that were made before it.
+
+    Raises
+    ------
+    PromptError
+        If there is no point, there are more than `MAX_SCRIBBLE_POINTS`, or a coordinate is not
+        finite.
+    """
+
+    points_yx: tuple[tuple[float, float], ...]
+    positive: bool = True
+    num_clicks: int = 0
+
+    def __post_init__(self) -> None:
+        """Copy to plain values and check them."""
+        try:
+            num = len(self.points_yx)
+        except TypeError:
+            num = 0
+        if not 1 <= num <= MAX_SCRIBBLE_POINTS:
+            raise PromptError(
+                f"expected a scribble of 1 to {MAX_SCRIBBLE_POINTS:,} points (y, x), got "
+                f"{num:,}; give an (N, 2) array, and leave out points that lie close together"
+            )
+        points = tuple(_point(point, "a point of a scribble (y, x)") for point in self.points_yx)
+        object.__setattr__(self, "points_yx", points)
+        object.__setattr__(self, "positive", bool(self.positive))
+        object.__setattr__(self, "num_clicks", int(self.num_clicks))
+
+    def along(self, step_px: float = 1.0) -> NDArray[np.float64]:
+        """Points (N, 2) along the stroke, at most a step apart, with both ends."""
+        points = np.array(self.points_yx)
+        parts = [points[:1]]
+        for start, end in itertools.pairwise(points):
+            num = max(1, math.ceil(math.dist(start, end) / step_px))
+            parts.append(start + np.arange(1, num + 1)[:, None] / num * (end - start))
+        return np.concatenate(parts)
+
+    def clicks(self, num: int = CLICKS_PER_SCRIBBLE) -> NDArray[np.float64]:
+        """Points (N, 2), at most ``num``, spread evenly over the length of the stroke.
+
+        Each lies in the middle of its share, so that none is at an end, where strokes run out.
+        """
+        points = np.array(self.points_yx)
+        lengths = np.concatenate(
+            [[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
+        )
+        num = min(num, 1 + int(lengths[-1]))
+        places = lengths[-1] * (np.arange(num) + 0.5) / num
+        return np.stack([np.interp(places, lengths, points[:, axis]) for axis in (0, 1)], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +100,8 @@ class Prompts:
         One per click: True for "inside the object", False for "outside".
     box : (y0, x0, y1, x1) or None
         Half-open box around the object in level-0 pixels, floats allowed.
+    scribbles : tuple of Scribble
+        Freehand strokes; each tells how many clicks came before it.
 
     Raises
     ------
@@ -40,6 +113,7 @@ class Prompts:
     points_yx: tuple[tuple[float, float], ...] = ()
     labels: tuple[bool, ...] = ()
     box: tuple[float, float, float, float] | None = None
+    scribbles: tuple[Scribble, ...] = ()
 
     def __post_init__(self) -> None:
         """Copy to plain values and check them."""
@@ -53,10 +127,16 @@ class Prompts:
         object.__setattr__(self, "labels", tuple(bool(label) for label in self.labels))
         if self.box is not None:
             object.__setattr__(self, "box", _box(self.box))
+        object.__setattr__(self, "scribbles", tuple(self.scribbles))
 
     def __len__(self) -> int:
         """Return the number of prompts."""
-        return len(self.points_yx) + (self.box is not None)
+        return len(self.points_yx) + (self.box is not None) + len(self.scribbles)
+
+    @property
+    def num_points(self) -> int:
+        """Points of all prompts: clicks, those of scribbles, and one for a box."""
+        return len(self) + sum(len(scribble.points_yx) - 1 for scribble in self.scribbles)
 
     def with_click(self, point_yx: Sequence[float], positive: bool) -> Prompts:
         """Return these prompts and one more click."""
@@ -70,26 +150,84 @@ class Prompts:
         """Return these prompts with this box, which replaces an earlier one."""
         return replace(self, box=_box(box_yxyx))
 
-    def consistent(self) -> Prompts:
-        """Return the prompts without the clicks that a newer one of the other sign contradicts.
+    def with_scribble(
+        self, points_yx: Sequence[Sequence[float]] | NDArray[Any], positive: bool
+    ) -> Prompts:
+        """Return these prompts and one more scribble."""
+        scribble = Scribble(
+            points_yx=points_yx,  # type: ignore[arg-type]  # copied and checked
+            positive=positive,
+            num_clicks=len(self.points_yx),
+        )
+        return replace(self, scribbles=(*self.scribbles, scribble))
 
-        Two clicks contradict each other when they lie on one level-0 pixel; the newest wins.
+    def consistent(self) -> Prompts:
+        """Return the prompts without the clicks that a newer prompt of the other sign contradicts.
+
+        Two clicks contradict each other when they lie on one level-0 pixel, a click and a scribble
+        when it lies on a pixel of the stroke; the newest wins. Scribbles are kept as they are:
+        what a newer prompt says of one of their pixels does not touch the others.
         """
         newest = dict(zip(map(pixel_of, self.points_yx), self.labels, strict=True))
-        kept = [
-            (point, label)
-            for point, label in zip(self.points_yx, self.labels, strict=True)
-            if newest[pixel_of(point)] == label
+        drawn = [
+            (scribble, np.floor(scribble.along(0.5) + 0.5))
+            for scribble in self.scribbles
+            if self.points_yx
         ]
+        kept: list[int] = []
+        for number, (point, label) in enumerate(zip(self.points_yx, self.labels, strict=True)):
+            is_drawn_over = any(
+                scribble.num_clicks > number
+                and scribble.positive != label
+                and bool((pixels == pixel_of(point)).all(axis=1).any())
+                for scribble, pixels in drawn
+            )
+            if newest[pixel_of(point)] == label and not is_drawn_over:
+                kept.append(number)
         return replace(
             self,
-            points_yx=tuple(point for point, _ in kept),
-            labels=tuple(label for _, label in kept),
+            points_yx=tuple(self.points_yx[number] for number in kept),
+            labels=tuple(self.labels[number] for number in kept),
+            scribbles=tuple(
+                replace(scribble, num_clicks=bisect_left(kept, scribble.num_clicks))
+                for scribble in self.scribbles
+            ),
         )
 
+    def as_clicks(self) -> Prompts:
+        """Return the prompts with `CLICKS_PER_SCRIBBLE` clicks in place of every scribble.
+
+        A click that a newer prompt of the other sign contradicts is not among them.
+        """
+        if not self.scribbles:
+            return self
+        points: list[tuple[float, float]] = []
+        labels: list[bool] = []
+        scribbles: list[Scribble] = []
+        done = 0
+        for scribble in self.scribbles:
+            points += self.points_yx[done : scribble.num_clicks]
+            labels += self.labels[done : scribble.num_clicks]
+            done = scribble.num_clicks
+            along = scribble.clicks().tolist()
+            points += [(y, x) for y, x in along]
+            labels += [scribble.positive] * len(along)
+            scribbles.append(replace(scribble, num_clicks=len(points)))
+        points += self.points_yx[done:]
+        labels += self.labels[done:]
+        told = Prompts(
+            points_yx=tuple(points),
+            labels=tuple(labels),
+            box=self.box,
+            scribbles=tuple(scribbles),
+        )
+        return replace(told.consistent(), scribbles=())
+
     def extent_yx(self) -> NDArray[np.float64]:
-        """Points (N, 2) that a tile must hold to hold these prompts: clicks and corner pixels."""
+        """Points (N, 2) that a tile must hold: of clicks and scribbles, and a box's corner pixels."""
         points = list(self.points_yx)
+        for scribble in self.scribbles:
+            points += scribble.points_yx
         if self.box is not None:
             y0, x0, y1, x1 = self.box
             points.append((math.floor(y0), math.floor(x0)))
@@ -102,13 +240,16 @@ class Prompts:
         Raises
         ------
         PromptError
-            If a click, or the whole box, lies outside the image.
+            If a click, a point of a scribble, or the whole box, lies outside the image.
         """
         height, width = shape_yx
-        for y, x in self.points_yx:
+        places = [("a click", point) for point in self.points_yx]
+        for scribble in self.scribbles:
+            places += [("a scribble", point) for point in scribble.points_yx]
+        for what, (y, x) in places:
             if not Box.of_shape(shape_yx).contains((y, x)):
                 raise PromptError(
-                    f"expected a click inside the image of shape (y, x) = ({height}, {width}), "
+                    f"expected {what} inside the image of shape (y, x) = ({height}, {width}), "
                     f"got (y, x) = ({y:g}, {x:g}); coordinates are level-0 pixels in (y, x) order"
                 )
         if self.box is None:
@@ -140,8 +281,8 @@ def _numbers(values: Sequence[float], count: int, what: str) -> tuple[float, ...
     return numbers
 
 
-def _point(values: Sequence[float]) -> tuple[float, float]:
-    y, x = _numbers(values, 2, "a click (y, x)")
+def _point(values: Sequence[float], what: str = "a click (y, x)") -> tuple[float, float]:
+    y, x = _numbers(values, 2, what)
     return y, x
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as label_components
 
-from napari_hrsam.engine.click_correction import CONFIDENCE, enforce_clicks, to_low_res
+from napari_hrsam.engine.click_correction import CONFIDENCE, enforce_prompts, to_low_res
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
 from napari_hrsam.engine.tile_cache import CachedTile, TileCache
@@ -67,6 +67,8 @@ class TileResult:
         The tile's embedding refined for the object, if that is done.
     encode_s, refine_s, decode_s : float
         Seconds taken; ``decode_s`` holds ``refine_s``.
+    known : (size / 4, size / 4) bool, optional
+        Where an object that was taken up lay before: what touches it is the object, clicked or not.
     """
 
     tile: Tile
@@ -77,6 +79,7 @@ class TileResult:
     encode_s: float
     refine_s: float
     decode_s: float
+    known: NDArray[np.bool_] | None = None
 
 
 class ObjectPredictor:
@@ -147,14 +150,14 @@ class ObjectPredictor:
         if self.before_look is not None:
             self.before_look()
         seen = self.tiles.get(tile)
-        refine_s = 0.0
+        told, refine_s = prompts.as_clicks(), 0.0
         if focused is not None and focused.tile != tile:
             focused = None
         if focused is None and may_focus and self.predictor.refines and len(prompts) > 1:
             started = time.perf_counter()
-            focused = self.predictor.refine_embedding(seen.embedding, prompts, prior)
+            focused = self.predictor.refine_embedding(seen.embedding, told, prior)
             refine_s = time.perf_counter() - started
-        answer = self.predictor.decode(focused or seen.embedding, prompts, prior)
+        answer = self.predictor.decode(focused or seen.embedding, told, prior)
         return self._result(answer, prompts, seen, focused, refine_s)
 
     def candidates(
@@ -172,7 +175,7 @@ class ObjectPredictor:
         embedding = seen.embedding if focused is None else focused
         return [
             self._result(answer, prompts, seen, focused, 0.0)
-            for answer in self.predictor.candidates(embedding, prompts, prior)
+            for answer in self.predictor.candidates(embedding, prompts.as_clicks(), prior)
         ]
 
     def _result(
@@ -240,10 +243,52 @@ class ObjectPredictor:
         best = max(results, key=lambda result: (not self._goes_on(result, prompts), result.iou))
         finer = self._finer(best, prompts) if best.tile.level > max(finest, 0) else None
         if finer is not None:
-            results.append(self.predict_tile(finer, prompts, self.resampled(best, finer)))
+            finer_prior = self.resampled(best.tile, best.logits, finer)
+            results.append(self.predict_tile(finer, prompts, finer_prior))
             if not self.is_cut(results[-1], prompts):
                 best = results[-1]
         return best, results
+
+    def correct(
+        self,
+        tile: Tile,
+        prompts: Prompts,
+        prior: NDArray[np.float32],
+        focused: Embedding | None,
+        box: Box,
+    ) -> tuple[TileResult, list[TileResult]]:
+        """Predict an object that was there before: its mask is the prior, in whatever tile.
+
+        While it reaches beyond the tile it is looked at again in a coarser one.
+
+        Parameters
+        ----------
+        tile, prompts, prior, focused
+            As in `predict_tile`; the tile holds all prompts, and the box.
+        box : Box
+            Of the object as it was taken up.
+
+        Returns
+        -------
+        best, results
+            As of `predict`.
+        """
+        results: list[TileResult] = []
+        while True:
+            result = self.predict_tile(tile, prompts, prior, focused)
+            results.append(replace(result, known=prior > 0))
+            if len(results) == MAX_LOOKS or not self._goes_on(results[-1], prompts):
+                break
+            # Its extent reaches to the border: with a margin, a larger tile holds it.
+            extent = _extent(results[-1], prompts).union(box)
+            corners = self._inside(_corners(extent.expand(math.ceil(MARGIN_PX * tile.downsample))))
+            grid = self.grid(tile, tile.level + 1)
+            coarser = grid.smallest_holding(np.concatenate([prompts.extent_yx(), corners]))
+            if self._image.num_stored_px(coarser) > MAX_READ_PX:
+                break
+            prior = self.resampled(results[-1].tile, results[-1].logits, coarser)
+            tile, focused = coarser, None
+        return results[-1], results
 
     def _fits(self, result: TileResult, prompts: Prompts, shares: tuple[float, float]) -> bool:
         """Whether the object takes a share of the tile's side between two, and ends in the tile."""
@@ -276,9 +321,9 @@ class ObjectPredictor:
         is_cheap = tile is not None and self._image.num_stored_px(tile) <= MAX_READ_PX
         return tile if is_cheap else None
 
-    def resampled(self, result: TileResult, tile: Tile) -> NDArray[np.float32]:
-        """Give the logits of a look as low-resolution logits of another tile."""
-        mask = MultiscaleMask(result.tile, result.logits, self.shape_yx)
+    def resampled(self, seen: Tile, logits: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
+        """Give the logits of one tile as low-resolution logits of another tile."""
+        mask = MultiscaleMask(seen, logits, self.shape_yx)
         box = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
         return to_low_res(mask.sample(tile.level, box))
 
@@ -328,27 +373,29 @@ class ObjectPredictor:
     def _corrected_logits(
         self, answer: TilePrediction, prompts: Prompts, seen: CachedTile
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Correct the logits at tile and at low resolution around contradicted clicks."""
-        if not self.enforce_clicks or not prompts.points_yx:
+        """Correct the logits at tile and at low resolution around contradicted prompts."""
+        if not self.enforce_clicks:
             return answer.logits, answer.low_res_logits
-        points = seen.embedding.tile.to_tile(prompts.points_yx)
-        logits = enforce_clicks(answer.logits, seen.pixels, points, np.array(prompts.labels))
+        logits = enforce_prompts(answer.logits, seen.pixels, seen.embedding.tile, prompts)
         if logits is answer.logits:
             return answer.logits, answer.low_res_logits
         return logits, answer.low_res_logits + to_low_res(logits - answer.logits)
 
 
 def _clicked_part(result: TileResult, prompts: Prompts) -> NDArray[np.bool_]:
-    """Return the parts of the low-resolution mask that were clicked on; all if none was."""
+    """Return the parts of the low-resolution mask that were clicked on or known; all if none is."""
     mask: NDArray[np.bool_] = to_low_res(result.logits) > 0
     parts, _ = label_components(mask)
     last = mask.shape[0] - 1
+    clicks = prompts.as_clicks()
     points = [
         tuple(int(place) for place in np.clip(result.tile.to_tile(point) // 4, 0, last))
-        for point, positive in zip(prompts.points_yx, prompts.labels, strict=True)
+        for point, positive in zip(clicks.points_yx, clicks.labels, strict=True)
         if positive
     ]
     clicked = {int(parts[place]) for place in points} - {0}
+    if result.known is not None:
+        clicked |= set(np.unique(parts[result.known]).tolist()) - {0}
     return np.isin(parts, list(clicked)) if clicked else mask
 
 

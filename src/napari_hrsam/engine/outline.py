@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from napari_hrsam.engine.click_correction import enforce_clicks
+from napari_hrsam.engine.click_correction import enforce_prompts
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask, OutlineLayer, to_block
 from napari_hrsam.geometry import Box, Grid, Tile, TileGrid, level_shape
@@ -243,16 +243,7 @@ class _Step:
         prior = self._mask.sample(self.level, whole)
         pixels = self._image.read(tile)
         refined = self._refiner(pixels, prior)
-        clicks = [
-            (point, label)
-            for point, label in zip(self._prompts.points_yx, self._prompts.labels, strict=True)
-            if tile.box0.contains(point)
-        ]
-        if clicks:
-            points = tile.to_tile([point for point, _ in clicks])
-            refined = enforce_clicks(
-                refined, pixels, points, np.array([label for _, label in clicks])
-            )
+        refined = enforce_prompts(refined, pixels, tile, self._prompts, only_inside=True)
         distance = outline_distance(prior > 0) / (BAND_PX * self._ratio)
         share = np.clip(2 - distance, 0, 1)
         joined: NDArray[np.float32] = share * refined + (1 - share) * prior

@@ -1,42 +1,31 @@
-"""The state of work on one image: the object being drawn, its history, and the stores.
-
-Longer than other modules because it is one class: what its methods share is the state itself.
-"""
+"""The state of work on one image: the object being drawn, its history, and the stores."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.commits import Commits
+from napari_hrsam.engine.drawing import Drawing, Step
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
 from napari_hrsam.engine.hand_edits import edits_of
-from napari_hrsam.engine.multiscale_mask import MultiscaleMask
-from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
-from napari_hrsam.engine.outline import Refiner, refine_outline
+from napari_hrsam.engine.object_predictor import ObjectPredictor
+from napari_hrsam.engine.outline import Refiner
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
-from napari_hrsam.engine.predictor import Embedding, Predictor
+from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.tile_cache import TileCache
-from napari_hrsam.errors import LabelsError, PromptError, SessionError
-from napari_hrsam.geometry import (
-    Box,
-    Tile,
-    TileGrid,
-    best_level,
-    filling_level,
-    pixel_of,
-)
+from napari_hrsam.errors import LabelsError, SessionError
+from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import ArrayLabels, Edit, LabelStore
+from napari_hrsam.storage.labels.store import Edit, LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -44,29 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Prediction", "Session"]
 
-MAX_LABELS_PX = 2**28
-"""Pixels of an image whose labels are kept in memory when none are given: 1 GiB of uint32."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """The current object after one prompt.
-
-    ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
-    and it goes with them. ``first_level`` is where the object was first looked at.
-    """
-
-    prompts: Prompts
-    prediction: Prediction
-    focused: Embedding | None
-    first_level: int
-
 
 class Session(EncodesAhead):
-    """Draw objects on one image by clicks and boxes, and commit them to a label image.
+    """Draw objects on one image by clicks, scribbles and boxes; commit them to a label image.
 
-    A session belongs to one thread at a time. It changes the label image only in `commit`, `undo`
-    and `redo`, and never the image.
+    A session belongs to one thread at a time. It changes the label image only in `commit`,
+    `delete`, `undo` and `redo`, and never the image.
 
     Parameters
     ----------
@@ -79,7 +51,7 @@ class Session(EncodesAhead):
         commits can be undone, or an array, which is changed in place. None: a new uint32 image in
         memory, made when it is first needed.
     enforce_clicks : bool
-        Whether a mask that contradicts a click is corrected around it.
+        Whether a mask that contradicts a click or a scribble is corrected around it.
     max_embeddings : int
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
     embeddings : EmbeddingStore, optional
@@ -88,7 +60,7 @@ class Session(EncodesAhead):
         What draws the outlines of objects larger than a tile at finer levels; by default the
         shipped network.
     before_look : callable, optional
-        Called before the model looks at a tile for a click or a box. What it raises ends the work,
+        Called before the model looks at a tile for a prompt. What it raises ends the work,
         and the object stays as it was.
 
     Attributes
@@ -112,6 +84,9 @@ class Session(EncodesAhead):
     >>> with Session("hrsam-tiny", image) as session:  # doctest: +SKIP
     ...     session.click((120, 80))
     ...     session.click((140, 95), positive=False)
+    ...     edit = session.commit()
+    ...     session.edit(edit.label)  # take it up again
+    ...     session.scribble([(118, 70), (121, 90)], positive=False)
     ...     session.commit()
     """
 
@@ -128,11 +103,7 @@ class Session(EncodesAhead):
         before_look: Callable[[], None] | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
-        if labels is not None and not isinstance(labels, LabelStore):
-            labels = ArrayLabels(labels)
-        if labels is not None:
-            _require_same_shape(self.image, labels)
-        self._labels = labels
+        self._commits = Commits(self.image, labels)
         self.view_level: int | None = None
         self.outline_level: int | None = None
         self._predictor = Predictor(_loaded(model))
@@ -148,11 +119,7 @@ class Session(EncodesAhead):
             before_look=before_look,
         )
         self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
-        self._steps: tuple[_Step, ...] = ()
-        # What can be drawn again. The history of commits is the store's; those that it can make
-        # again come first, until a prompt ends it.
-        self._undone: list[tuple[_Step, ...]] = []
-        self._offers_commits = True
+        self._drawing = Drawing(self.image, self._objects, self._outliner)
         self._is_closed = False
 
     def __enter__(self) -> Session:
@@ -170,8 +137,7 @@ class Session(EncodesAhead):
 
     def close(self) -> None:
         """Forget the current object and the embeddings; the labels stay as committed."""
-        self._steps = ()
-        self._undone.clear()
+        self._drawing.end()
         self._tiles.clear()
         self._is_closed = True
 
@@ -217,12 +183,12 @@ class Session(EncodesAhead):
             If the image is unusable or of another shape, or the model fails. This session stays as
             it was.
         """
-        other = self._successor(self._predictor.segmenter, image, self._steps)
+        other = self._successor(self._predictor.segmenter, image, self._drawing.steps)
         self.close()
         return other
 
     def _successor(
-        self, model: Segmenter | str, image: Any, steps: tuple[_Step, ...] = ()
+        self, model: Segmenter | str, image: Any, steps: tuple[Step, ...] = ()
     ) -> Session:
         """Begin a session that differs in model or image only, and take some steps in it."""
         other = Session(
@@ -238,12 +204,11 @@ class Session(EncodesAhead):
         other.view_level = self.view_level
         other.outline_level = self.outline_level
         try:
-            for step in steps:
-                other._draw(step.prompts, step.first_level, step.prediction.tile.plane)
+            other._drawing.follow(steps)
         except BaseException:
             other.close()
             raise
-        other._offers_commits = self._offers_commits
+        other._commits.offers_redo = self._commits.offers_redo
         return other
 
     def __repr__(self) -> str:
@@ -254,29 +219,27 @@ class Session(EncodesAhead):
     @property
     def labels(self) -> LabelStore:
         """Where objects are committed."""
-        if self._labels is None:
-            self._labels = _labels_in_memory(self.image)
-        return self._labels
+        return self._commits.labels
 
     @property
     def prompts(self) -> Prompts:
         """All prompts of the current object."""
-        return self._steps[-1].prompts if self._steps else Prompts()
+        return self._drawing.prompts
 
     @property
     def prediction(self) -> Prediction | None:
         """The current object, or None between objects."""
-        return self._steps[-1].prediction if self._steps else None
+        return self._drawing.prediction
 
     @property
     def can_undo(self) -> bool:
         """Whether `undo` would change something."""
-        return bool(self._steps) or self._newest_done is not None
+        return not self._is_closed and bool(self._drawing.steps or self._commits.newest_done)
 
     @property
     def can_redo(self) -> bool:
         """Whether `redo` would change something."""
-        return bool(self._undone) or self._next_undone is not None
+        return not self._is_closed and bool(self._drawing.undone or self._commits.next_undone)
 
     def click(
         self,
@@ -312,7 +275,9 @@ class Session(EncodesAhead):
         """
         prompts = self.prompts.with_click(point_yx, positive)
         if positive:
-            self._require_data(prompts.inside(self.image.shape_yx).points_yx[-1], plane)
+            self._require_open()
+            point = prompts.inside(self.image.shape_yx).points_yx[-1]
+            self._drawing.require_data(np.array([point]), plane)
         return self._draw(prompts, level, plane)
 
     def box(
@@ -334,18 +299,117 @@ class Session(EncodesAhead):
         """
         return self._draw(self.prompts.with_box(box_yxyx), level, plane)
 
+    def scribble(
+        self,
+        points_yx: Sequence[Sequence[float]] | NDArray[Any],
+        positive: bool = True,
+        level: int | None = None,
+        plane: tuple[int, ...] = (),
+    ) -> Prediction:
+        """Say by a freehand stroke what belongs to the current object, or does not.
+
+        SAM's prompt encoder knows no strokes: the model is told five clicks, spread evenly along
+        it (`benchmarks/scribble.py` compares other ways). Then the mask is corrected where it
+        contradicts them, as it is for clicks, and every pixel of the stroke is put on its side.
+
+        Parameters
+        ----------
+        points_yx : (N, 2) float
+            Level-0 pixels, pixel centres at integers; 1 to 10,000 points, joined by straight
+            lines. Where it crosses an earlier click or scribble of the other sign, the newer
+            counts.
+        positive : bool
+            Inside the object (True) or outside (False).
+        level, plane
+            As in `click`.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`; also if there is no point, or there are too many.
+        """
+        prompts = self.prompts.with_scribble(points_yx, positive)
+        if positive:
+            self._require_open()
+            scribble = prompts.inside(self.image.shape_yx).scribbles[-1]
+            self._drawing.require_data(scribble.clicks(), plane)
+        return self._draw(prompts, level, plane)
+
+    def edit(self, label: int, plane: tuple[int, ...] = ()) -> Prediction:
+        """Take up an object of the label image again: its mask becomes the current object.
+
+        Any object will do, of any size, also one that another program drew. The prediction is
+        exactly its mask, until a prompt corrects it: then the model sees the mask as its prior, in
+        a tile that holds the object. `commit` replaces it under the same id, as one step to undo;
+        `cancel` leaves it as it is. `prompts` are those of its last commit if they are known and
+        its mask agrees with all of them; otherwise there are none.
+
+        Parameters
+        ----------
+        label : int
+            The object's id.
+        plane : tuple of int
+            As in `click`.
+
+        Returns
+        -------
+        Prediction
+            With a predicted IoU of 1.
+
+        Raises
+        ------
+        LabelsError
+            If there is no such object on the plane, or the labels cannot be read; it names the
+            ids next to it.
+        SessionError
+            If there is a current object, or the session is closed.
+        """
+        self._require_none("take up another one")
+        prediction = self._drawing.take_up(
+            self.labels, label, plane, self._commits.plane(plane), self._first_level(None)
+        )
+        self._commits.offers_redo = False
+        return prediction
+
+    def edit_at(self, point_yx: Sequence[float], plane: tuple[int, ...] = ()) -> Prediction:
+        """Take up the object under a point again; see `edit`.
+
+        Parameters
+        ----------
+        point_yx : (float, float)
+            Level-0 pixels, pixel centres at integers.
+        plane : tuple of int
+            As in `click`.
+
+        Raises
+        ------
+        LabelsError, SessionError
+            As in `edit`; also if there is no object under the point.
+        PromptError
+            If the point is malformed or outside the image.
+        """
+        self._require_none("take up another one")
+        point = Prompts().with_click(point_yx, True).inside(self.image.shape_yx).points_yx[0]
+        y, x = pixel_of(point)
+        pixel = Box(y, x, y + 1, x + 1)
+        label = int(self.labels.read(pixel, plane=self._commits.plane(plane)).item())
+        if label == 0:
+            raise LabelsError(
+                f"expected an object at (y, x) = ({y}, {x}), got background; point at a pixel of "
+                "the object, or name its id: session.edit(label)"
+            )
+        return self.edit(label, plane)
+
     @property
     def needs_refining(self) -> bool:
         """Whether the current object's outline is coarser than `outline_level` wants it."""
-        return (
-            bool(self._steps) and self._steps[-1].prediction.multiscale.level > self._wanted_outline
-        )
+        step = self._drawing.step
+        return step is not None and step.prediction.multiscale.level > self._wanted_outline(step)
 
-    @property
-    def _wanted_outline(self) -> int:
+    def _wanted_outline(self, step: Step) -> int:
         """Level of the current object's final outline; enlarging it beyond level 0 adds nothing."""
         wanted = self.outline_level
-        return max(0, self._steps[-1].first_level if wanted is None else wanted)
+        return max(0, step.first_level if wanted is None else wanted)
 
     def candidates(self) -> tuple[Prediction, ...]:
         """Return the masks that the prompts of the current object may mean, likeliest first.
@@ -360,19 +424,10 @@ class Session(EncodesAhead):
         Raises
         ------
         SessionError
-            If there is no current object, or the model fails.
+            If there is no current object, it has no prompt, or the model fails.
         """
         self._require_open()
-        started = time.perf_counter()
-        prediction = self._required()
-        step, tile = self._steps[-1], prediction.tile
-        before = self._steps[-2].prediction if len(self._steps) > 1 else None
-        prior = before.logits if before is not None and before.tile == tile else None
-        consistent = step.prompts.consistent()
-        results = self._objects.candidates(tile, consistent, prior, step.focused)
-        return tuple(
-            self._prediction(result, results[:1], consistent, started) for result in results
-        )
+        return self._drawing.candidates()
 
     def choose(self, candidate: Prediction) -> Prediction:
         """Take one of the `candidates` for the current object, as a step that `undo` takes back.
@@ -382,14 +437,7 @@ class Session(EncodesAhead):
         SessionError
             If there is no current object, or the candidate is of another place.
         """
-        current = self._required()
-        if candidate.tile != current.tile:
-            raise SessionError(
-                "expected one of the candidates of the current object, got a prediction in "
-                "another tile; call candidates() again"
-            )
-        self._steps = (*self._steps, replace(self._steps[-1], prediction=candidate))
-        self._undone.clear()
+        self._drawing.choose(candidate)
         return candidate
 
     def refine_outline(self, progress: Progress | None = None) -> Prediction:
@@ -410,21 +458,8 @@ class Session(EncodesAhead):
         ImageReadError
             If pixels cannot be read. The object stays as it was.
         """
-        prediction = self._required()
-        if not self.needs_refining:
-            return prediction
-        step = self._steps[-1]
-        multiscale = refine_outline(
-            self.image,
-            self._outliner,
-            prediction.multiscale,
-            step.prompts.consistent() if self._objects.enforce_clicks else Prompts(),
-            self._wanted_outline,
-            progress,
-        )
-        prediction = replace(prediction, multiscale=multiscale)
-        self._steps = (*self._steps[:-1], replace(step, prediction=prediction))
-        return prediction
+        step = self._drawing.required()
+        return self._drawing.refine_outline(self._wanted_outline(step), progress)
 
     def commit(
         self,
@@ -433,7 +468,11 @@ class Session(EncodesAhead):
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Edit:
-        """Write the current object to the label image under a new id, and end it.
+        """Write the current object to the label image, and end it.
+
+        It gets a new id. One that was taken up by `edit` keeps its own: its pixels that are no
+        longer in the mask become background, in the same edit. If it is as it was, nothing is
+        written, and the edit that is returned `is_empty`.
 
         Parameters
         ----------
@@ -443,18 +482,19 @@ class Session(EncodesAhead):
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
         progress : callable of (done, total), optional
-            As in `refine`, which is done first where it is needed.
+            As in `refine_outline`, which is done first where it is needed.
 
         Raises
         ------
         SessionError
-            If there is no current object, or its mask is empty.
+            If there is no current object, or its mask is empty (`delete` takes an object away).
         ShapeError
             If the given mask has neither shape.
         LabelsError
             If the label image cannot take the object. It stays current.
         """
-        prediction = self._required()
+        step = self._drawing.required()
+        prediction = step.prediction
         edited = None if mask is None else edits_of(mask, prediction)
         if not (prediction if edited is None else edited.any_left):
             raise SessionError(
@@ -463,24 +503,47 @@ class Session(EncodesAhead):
             )
         prediction = self.refine_outline(progress)
         region = prediction.region if edited is None else edited.on(prediction.region)
-        edit = self.labels.write(
+        edit = self._commits.put(
             prediction.box,
             region,
-            self.labels.next_label(),
+            step.taken,
             overwrite=overwrite,
             prompts=self.prompts,
             model=self._predictor.name,
-            plane=() if set(self.image.plane_shape) <= {1} else prediction.tile.plane,
+            plane=prediction.tile.plane,
         )
-        self._steps = ()
-        self._undone.clear()
+        self._drawing.end()
+        return edit
+
+    def delete(self, label: int, plane: tuple[int, ...] = ()) -> Edit:
+        """Take an object out of the label image, as one step to undo; its pixels become background.
+
+        Parameters
+        ----------
+        label : int
+            The object's id; any object, also one that another program drew.
+        plane : tuple of int
+            As in `click`.
+
+        Returns
+        -------
+        Edit
+
+        Raises
+        ------
+        LabelsError
+            If there is no such object on the plane, or the label image cannot be written to.
+        SessionError
+            If there is a current object, or the session is closed.
+        """
+        self._require_none("delete one")
+        edit = self._commits.delete(label, plane)
+        self._drawing.end()
         return edit
 
     def cancel(self) -> None:
         """Drop the current object; `redo` brings it back until the next prompt."""
-        if self._steps:
-            self._undone.append(self._steps)
-            self._steps = ()
+        self._drawing.cancel()
 
     def undo(self) -> Prediction | Edit | None:
         """Take back the last prompt of the current object, else the last commit.
@@ -497,112 +560,41 @@ class Session(EncodesAhead):
         LabelsError
             If the label image cannot be written to; the commit stays.
         """
-        if self._steps:
-            self._undone.append(self._steps)
-            self._steps = self._steps[:-1]
+        if self._drawing.steps:
+            self._drawing.undo()
             return self.prediction
-        edit = self._newest_done
-        if edit is not None:
-            self.labels.revert(edit)
-            self._offers_commits = True
-        return edit
+        return None if self._is_closed else self._commits.undo()
 
     def redo(self) -> Prediction | Edit | None:
         """Take back the last `undo`; None if there is none since the last prompt or commit."""
-        edit = self._next_undone
+        if self._is_closed:
+            return None
+        edit = self._commits.redo()
         if edit is not None:
-            self.labels.apply(edit)
             return edit
-        if not self._undone:
+        if not self._drawing.undone:
             return None
-        self._steps = self._undone.pop()
+        self._drawing.redo()
         return self.prediction
-
-    @property
-    def _newest_done(self) -> Edit | None:
-        return None if self._labels is None or self._is_closed else self._labels.newest_done()
-
-    @property
-    def _next_undone(self) -> Edit | None:
-        if self._labels is None or self._is_closed or not self._offers_commits:
-            return None
-        return self._labels.next_undone()
 
     @property
     def _needed(self) -> tuple[Tile, ...]:
         return () if self.prediction is None else (self.prediction.tile,)
 
-    def _required(self) -> Prediction:
-        if self.prediction is None:
-            raise SessionError("expected an object to commit, got none; click on one first")
-        return self.prediction
+    def _require_none(self, what: str) -> None:
+        self._require_open()
+        if self._drawing.steps:
+            raise SessionError(
+                f"expected no current object, got one with {len(self.prompts)} prompts; commit or "
+                f"cancel it before you {what}"
+            )
 
     def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
         """Predict from all prompts; only a success changes the session."""
         self._require_open()
-        started = time.perf_counter()
-        prompts = prompts.inside(self.image.shape_yx)
-        consistent = prompts.consistent()
-        step = self._steps[-1] if self._steps else None
-        first_level = self._first_level(level) if step is None else step.first_level
-        tile = self._tile_for(prompts, first_level, plane)
-        prior = None
-        if step is not None and step.prediction.tile == tile:
-            prior = step.prediction.logits
-        result, results = self._objects.predict(
-            tile, consistent, prior, step.focused if step is not None else None, first_level
-        )
-        prediction = self._prediction(result, results, consistent, started)
-        self._steps = (*self._steps, _Step(prompts, prediction, result.focused, first_level))
-        self._undone.clear()
-        self._offers_commits = False
+        prediction = self._drawing.draw(prompts, self._first_level(level), plane)
+        self._commits.offers_redo = False
         return prediction
-
-    def _prediction(
-        self, result: TileResult, results: list[TileResult], consistent: Prompts, started: float
-    ) -> Prediction:
-        clicks = [
-            (point, label)
-            for point, label in zip(consistent.points_yx, consistent.labels, strict=True)
-            # Shown otherwise than when it was clicked on, the image may lack the pixel.
-            if not label or self._is_present(point, result.tile.plane)
-        ]
-        multiscale = MultiscaleMask(
-            result.tile,
-            result.logits,
-            self.image.shape_yx,
-            clicks if self._objects.enforce_clicks else [],
-        )
-        return Prediction(
-            multiscale=multiscale,
-            image=self.image,
-            iou=result.iou,
-            logits=result.low_res,
-            is_cut=self._objects.is_cut(result, consistent),
-            seconds={
-                "encode_s": sum(one.encode_s for one in results),
-                "decode_s": sum(one.decode_s for one in results),
-                "refine_s": sum(one.refine_s for one in results),
-                "total_s": time.perf_counter() - started,
-            },
-        )
-
-    def _require_data(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> None:
-        """Refuse a place at which the model would see nothing but the fill."""
-        self._require_open()
-        if not self._is_present(point_yx, plane):
-            raise PromptError(
-                f"no data here: the image's pixel at {pixel_of(point_yx)} (y, x) is missing (NaN, "
-                "infinite, masked, transparent or declared no data), so no object can be there; "
-                "click on a pixel of the object, or paint it"
-            )
-
-    def _is_present(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> bool:
-        """Whether the image has the pixel under a point."""
-        if not self.image.may_lack_pixels:
-            return True
-        y, x = pixel_of(point_yx)
-        return bool(self.image.present(Box(y, x, y + 1, x + 1), plane).item())
 
     def _first_level(self, level: int | None) -> int:
         """Return the level at which a new object is looked at."""
@@ -610,49 +602,6 @@ class Session(EncodesAhead):
         if wanted is None:
             wanted = filling_level(self.image.shape_yx, self._predictor.tile_px)
         return min(max(wanted, self.levels.start), self.levels.stop - 1)
-
-    def _tile_for(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Tile:
-        """Keep the object's tile while it holds all prompts, else take the smallest that does."""
-        shape, tile_px = self.image.shape_yx, self._predictor.tile_px
-        extent = prompts.extent_yx()
-        last = self.prediction
-        if last is None:
-            level = first_level
-            if prompts.box is not None:
-                y0, x0, y1, x1 = prompts.box
-                level = best_level(max(y1 - y0, x1 - x0), shape, tile_px)
-            return TileGrid(shape, tile_px, level, plane).smallest_holding(extent)
-        if plane != last.tile.plane:
-            raise PromptError(
-                f"expected a prompt on the object's plane {last.tile.plane}, got {plane}; "
-                "commit or cancel the object before you go to another plane"
-            )
-        if all(last.tile.box0.contains((y, x)) for y, x in extent):
-            return last.tile
-        return TileGrid(shape, tile_px, last.tile.level, plane).smallest_holding(extent)
-
-
-def _require_same_shape(image: PyramidImage, labels: LabelStore) -> None:
-    # Axes of length 1 are no difference: their one plane need not be named.
-    same_planes = image.plane_shape == labels.plane_shape or (
-        set(image.plane_shape) <= {1} and set(labels.plane_shape) <= {1}
-    )
-    if image.shape_yx != labels.shape_yx or not same_planes:
-        raise LabelsError(
-            f"expected labels of the image's shape {(*image.plane_shape, *image.shape_yx)}, got "
-            f"{(*labels.plane_shape, *labels.shape_yx)}; give labels made for this image, or "
-            "leave them out"
-        )
-
-
-def _labels_in_memory(image: PyramidImage) -> ArrayLabels:
-    if not set(image.plane_shape) <= {1} or math.prod(image.shape_yx) > MAX_LABELS_PX:
-        raise LabelsError(
-            f"expected labels to commit to, got none, and an image of shape "
-            f"{(*image.plane_shape, *image.shape_yx)} is a stack or too large to have them in "
-            "memory; give the session labels for it: Session(model, image, labels)"
-        )
-    return ArrayLabels(image.shape_yx)
 
 
 def _loaded(model: Segmenter | str) -> Segmenter:

@@ -23,7 +23,7 @@ class Block:
     box : Box
         Where, in level-0 pixels.
     changed : (box.height, box.width) bool or None
-        The pixels that got the edit's label; None for all of them.
+        The pixels that got the edit's label, or that had it and became background; None for all.
     before : (box.height, box.width) integer or None
         The labels there before; None where all changed pixels were background.
     """

@@ -13,6 +13,7 @@ from typing import Any
 import zarr
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.geometry import Box
 from napari_hrsam.storage.files.writer_lock import WriterLock
 from napari_hrsam.storage.labels.check_levels import LevelCheck, Problem
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
@@ -194,11 +195,20 @@ def _missing_objects(
     """Find the objects of the journal of which no pixel is there, and that nothing has covered."""
     done = [commit for commit in commits if commit.is_done]
     newest = {(commit.plane, commit.label): number for number, commit in enumerate(done)}
+    boxes: dict[tuple[tuple[int, ...], int], Box] = {}
+    for commit in done:
+        key = commit.plane, commit.label
+        # An edit that replaces an object tells only where it changed.
+        boxes[key] = boxes[key].union(commit.box) if key in boxes else commit.box
     for (plane, label), number in newest.items():
-        commit = done[number]
-        if label in found.get(plane, ()) or any(
-            later.plane == plane and later.box.intersection(commit.box).area
-            for later in done[number + 1 :]
+        commit, box = done[number], boxes[plane, label]
+        if (
+            commit.kind == "delete"
+            or label in found.get(plane, ())
+            or any(
+                later.plane == plane and later.box.intersection(box).area
+                for later in done[number + 1 :]
+            )
         ):
             continue
         yield Problem(

@@ -400,13 +400,22 @@ class LevelCheck:
 
 
 def _committed(labels: StoredLabels) -> set[int]:
-    """Return the objects of the journal; none if it cannot be read, which is told elsewhere."""
+    """Return the objects that were drawn here; none where that cannot be read, as is told elsewhere.
+
+    One that another program drew and that was replaced here is not among them: what did not change
+    is in the coarser levels as that program wrote it.
+    """
     try:
         facts = read_journal(labels.folder)
     except LabelsError as error:
         logger.info("%s", error)
         return set()
-    return set() if facts is None else {commit.label for commit in facts.commits}
+    if facts is None:
+        return set()
+    first: dict[int, str] = {}
+    for commit in facts.commits:
+        first.setdefault(commit.label, commit.kind)
+    return {label for label, kind in first.items() if kind == "draw"}
 
 
 def _labels_in(values: NDArray[Any]) -> set[int]:

@@ -103,12 +103,14 @@ class CellGrid:
     ----------
     shape_yx, side_yx : tuple of int
         Height and width of the level, and of a cell that is not cut by the end of the level.
+    dtype : dtype
+        Of the labels.
     """
 
     def __init__(self, folder: Path, array: zarr.Array[Any], files: FileBatch) -> None:
         self._top = str(folder / array.path)
         self._array, self._files = array, files
-        self._dtype = np.dtype(array.dtype)
+        self.dtype = np.dtype(array.dtype)
         self._step = array.shards or array.chunks
         self._codec = codec_of(array)
         self._root = folder.resolve()
@@ -189,13 +191,13 @@ class CellGrid:
             return None
         shape = self.box(place).shape_yx
         if not isinstance(cell, OneLabel) or cell.mask is not None:
-            return self._codec.encode(self._padded(labels_of(cell, shape, self._dtype)))
+            return self._codec.encode(self._padded(labels_of(cell, shape, self.dtype)))
         # All cells that one object fills are the same bytes.
         key = cell.label, shape
         if key not in self._full:
             self._full = {known: data for known, data in self._full.items() if known[0] == key[0]}
             self._full[key] = self._codec.encode(
-                self._padded(np.full(shape, cell.label, self._dtype))
+                self._padded(np.full(shape, cell.label, self.dtype))
             )
         return self._full[key]
 
@@ -203,7 +205,7 @@ class CellGrid:
         """Return a whole chunk; beyond the end of the level it holds zeros."""
         if values.shape == self.side_yx:
             return values.reshape(self._step)
-        chunk = np.zeros(self._step, self._dtype)
+        chunk = np.zeros(self._step, self.dtype)
         height, width = values.shape
         chunk[..., :height, :width] = values
         return chunk
@@ -212,8 +214,8 @@ class CellGrid:
         self, path: str, plane: tuple[int, ...], place: tuple[int, int], cell: Cell
     ) -> NDArray[Any]:
         chunk = self._chunk(path, place)
-        chunk = np.zeros(self._step, self._dtype) if chunk is None else chunk.copy()
-        labels = labels_of(cell, self.box(place).shape_yx, self._dtype)
+        chunk = np.zeros(self._step, self.dtype) if chunk is None else chunk.copy()
+        labels = labels_of(cell, self.box(place).shape_yx, self.dtype)
         chunk[self._inside(plane, place)] = labels
         return chunk
 

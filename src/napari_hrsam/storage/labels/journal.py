@@ -14,7 +14,7 @@ import json
 import sqlite3
 import time as clock
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +44,19 @@ from napari_hrsam.storage.labels.journal_rows import (
     require_tables,
     stored_id,
 )
-from napari_hrsam.storage.labels.store import Edit, History
+from napari_hrsam.storage.labels.store import Edit, EditKind, History
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
 
-MAX_PROMPTS = 1_000_000
-"""Clicks in the commits that are offered at once; more would fill the memory."""
+MAX_POINTS = 1_000_000
+"""Points of prompts in the commits that are offered at once; more would fill the memory."""
 
 # What the contents of a row can raise that we never wrote.
 _NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 # What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
 _SETTLED, _CHANGING, _NEW = range(3)
+_OF_OBJECT = "is_done AND label = ? AND plane = ?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -219,6 +220,7 @@ class Journal:
         plane: tuple[int, ...],
         prompts: Prompts,
         model: str,
+        kind: EditKind = "draw",
     ) -> JournalEdit | None:
         """Write down a new edit as pending and not done.
 
@@ -230,11 +232,11 @@ class Journal:
         JournalEdit or None
             None if there were no blocks.
         """
-        time, said = clock.time(), prompts_text(prompts)
+        time, said = clock.time(), prompts_text(prompts, kind)
         if len(said) > MAX_TEXT:
             raise LabelsError(
                 f"expected prompts of at most {MAX_TEXT} characters, got {len(said)} for "
-                f"{len(prompts)} clicks; draw the object with fewer"
+                f"{len(prompts)} clicks and scribbles; draw the object with fewer"
             )
         with self._transaction() as execute:
             row = [stored_id(label), json.dumps(plane), said, model, time, _NEW]
@@ -266,6 +268,7 @@ class Journal:
             model=model,
             time=time,
             plane=plane,
+            kind=kind,
             number=number,
             journal=self.identity,
         )
@@ -335,6 +338,19 @@ class Journal:
         """Return the edit that can be made again."""
         return self._first(f"NOT is_done AND is_pending != {_NEW} ORDER BY number")
 
+    def newest_of(self, label: int, plane: tuple[int, ...]) -> JournalEdit | None:
+        """Return the newest edit of one object that counts."""
+        return self._first(f"{_OF_OBJECT} ORDER BY number DESC", _of_object(label, plane))
+
+    def box_of(self, label: int, plane: tuple[int, ...]) -> Box:
+        """Return a box that holds all that the edits of an object changed; it may be empty."""
+        with self._explained():
+            row = self._database.execute(
+                f"SELECT min(y0), min(x0), max(y1), max(x1) FROM edits WHERE {_OF_OBJECT}",  # noqa: S608
+                _of_object(label, plane),
+            ).fetchone()
+            return Box(0, 0, 0, 0) if row[0] is None else box_from(list(row))
+
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
         query = f"SELECT {COLUMNS} FROM edits WHERE "  # noqa: S608
@@ -348,11 +364,11 @@ class Journal:
     def _newest(self, query: str) -> tuple[JournalEdit, ...]:
         """Return the first edits of a query, as many as are offered at once."""
         edits: list[JournalEdit] = []
-        num_prompts = 0
+        num_points = 0
         for row in self._database.execute(query, [UNDO_DEPTH]):
             edits.append(self._edit(row))
-            num_prompts += len(edits[-1].prompts)
-            if num_prompts > MAX_PROMPTS:
+            num_points += edits[-1].prompts.num_points
+            if num_points > MAX_POINTS:
                 break
         return tuple(edits)
 
@@ -415,10 +431,10 @@ class Journal:
                 "UPDATE facts SET value = ? WHERE name = 'next_label'", [stored_id(label)]
             )
 
-    def _first(self, condition: str) -> JournalEdit | None:
+    def _first(self, condition: str, values: Sequence[Any] = ()) -> JournalEdit | None:
         query = f"SELECT {COLUMNS} FROM edits WHERE {condition} LIMIT 1"  # noqa: S608
         with self._explained():
-            row = self._database.execute(query).fetchone()
+            row = self._database.execute(query, values).fetchone()
             return None if row is None else self._edit(row)
 
     def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
@@ -434,6 +450,7 @@ class Journal:
             model=edit.model,
             time=edit.time,
             plane=edit.plane,
+            kind=edit.kind,
             number=edit.number,
             journal=self.identity,
         )
@@ -488,6 +505,10 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
+
+
+def _of_object(label: int, plane: tuple[int, ...]) -> tuple[Any, ...]:
+    return stored_id(label), json.dumps(plane)
 
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:

@@ -19,6 +19,7 @@ from napari_hrsam.storage.labels.journal_rows import (
     require_few_pending,
     require_tables,
 )
+from napari_hrsam.storage.labels.store import EditKind
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
 """Where the journal lies in the folder of a label image."""
@@ -41,9 +42,11 @@ class CommitFacts:
     time : float
         In seconds since 1970.
     num_prompts : int
-        Clicks and boxes that led to it.
+        Clicks, scribbles and boxes that led to it.
     is_done, is_pending : bool
         Whether it counts (it may have been taken back), and whether it may be carried out in part.
+    kind : "draw", "replace" or "delete"
+        As in `Edit`.
     """
 
     label: int
@@ -54,6 +57,7 @@ class CommitFacts:
     num_prompts: int
     is_done: bool
     is_pending: bool
+    kind: EditKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +149,8 @@ def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
             box=edit.box,
             model=edit.model,
             time=edit.time,
-            num_prompts=len(edit.prompts.points_yx) + (edit.prompts.box is not None),
+            num_prompts=len(edit.prompts),
             is_done=bool(is_done),
             is_pending=bool(is_pending),
+            kind=edit.kind,
         )

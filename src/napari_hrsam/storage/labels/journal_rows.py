@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from napari_hrsam.geometry import Box, Grid
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.prompts import Prompts, Scribble
+from napari_hrsam.storage.labels.store import EditKind
 
 VERSION = 2
 MAX_TEXT = 4 * 2**20
@@ -62,6 +63,7 @@ class EditRow:
     prompts: Prompts
     model: str
     time: float
+    kind: EditKind
 
 
 def require_tables(database: sqlite3.Connection) -> None:
@@ -123,14 +125,16 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
         raise ValueError(f"no plane: {str(plane)[:80]!r}")
     if not isinstance(model, str) or len(model) > MAX_TEXT:
         raise ValueError("no name of a model")
+    said = _json(prompts)
     return EditRow(
         number=whole(number, 1),
         label=id_of(label),
         plane=tuple(whole(index, 0) for index in indices),
         box=box_from(ends),
-        prompts=_prompts_from(prompts),
+        prompts=prompts_from(said),
         model=model,
         time=_number(time),
+        kind=_kind(said),
     )
 
 
@@ -174,22 +178,38 @@ def box_from(ends: list[Any]) -> Box:
     return Box(y0, x0, y1, x1)
 
 
-def prompts_text(prompts: Prompts) -> str:
-    """Return prompts as they are kept."""
-    return json.dumps(
-        {"points_yx": prompts.points_yx, "labels": prompts.labels, "box": prompts.box}
-    )
+def prompts_text(prompts: Prompts, kind: EditKind = "draw") -> str:
+    """Return prompts, and what is done with the object, as they are kept."""
+    said: dict[str, Any] = {
+        "points_yx": prompts.points_yx,
+        "labels": prompts.labels,
+        "box": prompts.box,
+    }
+    if prompts.scribbles:
+        said["scribbles"] = [asdict(scribble) for scribble in prompts.scribbles]
+    return json.dumps(said if kind == "draw" else {**said, "kind": kind})
 
 
-def _prompts_from(text: object) -> Prompts:
-    said = _json(text)
+def prompts_from(said: Any) -> Prompts:
+    """Return the prompts of what was kept; before there were scribbles it named none."""
     try:
         return Prompts(
-            points_yx=tuple(said["points_yx"]), labels=tuple(said["labels"]), box=said["box"]
+            points_yx=tuple(said["points_yx"]),
+            labels=tuple(said["labels"]),
+            box=said["box"],
+            scribbles=tuple(Scribble(**scribble) for scribble in said.get("scribbles", ())),
         )
     # `Prompts` checks what it is given, which here may be anything.
     except Exception as error:
-        raise ValueError(f"no prompts ({type(error).__name__}): {str(text)[:80]!r}") from error
+        raise ValueError(f"no prompts ({type(error).__name__}): {str(said)[:80]!r}") from error
+
+
+def _kind(said: Any) -> EditKind:
+    kind = said.get("kind", "draw")
+    if kind not in get_args(EditKind):
+        raise ValueError(f"no kind of edit: {str(kind)[:80]!r}")
+    found: EditKind = kind
+    return found
 
 
 def _json(text: object) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box, BoxLike
+from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.images.layers import LayerImage
 from napari_hrsam.storage.labels.places import DEFAULT_NAME, LabelFile, OwnPlace
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
@@ -112,21 +115,70 @@ class KeptLabels(ArrayLabels):
             box, mask, label, overwrite=overwrite, prompts=prompts, model=model, plane=plane
         )
         written = (edit.after == label) & (edit.before != label)
-        try:
+        with self._or_not_at_all(edit):
             self._copied[edit] = self._copy.write(
                 edit.box, written, label, overwrite=True, prompts=prompts, model=model
             )
+        return edit
+
+    def replace(
+        self,
+        label: int,
+        box: BoxLike,
+        mask: RegionMask | None,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> ArrayEdit | None:
+        """Replace or delete an object, as `ArrayLabels.replace`, and copy it.
+
+        The copy takes over the whole object, also what others wrote of it into the array.
+
+        Raises
+        ------
+        LabelsError
+            Also if it cannot be copied; the array is as before then.
+        """
+        edit = super().replace(
+            label, box, mask, overwrite=overwrite, prompts=prompts, model=model, plane=plane
+        )
+        if edit is None:
+            return None
+        whole = as_box(box).union(edit.box)
+        now = None if mask is None else ArrayMask(whole, self.array[whole.slices] == label)
+        with self._or_not_at_all(edit):
+            copied = self._copy.replace(
+                label, whole, now, overwrite=True, prompts=prompts, model=model
+            )
+        # The copy lacks what others wrote into the array: there may be nothing to do.
+        if copied is not None:
+            self._copied[edit] = copied
+        return edit
+
+    @contextmanager
+    def _or_not_at_all(self, edit: ArrayEdit) -> Iterator[None]:
+        """Take an edit back if it cannot be copied, as if it had never been."""
+        try:
+            yield
         except LabelsError:
             super().revert(edit)
+            self._undone.remove(edit)
             raise
-        return edit
+
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
+        """Return the newest commit of one object, also of earlier sessions."""
+        return self._copy.newest_of(label) or super().newest_of(label, plane)
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed, in both."""
-        self._copy.revert(self._copied[edit])
+        if edit in self._copied:
+            self._copy.revert(self._copied[edit])
         super().revert(edit)
 
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again, in both."""
-        self._copy.apply(self._copied[edit])
+        if edit in self._copied:
+            self._copy.apply(self._copied[edit])
         super().apply(edit)

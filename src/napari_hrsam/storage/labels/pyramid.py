@@ -18,18 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import BoxLike, as_box
-from napari_hrsam.masks import RegionMask
+from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.masks import EmptyMask, RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.files.held_places import HeldPlaces
 from napari_hrsam.storage.files.writer_lock import WriterLock
+from napari_hrsam.storage.labels.blocks import Block
 from napari_hrsam.storage.labels.highest_label import highest_label
 from napari_hrsam.storage.labels.journal import Journal, JournalEdit
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
 from napari_hrsam.storage.labels.journal_rows import Bounds
 from napari_hrsam.storage.labels.making import require_listed
+from napari_hrsam.storage.labels.search import find_label
 from napari_hrsam.storage.labels.store import (
     Edit,
+    EditKind,
     History,
     no_free_pixel,
     region_of,
@@ -146,6 +149,40 @@ class PyramidLabels(StoredLabels):
         with self._one_at_a_time:
             return self._journal.oldest_undone()
 
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> JournalEdit | None:
+        """Return the newest commit of one object that the journal knows, None if there is none."""
+        plane = self.plane(plane)
+        with self._turn():
+            return self._journal.newest_of(label, plane)
+
+    def find(self, label: int, plane: tuple[int, ...] = ()) -> Box:
+        """Return a box that holds an object: ours, or one that another program drew.
+
+        Where level 0 is small it is searched whole. Where it is not, a coarser level is, and what
+        is found is followed at level 0 as far as it goes; see `find_label`.
+
+        Parameters
+        ----------
+        label : int
+            Its id.
+        plane : tuple of int
+            Index over the axes before y and x.
+
+        Returns
+        -------
+        Box
+            In level-0 pixels; it may be a little larger than the object.
+
+        Raises
+        ------
+        LabelsError
+            If no pixel has the id, there is no such plane, or a chunk cannot be read.
+        """
+        require_fits(label, self.dtype)
+        plane = self.plane(plane)
+        with self._turn():
+            return find_label(self._writer.grids, label, plane, self._journal.box_of(label, plane))
+
     def next_label(self) -> int:
         """Return an id that was never used; it takes the same time however many there are.
 
@@ -213,25 +250,95 @@ class PyramidLabels(StoredLabels):
         region = region_of(box, mask, self.shape_yx)
         plane = self.plane(plane)
         with self._turn():
-            try:
-                edit = self._journal.record(
-                    self._writer.changes(box, region, label, plane, overwrite=overwrite),
-                    label=label,
-                    plane=plane,
-                    prompts=prompts or Prompts(),
-                    model=model,
-                )
-                if edit is None:
-                    raise no_free_pixel(label, region, box)
-                self._carry_out(edit, is_done=True, is_new=True)
-            finally:
-                self._writer.forget()
+            changes = self._writer.changes(box, region, label, plane, overwrite=overwrite)
+            edit = self._carried_out(changes, label, plane, "draw", prompts, model)
+            if edit is None:
+                raise no_free_pixel(label, region, box)
             thread = threading.get_ident()
             self._promised = {
                 other: promised
                 for other, promised in self._promised.items()
                 if other != thread and promised != label
             }
+        return edit
+
+    def replace(
+        self,
+        label: int,
+        box: BoxLike,
+        mask: RegionMask | None,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> JournalEdit | None:
+        """Replace an object at every level, or delete it, in one edit; as safe as `write`.
+
+        Parameters
+        ----------
+        label : int
+            Its id.
+        box : (y0, x0, y1, x1) or Box
+            Inside the image. Pixels of the object in it that are not in the mask become
+            background; see `find`.
+        mask : RegionMask or None
+            Its new pixels, in the image; None deletes it.
+        overwrite, prompts, model, plane
+            As in `write`.
+
+        Returns
+        -------
+        JournalEdit or None
+            None if the object is as the mask says already.
+
+        Raises
+        ------
+        LabelsError
+            If all pixels of the mask belong to other objects, or as in `write`.
+        """
+        require_fits(label, self.dtype)
+        box = as_box(box)
+        whole = box if mask is None else box.union(mask.box)
+        region = region_of(whole, EmptyMask(whole) if mask is None else mask, self.shape_yx)
+        plane = self.plane(plane)
+        with self._turn():
+            changes = self._writer.changes(
+                whole, region, label, plane, overwrite=overwrite, erased=box
+            )
+            try:
+                if mask is not None and not self._writer.leaves_any(
+                    region, label, plane, overwrite=overwrite
+                ):
+                    raise no_free_pixel(label, region, mask.box)
+                kind: EditKind = "delete" if mask is None else "replace"
+                return self._carried_out(changes, label, plane, kind, prompts, model)
+            finally:
+                self._writer.forget()
+
+    def _carried_out(
+        self,
+        changes: Iterator[Block],
+        label: int,
+        plane: tuple[int, ...],
+        kind: EditKind,
+        prompts: Prompts | None,
+        model: str,
+    ) -> JournalEdit | None:
+        """Write a change down in the journal and carry it out; None if there is none."""
+        try:
+            edit = self._journal.record(
+                changes,
+                label=label,
+                plane=plane,
+                prompts=prompts or Prompts(),
+                model=model,
+                kind=kind,
+            )
+            if edit is not None:
+                self._carry_out(edit, is_done=True, is_new=True)
+        finally:
+            self._writer.forget()
         return edit
 
     def revert(self, edit: Edit) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time as clock
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
-from napari_hrsam.masks import BLOCK_PX, ArrayMask, RegionMask
+from napari_hrsam.masks import BLOCK_PX, ArrayMask, EmptyMask, RegionMask
 from napari_hrsam.prompts import Prompts
 
 MAX_UNDO_BYTES = 512 * 2**20
@@ -20,6 +20,9 @@ MAX_UNDO_BYTES = 512 * 2**20
 
 MAX_DENSE_PIXELS = 2**30
 """Pixels of the largest new label image that is made in memory: 4 GiB of uint32."""
+
+EditKind = Literal["draw", "replace", "delete"]
+"""What an edit does: draw a new object, replace the pixels of one, or delete it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,6 +43,8 @@ class Edit:
         When it was committed, in seconds since 1970.
     plane : tuple of int
         Index over the non-spatial axes of the label image; empty for a 2-D one.
+    kind : "draw", "replace" or "delete"
+        A new object, other pixels for one that was there, or an object taken away.
     """
 
     label: int
@@ -48,6 +53,12 @@ class Edit:
     model: str = ""
     time: float = 0.0
     plane: tuple[int, ...] = ()
+    kind: EditKind = "draw"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was changed, so that there is nothing to take back."""
+        return self.box.area == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -107,8 +118,19 @@ class LabelStore(Protocol):
     def next_undone(self) -> Edit | None:
         """Return the commit that can be made again, None if there is none."""
 
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
+        """Return the newest commit of one object that is known, None if there is none."""
+
     def next_label(self) -> int:
         """Return an id that no object has."""
+
+    def read(
+        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        """Read the labels in a box of one level, in pixels of that level."""
+
+    def find(self, label: int, plane: tuple[int, ...] = ()) -> Box:
+        """Return a box that holds an object, in level-0 pixels; `LabelsError` if there is none."""
 
     def write(
         self,
@@ -122,6 +144,22 @@ class LabelStore(Protocol):
         plane: tuple[int, ...] = (),
     ) -> Edit:
         """Write one object and return what changed."""
+
+    def replace(
+        self,
+        label: int,
+        box: BoxLike,
+        mask: RegionMask | None,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> Edit | None:
+        """Replace the pixels that an object has in a box by a mask, or delete it there (None).
+
+        Returns None if that changes nothing.
+        """
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed."""
@@ -190,6 +228,56 @@ class ArrayLabels:
         """Return the commit that was taken back last, None if there is none."""
         return self._undone[-1] if self._undone else None
 
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
+        """Return the newest commit of one object, None if there is none."""
+        checked_plane(plane, ())
+        return next((edit for edit in reversed(self._done) if edit.label == label), None)
+
+    def read(
+        self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        """Return the labels in a box: a part of the array, not a copy.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box, optional
+            Inside the image; by default all of it.
+        level, plane
+            0 and empty: an array is one plane at full size.
+
+        Raises
+        ------
+        LabelsError
+            If the box reaches outside, or there is no such level or plane.
+        """
+        checked_plane(plane, ())
+        whole = Box.of_shape(self.shape_yx)
+        part = whole if box is None else as_box(box)
+        if level != 0 or part.intersection(whole) != part:
+            raise LabelsError(
+                f"expected level 0 and a box inside labels of shape {self.shape_yx}, got level "
+                f"{level} and {part}; an array has one level"
+            )
+        return self.array[part.slices]
+
+    def find(self, label: int, plane: tuple[int, ...] = ()) -> Box:
+        """Return the smallest box that holds an object.
+
+        Raises
+        ------
+        LabelsError
+            If no pixel has the id; it names the ids next to it.
+        """
+        checked_plane(plane, ())
+        require_fits(label, self.array.dtype)
+        found = Box(0, 0, 0, 0)
+        for y in range(0, self.shape_yx[0], BLOCK_PX):
+            rows = Box.around(self.array[y : y + BLOCK_PX] == label)
+            found = found.union(rows.shifted(y, 0))
+        if found.area == 0:
+            raise no_such_label(label, self.array)
+        return found
+
     def next_label(self) -> int:
         """Return the id after the highest one in the array, also when others wrote to it.
 
@@ -247,35 +335,95 @@ class ArrayLabels:
         region = region_of(box, mask, self.shape_yx)
         checked_plane(plane, ())
         block = self.array[box.slices]
-        changed = region.read(box) & (block != label) & (overwrite | (block == 0))
+        changed = changed_pixels(block, region.read(box), label, overwrite=overwrite)
         if not changed.any():
             raise no_free_pixel(label, region, box)
-        edit = self._write_changed(box, changed, label, prompts or Prompts(), model)
+        return self._write_changed(box, changed, label, "draw", prompts, model)
+
+    def replace(
+        self,
+        label: int,
+        box: BoxLike,
+        mask: RegionMask | None,
+        *,
+        overwrite: bool = False,
+        prompts: Prompts | None = None,
+        model: str = "",
+        plane: tuple[int, ...] = (),
+    ) -> ArrayEdit | None:
+        """Replace an object, or delete it, in one edit.
+
+        Parameters
+        ----------
+        label : int
+            Its id.
+        box : (y0, x0, y1, x1) or Box
+            Inside the image. Pixels of the object in it that are not in the mask become
+            background; see `find`.
+        mask : RegionMask or None
+            Its new pixels, in the image; None deletes it.
+        overwrite, prompts, model, plane
+            As in `write`.
+
+        Returns
+        -------
+        ArrayEdit or None
+            None if the object is as the mask says already.
+
+        Raises
+        ------
+        LabelsError
+            If all pixels of the mask belong to other objects, the id does not fit the dtype, or
+            the box or the mask reaches outside.
+        """
+        require_fits(label, self.array.dtype)
+        checked_plane(plane, ())
+        box = as_box(box)
+        whole = box if mask is None else box.union(mask.box)
+        region = region_of(whole, EmptyMask(whole) if mask is None else mask, self.shape_yx)
+        block, wanted = self.array[whole.slices], region.read(whole)
+        changed = changed_pixels(
+            block, wanted, label, overwrite=overwrite, erased=box.shifted(-whole.y0, -whole.x0)
+        )
+        if mask is not None and not (wanted & (changed | (block == label))).any():
+            raise no_free_pixel(label, region, mask.box)
+        if not changed.any():
+            return None
+        kind: EditKind = "delete" if mask is None else "replace"
+        return self._write_changed(whole, changed, label, kind, prompts, model)
+
+    def _write_changed(
+        self,
+        box: Box,
+        changed: NDArray[np.bool_],
+        label: int,
+        kind: EditKind,
+        prompts: Prompts | None,
+        model: str,
+    ) -> ArrayEdit:
+        tight = Box.around(changed)
+        place = tight.shifted(box.y0, box.x0)
+        before = self.array[place.slices].copy()
+        # What had the label already and changes is erased.
+        new = np.where(before == label, 0, label).astype(before.dtype)
+        after = np.where(changed[tight.slices], new, before)
+        self.array[place.slices] = after
+        before.flags.writeable = after.flags.writeable = False
+        edit = ArrayEdit(
+            label=label,
+            box=place,
+            before=before,
+            after=after,
+            prompts=prompts or Prompts(),
+            model=model,
+            time=clock.time(),
+            kind=kind,
+        )
         self._undone.clear()
         self._done.append(edit)
         while sum(kept.num_bytes for kept in self._done[:-1]) > MAX_UNDO_BYTES:
             del self._done[0]
         return edit
-
-    def _write_changed(
-        self, box: Box, changed: NDArray[np.bool_], label: int, prompts: Prompts, model: str
-    ) -> ArrayEdit:
-        tight = Box.around(changed)
-        place = tight.shifted(box.y0, box.x0)
-        before = self.array[place.slices].copy()
-        after = np.where(changed[tight.slices], np.array(label, before.dtype), before)
-        after = after.astype(before.dtype, copy=False)
-        self.array[place.slices] = after
-        before.flags.writeable = after.flags.writeable = False
-        return ArrayEdit(
-            label=label,
-            box=place,
-            before=before,
-            after=after,
-            prompts=prompts,
-            model=model,
-            time=clock.time(),
-        )
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed; its other pixels stay as they are."""
@@ -317,6 +465,56 @@ def region_of(
             "clip the box and the mask to the image"
         )
     return ArrayMask(box, mask) if isinstance(mask, np.ndarray) else mask
+
+
+def changed_pixels(
+    values: NDArray[Any],
+    wanted: NDArray[np.bool_] | None,
+    label: int,
+    *,
+    overwrite: bool,
+    erased: Box | None = None,
+) -> NDArray[np.bool_]:
+    """Tell which pixels change when an object is written.
+
+    Parameters
+    ----------
+    values : (H, W) integer
+        The labels there.
+    wanted : (H, W) bool or None
+        Its pixels; None for all of them.
+    label : int
+        Its id.
+    overwrite : bool
+        Whether pixels of other objects are taken over.
+    erased : Box, optional
+        Where its pixels that are not wanted become background.
+
+    Returns
+    -------
+    (H, W) bool
+        Those that get the id, and those that have it and lose it.
+    """
+    free: NDArray[np.bool_] = values != label if overwrite else values == 0
+    if wanted is None:
+        return free
+    changed = wanted & free
+    if erased is not None:
+        part = erased.slices
+        changed[part] |= ~wanted[part] & (values[part] == label)
+    return changed
+
+
+def no_such_label(label: int, values: NDArray[Any]) -> LabelsError:
+    """Return the error for an id that no pixel has, beside an array of those that there are."""
+    below = int(values.max(initial=0, where=(values > 0) & (values < label)))
+    above = int(values.min(initial=np.iinfo(values.dtype).max, where=values > label))
+    near = [str(near) for near in (below, above) if near and (values == near).any()]
+    there = f"the nearest there are {' and '.join(near)}" if near else "there is no object at all"
+    return LabelsError(
+        f"expected the id of an object of the label image, got {label}; {there}. Point at the "
+        "object, or name its plane, if there are several"
+    )
 
 
 def checked_plane(plane: tuple[int, ...], plane_shape: tuple[int, ...]) -> tuple[int, ...]:

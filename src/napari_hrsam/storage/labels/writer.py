@@ -30,6 +30,7 @@ from napari_hrsam.storage.labels.chunks import (
     unwritable,
 )
 from napari_hrsam.storage.labels.downsampling import AxisRatio, any_set, majority
+from napari_hrsam.storage.labels.store import changed_pixels
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)
@@ -107,13 +108,16 @@ class LevelWriter:
         plane: tuple[int, ...],
         *,
         overwrite: bool,
+        erased: Box | None = None,
     ) -> Iterator[Block]:
-        """Go through what a new object changes, chunk by chunk.
+        """Go through what a new object changes, or other pixels for an old one, chunk by chunk.
 
         Parameters
         ----------
         box, mask, label, plane, overwrite
             As in `PyramidLabels.write`; all checked.
+        erased : Box, optional
+            In ``box``: where pixels that have the label and are not in the mask become background.
 
         Raises
         ------
@@ -121,7 +125,9 @@ class LevelWriter:
             If the labels there cannot be read.
         """
         row: Box | None = None
-        for block in self._changed_cells(box, mask, label, plane, overwrite=overwrite):
+        for block in self._changed_cells(
+            box, mask, label, plane, overwrite=overwrite, erased=erased
+        ):
             # Chunks in one row that the object fills and that were empty are one block.
             is_plain = block.changed is None and block.before is None
             if row is not None:
@@ -137,6 +143,18 @@ class LevelWriter:
         if row is not None:
             yield Block(row)
 
+    def leaves_any(
+        self, mask: RegionMask, label: int, plane: tuple[int, ...], *, overwrite: bool
+    ) -> bool:
+        """Whether a pixel of a mask has the label when it is written, or had it before."""
+        for _, wanted, values in self._parts(mask.box, mask, plane, None):
+            if values is None:
+                return True
+            able = (values == label) | changed_pixels(values, None, label, overwrite=overwrite)
+            if (able if wanted is None else able & wanted).any():
+                return True
+        return False
+
     def put(self, plane: tuple[int, ...], label: int, blocks: Blocks, *, is_done: bool) -> None:
         """Write the labels after an edit (or before it) at every level; safe to do twice.
 
@@ -147,7 +165,7 @@ class LevelWriter:
         plane : tuple of int
             Where the edit is.
         label : int
-            The id that it draws.
+            The id that it draws or erases.
         blocks : Blocks
             What it changes.
         is_done : bool
@@ -222,28 +240,51 @@ class LevelWriter:
         return Box(y0, x0, y1, x1)
 
     def _changed_cells(
-        self, box: Box, mask: RegionMask, label: int, plane: tuple[int, ...], *, overwrite: bool
+        self,
+        box: Box,
+        mask: RegionMask,
+        label: int,
+        plane: tuple[int, ...],
+        *,
+        overwrite: bool,
+        erased: Box | None,
     ) -> Iterator[Block]:
+        for part, wanted, values in self._parts(box, mask, plane, erased):
+            if values is None:
+                if wanted is None or wanted.any():
+                    yield _tight(part, wanted, None)
+                continue
+            gone = None if erased is None else part.intersection(erased)
+            if gone is not None:
+                gone = gone.shifted(-part.y0, -part.x0) if gone.area else None
+            changed = changed_pixels(values, wanted, label, overwrite=overwrite, erased=gone)
+            if changed.any():
+                yield _tight(part, changed, values)
+
+    def _parts(
+        self, box: Box, mask: RegionMask, plane: tuple[int, ...], erased: Box | None
+    ) -> Iterator[tuple[Box, NDArray[np.bool_] | None, NDArray[Any] | None]]:
+        """Go through the cells that a mask may change: where, its pixels, the labels there.
+
+        None stands for a mask of all pixels, and for no labels.
+        """
         grid = self.grids[0]
         for place in grid.places(box):
             whole = grid.box(place)
             part = whole.intersection(box)
+            may_erase = erased is not None and part.intersection(erased).area > 0
             known = mask.fills(part)
-            if known is False:
+            if known is False and not may_erase:
                 continue
             wanted = None if known else mask.read(part).astype(np.bool_, copy=False)
-            if wanted is not None and not wanted.any():
+            if wanted is not None and not may_erase and not wanted.any():
                 continue
             cell = self.read(0, plane, place)
-            if cell is None:
-                yield _tight(part, wanted, None)
-                continue
-            inside = part.shifted(-whole.y0, -whole.x0).slices
-            values = labels_of(cell, whole.shape_yx, self.labels.dtype)[inside]
-            free = values != label if overwrite else values == 0
-            changed = free if wanted is None else wanted & free
-            if changed.any():
-                yield _tight(part, changed, values)
+            values = None
+            if cell is not None:
+                inside = part.shifted(-whole.y0, -whole.x0).slices
+                values = labels_of(cell, whole.shape_yx, self.labels.dtype)[inside]
+            yield part, wanted, values
 
 
 class _Update:
@@ -310,14 +351,18 @@ class _Update:
         where = common.shifted(-box.y0, -box.x0).slices
         inside = common.shifted(-block.box.y0, -block.box.x0).slices
         changed = True if block.changed is None else block.changed[inside]
-        before = None if self._is_done or block.before is None else block.before[inside]
+        before = None if block.before is None else block.before[inside]
         mask = mask_of(cell, self._label, box.shape_yx)
-        if mask is not None and before is None:
-            np.copyto(mask[where], self._is_done, where=changed)
+        if mask is not None and (self._is_done or before is None):
+            # What had the label already and changes is erased.
+            is_drawn = self._is_done if before is None else before != self._label
+            np.copyto(mask[where], is_drawn, where=changed)
             return one_label(self._label, mask)
         values = own_labels_of(cell, box.shape_yx, self._dtype)
         new = np.array(self._label if self._is_done else 0, self._dtype)
-        np.copyto(values[where], new if before is None else before, where=changed)
+        if before is not None:
+            new = np.where(before == self._label, 0, new) if self._is_done else before
+        np.copyto(values[where], new.astype(self._dtype, copy=False), where=changed)
         return values if values.any() else None
 
     def _derived(self, level: int, place: _Place) -> Cell:

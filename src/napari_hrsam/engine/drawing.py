@@ -1,0 +1,297 @@
+"""The object that a session draws: its prompts, and what the model makes of them step by step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.engine.embed import Progress
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask
+from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
+from napari_hrsam.engine.outline import Refiner, refine_outline
+from napari_hrsam.engine.prediction import Prediction
+from napari_hrsam.engine.predictor import Embedding
+from napari_hrsam.engine.taken_up import TakenUp, prediction_of, take_up
+from napari_hrsam.errors import PromptError, SessionError
+from napari_hrsam.geometry import Box, Tile, TileGrid, best_level, pixel_of
+from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.images.tile_source import PyramidImage
+from napari_hrsam.storage.labels.store import LabelStore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """The current object after one prompt, or as it was taken up.
+
+    ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
+    and it goes with them. ``first_level`` is where the object was first looked at. ``taken`` is
+    what it was in the label image before.
+    """
+
+    prompts: Prompts
+    prediction: Prediction
+    focused: Embedding | None
+    first_level: int
+    taken: TakenUp | None = None
+
+
+class Drawing:
+    """One object at a time, in steps that can be taken back.
+
+    Parameters
+    ----------
+    image : PyramidImage
+        What is annotated.
+    objects : ObjectPredictor
+        The model on it.
+    outliner : Refiner
+        Draws outlines at finer levels.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+        Of the current object; empty between objects.
+    undone : list of tuple of Step
+        What can be drawn again; the last one is the next.
+    """
+
+    def __init__(self, image: PyramidImage, objects: ObjectPredictor, outliner: Refiner) -> None:
+        self._image = image
+        self._objects = objects
+        self._outliner = outliner
+        self.steps: tuple[Step, ...] = ()
+        self.undone: list[tuple[Step, ...]] = []
+
+    @property
+    def step(self) -> Step | None:
+        """The last step."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def prompts(self) -> Prompts:
+        """All prompts of the current object."""
+        return self.steps[-1].prompts if self.steps else Prompts()
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The current object, or None between objects."""
+        return self.steps[-1].prediction if self.steps else None
+
+    def required(self) -> Step:
+        """Return the last step; `SessionError` if there is none."""
+        if not self.steps:
+            raise SessionError("expected an object to commit, got none; click on one first")
+        return self.steps[-1]
+
+    def end(self) -> None:
+        """Forget the object, and all that could be drawn again."""
+        self.steps = ()
+        self.undone.clear()
+
+    def cancel(self) -> None:
+        """Drop the object; it can be drawn again."""
+        if self.steps:
+            self.undone.append(self.steps)
+            self.steps = ()
+
+    def undo(self) -> None:
+        """Take back the last step."""
+        self.undone.append(self.steps)
+        self.steps = self.steps[:-1]
+
+    def redo(self) -> None:
+        """Take back the last `undo` or `cancel`."""
+        self.steps = self.undone.pop()
+
+    def draw(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Prediction:
+        """Predict from all prompts, as a new step; only a success changes anything.
+
+        Parameters
+        ----------
+        prompts : Prompts
+            All of the object.
+        first_level : int
+            Level at which a new object is looked at.
+        plane : tuple of int
+        """
+        started = time.perf_counter()
+        prompts = prompts.inside(self._image.shape_yx)
+        consistent = prompts.consistent()
+        step = self.step
+        first_level = first_level if step is None else step.first_level
+        tile = self._tile_for(prompts, first_level, plane)
+        prior = focused = taken = None
+        if step is not None:
+            focused, taken, last = step.focused, step.taken, step.prediction
+            if last.tile == tile:
+                prior = last.logits
+            elif taken is not None:
+                prior = self._objects.resampled(last.tile, last.multiscale.logits, tile)
+        if taken is None or prior is None:
+            result, results = self._objects.predict(tile, consistent, prior, focused, first_level)
+        else:
+            result, results = self._objects.correct(tile, consistent, prior, focused, taken.box)
+        prediction = self._prediction(result, results, consistent, started)
+        self._take(Step(prompts, prediction, result.focused, first_level, taken))
+        return prediction
+
+    def take_up(
+        self,
+        labels: LabelStore,
+        label: int,
+        plane: tuple[int, ...],
+        stored: tuple[int, ...],
+        first_level: int,
+    ) -> Prediction:
+        """Begin with an object of the label image as it is there.
+
+        Parameters
+        ----------
+        labels : LabelStore
+        label : int
+        plane, stored : tuple of int
+            Its plane, of the image and of the label image.
+        first_level : int
+            Level at which a new object would be looked at.
+        """
+        taken, mask, prompts = take_up(labels, label, stored)
+        grid = TileGrid(self._image.shape_yx, self._objects.predictor.tile_px, 0, plane)
+        prediction = prediction_of(mask, taken.box, prompts, grid, first_level)
+        self._take(Step(prompts, prediction, None, first_level, taken))
+        return prediction
+
+    def follow(self, steps: tuple[Step, ...]) -> None:
+        """Take the steps of another drawing on the same image, shown otherwise."""
+        for step in steps:
+            if step.taken is not None and not self.steps:
+                self._take(replace(step, focused=None))
+            else:
+                self.draw(step.prompts, step.first_level, step.prediction.tile.plane)
+
+    def candidates(self) -> tuple[Prediction, ...]:
+        """Return the masks that the prompts may mean, likeliest first."""
+        started = time.perf_counter()
+        step = self.required()
+        if len(step.prompts) == 0:
+            raise SessionError(
+                "expected a prompt that may mean several masks, got an object as it was taken up; "
+                "click on it first"
+            )
+        tile = step.prediction.tile
+        before = self.steps[-2] if len(self.steps) > 1 else None
+        if before is None and step.taken is not None:
+            before = step
+        prior = None
+        if before is not None and before.prediction.tile == tile:
+            prior = before.prediction.logits
+        consistent = step.prompts.consistent()
+        results = self._objects.candidates(tile, consistent, prior, step.focused)
+        return tuple(
+            self._prediction(result, results[:1], consistent, started) for result in results
+        )
+
+    def choose(self, candidate: Prediction) -> None:
+        """Take a candidate, as a new step."""
+        step = self.required()
+        if candidate.tile != step.prediction.tile:
+            raise SessionError(
+                "expected one of the candidates of the current object, got a prediction in "
+                "another tile; call candidates() again"
+            )
+        self._take(replace(step, prediction=candidate))
+
+    def refine_outline(self, level: int, progress: Progress | None) -> Prediction:
+        """Draw the outline at a finer level, where that is coarser; no new step."""
+        step = self.required()
+        prediction = step.prediction
+        if prediction.multiscale.level <= level:
+            return prediction
+        multiscale = refine_outline(
+            self._image,
+            self._outliner,
+            prediction.multiscale,
+            step.prompts.consistent() if self._objects.enforce_clicks else Prompts(),
+            level,
+            progress,
+        )
+        prediction = replace(prediction, multiscale=multiscale)
+        self.steps = (*self.steps[:-1], replace(step, prediction=prediction))
+        return prediction
+
+    def require_data(self, points_yx: NDArray[np.float64], plane: tuple[int, ...]) -> None:
+        """Refuse places at none of which the model would see anything but the fill."""
+        if not any(self._is_present((y, x), plane) for y, x in points_yx.tolist()):
+            y, x = points_yx[-1]
+            raise PromptError(
+                f"no data here: the image's pixel at {pixel_of((y, x))} (y, x) is missing (NaN, "
+                "infinite, masked, transparent or declared no data), so no object can be there; "
+                "click on a pixel of the object, or paint it"
+            )
+
+    def _take(self, step: Step) -> None:
+        self.steps = (*self.steps, step)
+        self.undone.clear()
+
+    def _prediction(
+        self, result: TileResult, results: list[TileResult], consistent: Prompts, started: float
+    ) -> Prediction:
+        clicks = [
+            (point, label)
+            for point, label in zip(consistent.points_yx, consistent.labels, strict=True)
+            # Shown otherwise than when it was clicked on, the image may lack the pixel.
+            if not label or self._is_present(point, result.tile.plane)
+        ]
+        multiscale = MultiscaleMask(
+            result.tile,
+            result.logits,
+            self._image.shape_yx,
+            clicks if self._objects.enforce_clicks else [],
+        )
+        return Prediction(
+            multiscale=multiscale,
+            image=self._image,
+            iou=result.iou,
+            logits=result.low_res,
+            is_cut=self._objects.is_cut(result, consistent),
+            seconds={
+                "encode_s": sum(one.encode_s for one in results),
+                "decode_s": sum(one.decode_s for one in results),
+                "refine_s": sum(one.refine_s for one in results),
+                "total_s": time.perf_counter() - started,
+            },
+        )
+
+    def _is_present(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> bool:
+        """Whether the image has the pixel under a point."""
+        if not self._image.may_lack_pixels:
+            return True
+        y, x = pixel_of(point_yx)
+        return bool(self._image.present(Box(y, x, y + 1, x + 1), plane).item())
+
+    def _tile_for(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Tile:
+        """Keep the object's tile while it holds all prompts, else take the smallest that does."""
+        shape, tile_px = self._image.shape_yx, self._objects.predictor.tile_px
+        extent = prompts.extent_yx()
+        step = self.step
+        if step is None:
+            level = first_level
+            if prompts.box is not None:
+                y0, x0, y1, x1 = prompts.box
+                level = best_level(max(y1 - y0, x1 - x0), shape, tile_px)
+            return TileGrid(shape, tile_px, level, plane).smallest_holding(extent)
+        last = step.prediction.tile
+        if plane != last.plane:
+            raise PromptError(
+                f"expected a prompt on the object's plane {last.plane}, got {plane}; "
+                "commit or cancel the object before you go to another plane"
+            )
+        if all(last.box0.contains((y, x)) for y, x in extent):
+            return last
+        if step.taken is not None:
+            # What it was before is known from its mask, not from its prompts.
+            box = step.taken.box
+            extent = np.concatenate([extent, [(box.y0, box.x0), (box.y1 - 1, box.x1 - 1)]])
+        return TileGrid(shape, tile_px, last.level, plane).smallest_holding(extent)
