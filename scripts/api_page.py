@@ -31,7 +31,7 @@ GROUPS = {
                 "DecodedMasks"),
     "Models": ("load_model", "list_models", "ModelInfo", "Segmenter"),
     "Images": ("open_image", "PyramidImage", "ArrayImage", "Box"),
-    "Labels": ("create_labels", "open_labels", "PyramidLabels", "ArrayLabels", "Edit", "History",
+    "Labels": ("create_labels", "open_labels", "LabelImage", "LabelWriter", "ArrayLabels", "Edit", "History",
                "verify_labels", "LabelsReport", "compact_labels", "Compacted"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),
     "Embeddings": ("EmbeddingStore", "EmbedReport"),

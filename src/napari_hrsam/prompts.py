@@ -224,7 +224,7 @@ class Prompts:
         return replace(told.consistent(), scribbles=())
 
     def extent_yx(self) -> NDArray[np.float64]:
-        """Points (N, 2) that a tile must hold: of clicks and scribbles, and a box's corner pixels."""
+        """Points (N, 2) that a tile must hold: of clicks and scribbles, and a box's corners."""
         points = list(self.points_yx)
         for scribble in self.scribbles:
             points += scribble.points_yx

@@ -52,7 +52,7 @@ def test_a_file_is_forced_onto_the_disk_before_it_is_renamed_and_its_folders_aft
     assert calls[4] == ("unlink", "gone")
     assert sorted(calls[5:]) == [("fsync", "0"), ("fsync", "c"), ("fsync", tmp_path.name)]
     assert (tmp_path / "c" / "0" / "a").read_bytes() == b"first"
-    files.settle()
+    files.drop_backups()
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a", "b"}
 
 
@@ -68,7 +68,7 @@ def test_what_waits_is_read_as_it_will_be(tmp_path: Path) -> None:
     files.write(path, b"four", top=str(tmp_path))
     files.write(path, None, top=str(tmp_path))
     files.finish()
-    files.settle()
+    files.drop_backups()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ def test_what_is_abandoned_after_it_took_its_place_is_put_back_without_a_write(
         "b": b"old",
     }
     replace_all()
-    files.settle()
+    files.drop_backups()
     files.abandon()
     assert {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == {
         "a": b"newer",

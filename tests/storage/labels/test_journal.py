@@ -47,7 +47,7 @@ def test_an_edit_comes_back_as_it_was_also_after_opening_again(journal: Journal)
     whole = Block(Box(20, 0, 3000, 5000))
     edit = record(journal, 7, block(), over, whole)
     assert edit.box == Box(0, 0, 3000, 5000)
-    journal.settle(edit, is_done=True)
+    journal.mark_applied(edit, is_done=True)
     journal.close()
     again = Journal(journal.path, U4)
     (found,) = again.history().done
@@ -83,7 +83,7 @@ def test_the_next_label_is_above_every_recorded_one_and_never_falls(journal: Jou
     assert (journal.next_label(), journal.looked_ns()) == (100, 8)
 
 
-def test_an_edit_is_pending_and_counts_as_before_until_it_is_settled(journal: Journal) -> None:
+def test_an_edit_is_pending_and_counts_as_before_until_it_is_applied(journal: Journal) -> None:
     def pending() -> list[tuple[int, bool, bool]]:
         return [(one.edit.number, one.is_done, one.is_new) for one in journal.pending()]
 
@@ -91,26 +91,26 @@ def test_an_edit_is_pending_and_counts_as_before_until_it_is_settled(journal: Jo
     assert pending() == [(edit.number, False, True)]
     assert (journal.newest_done(), journal.oldest_undone()) == (None, None)
     assert journal.history() == History()
-    journal.settle(edit, is_done=True)
+    journal.mark_applied(edit, is_done=True)
     assert pending() == []
     for is_done in (False, True):
-        journal.intend(edit, was_done=not is_done)
+        journal.mark_pending(edit, was_done=not is_done)
         assert pending() == [(edit.number, not is_done, False)]
-        journal.settle(edit, is_done=is_done)
+        journal.mark_applied(edit, is_done=is_done)
         assert pending() == []
         assert [one.label for one in journal.history().done] == [1] * is_done
 
 
 def test_an_edit_that_never_was_done_leaves_what_was_undone(journal: Journal) -> None:
     undone = record(journal, 1)
-    journal.settle(undone, is_done=False)
+    journal.mark_applied(undone, is_done=False)
     refused = record(journal, 2)
     journal.forget(refused)
     assert [edit.label for edit in journal.history().undone] == [1]
-    # Interrupted right after it was settled.
+    # Interrupted right after it was applied.
     refused = record(journal, 2)
-    journal.settle(refused, is_done=True)
-    journal.intend(refused, was_done=False, is_new=True)
+    journal.mark_applied(refused, is_done=True)
+    journal.mark_pending(refused, was_done=False, is_new=True)
     assert journal.history() == History()
     (pending,) = journal.pending()
     assert (pending.is_done, pending.is_new) == (False, True)
@@ -119,7 +119,7 @@ def test_an_edit_that_never_was_done_leaves_what_was_undone(journal: Journal) ->
 @pytest.mark.parametrize("label", [1, 2**63 - 1, 2**63, 2**64 - 1])
 def test_ids_up_to_the_last_of_uint64_come_back(tmp_path: Path, label: int) -> None:
     with closing(Journal.create(tmp_path / "a.sqlite", np.dtype("uint64"), 1, 0)) as journal:
-        journal.settle(record(journal, label), is_done=True)
+        journal.mark_applied(record(journal, label), is_done=True)
         assert [edit.label for edit in journal.history().done] == [label]
         assert journal.next_label() == label + 1
         record(journal, 5)
@@ -127,14 +127,14 @@ def test_ids_up_to_the_last_of_uint64_come_back(tmp_path: Path, label: int) -> N
 
 
 def test_an_id_beyond_the_dtype_is_damage(journal: Journal) -> None:
-    journal.settle(record(journal, 2**32), is_done=True)
+    journal.mark_applied(record(journal, 2**32), is_done=True)
     with pytest.raises(LabelsError, match=r"the id 4294967296 in labels of uint32"):
         journal.history()
 
 
 def test_the_chunks_that_we_wrote_are_known_by_their_stamps(journal: Journal) -> None:
-    journal.settle(record(journal, 1), is_done=True, seen=[("c/0/0", 5), ("c/0/1", 6)])
-    journal.settle(record(journal, 2), is_done=True, seen=[("c/0/1", 9)])
+    journal.mark_applied(record(journal, 1), is_done=True, seen=[("c/0/0", 5), ("c/0/1", 6)])
+    journal.mark_applied(record(journal, 2), is_done=True, seen=[("c/0/1", 9)])
     seen = [("c/0/0", 5), ("c/0/0", 6), ("c/0/1", 6), ("c/0/1", 9), ("c/1/1", 9)]
     assert [journal.is_seen(*one) for one in seen] == [True, False, False, True, False]
     journal.note_look(3, 7)
@@ -144,9 +144,9 @@ def test_the_chunks_that_we_wrote_are_known_by_their_stamps(journal: Journal) ->
 def test_the_history_is_the_order_of_undo_and_a_new_edit_ends_redo(journal: Journal) -> None:
     edits = [record(journal, label) for label in (1, 2, 3, 4)]
     for edit in edits:
-        journal.settle(edit, is_done=True)
+        journal.mark_applied(edit, is_done=True)
     for edit in (edits[3], edits[2]):
-        journal.settle(edit, is_done=False)
+        journal.mark_applied(edit, is_done=False)
     history = journal.history()
     assert [edit.label for edit in history.done] == [1, 2]
     assert [edit.label for edit in history.undone] == [4, 3]
@@ -155,7 +155,7 @@ def test_the_history_is_the_order_of_undo_and_a_new_edit_ends_redo(journal: Jour
     assert undone is not None
     assert (done.number, undone.number) == (edits[1].number, edits[2].number)
     newer = record(journal, 5)
-    journal.settle(newer, is_done=True)
+    journal.mark_applied(newer, is_done=True)
     assert newer.number > edits[3].number
     assert [edit.label for edit in journal.history().done] == [1, 2, 5]
     assert journal.history().undone == ()
@@ -167,13 +167,13 @@ def test_the_history_is_long_but_not_endless(
 ) -> None:
     monkeypatch.setattr("napari_hrsam.storage.labels.journal.UNDO_DEPTH", 3)
     for label in range(1, 6):
-        journal.settle(record(journal, label), is_done=True)
+        journal.mark_applied(record(journal, label), is_done=True)
     assert [edit.label for edit in journal.history().done] == [3, 4, 5]
 
 
 def test_a_failure_while_blocks_are_made_leaves_nothing(journal: Journal) -> None:
     undone = record(journal, 1)
-    journal.settle(undone, is_done=False)
+    journal.mark_applied(undone, is_done=False)
 
     def failing() -> Iterator[Block]:
         yield block()
@@ -198,7 +198,7 @@ def test_damage_inside_is_reported_too(journal: Journal) -> None:
     # Noise is stored as it is: a wrong bit makes another label, which only a checksum shows.
     noise = np.random.default_rng(1).integers(1, 2**32, (4, 5), U4)
     edit = record(journal, 1, block(), Block(block(9).box, CHANGED, noise))
-    journal.settle(edit, is_done=True)
+    journal.mark_applied(edit, is_done=True)
     journal.close()
     database = sqlite3.connect(journal.path)
     (good,) = database.execute("SELECT before FROM blocks WHERE before IS NOT NULL").fetchone()

@@ -128,7 +128,7 @@ def test_any_series_of_commits_undos_and_redos_equals_an_array(
         sizes = [tuple(max(1, int(n / factor**k)) for n in shape) for k in range(4)]
         make_image(folder, "0.5", [(1, *size) for size in sizes])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("napari_hrsam.storage.labels.writer.MAX_CELL_BYTES", cell_bytes)
+        patch.setattr("napari_hrsam.storage.labels.writer.MAX_KEPT_BYTES", cell_bytes)
         patch.setattr("napari_hrsam.storage.labels.making.CHUNK_PX", chunk_px)
         labels = create_labels(folder, "cells", shape)
         for _ in range(14):

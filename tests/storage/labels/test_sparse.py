@@ -23,7 +23,7 @@ SHAPE = (100_000, 100_000)
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.labels.writer.MAX_CELL_BYTES", 2**23)
+    monkeypatch.setattr("napari_hrsam.storage.labels.writer.MAX_KEPT_BYTES", 2**23)
 
 
 @pytest.fixture

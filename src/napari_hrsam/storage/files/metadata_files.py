@@ -106,7 +106,7 @@ def keep_indexes(folder: Path, nodes: Iterable[str]) -> None:
             for name, index in _with_nodes(place, prefix, folder, inside):
                 files.write(str(place / name), json.dumps(index, indent=2).encode(), top=str(place))
         files.finish()
-        files.settle()
+        files.drop_backups()
     except BaseException:
         files.abandon()
         raise

@@ -2,7 +2,7 @@
 
 A file is written under another name, forced onto the disk and renamed: a killed program or a power
 cut leaves no file cut short. What is replaced is kept under a third name until all of it is
-settled, so that putting it back needs no space on the disk.
+complete, so that putting it back needs no space on the disk.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _IS_POSIX = os.name == "posix"
 class FileBatch:
     """Files to be replaced or removed; `finish` makes sure that all of it is on the disk.
 
-    What waits is seen by `read`. Until `settle`, `abandon` puts every file back. All methods raise
-    OSError when the disk fails; after that, and after any interruption, call `abandon`.
+    What waits is seen by `read`. Until `drop_backups`, `abandon` puts every file back. All methods
+    raise OSError when the disk fails; after that, and after any interruption, call `abandon`.
 
     Parameters
     ----------
@@ -77,10 +77,10 @@ class FileBatch:
 
     @property
     def replaced(self) -> Collection[str]:
-        """The files that were replaced or removed since `settle`."""
+        """The files that were replaced or removed since `drop_backups`."""
         return self._replaced.keys()
 
-    def settle(self) -> None:
+    def drop_backups(self) -> None:
         """Let go of what was replaced: it cannot be put back any more."""
         kept = [_before(path) for path, was_there in self._replaced.items() if was_there]
         self._replaced.clear()
@@ -88,7 +88,7 @@ class FileBatch:
             _remove(path)
 
     def abandon(self) -> None:
-        """Put every file back as it was when the batch was settled last; this needs no space."""
+        """Put every file back as it was at the last `drop_backups`; this needs no space."""
         for path in list(self._waiting):
             self._forget(path)
         for path, was_there in list(self._replaced.items()):

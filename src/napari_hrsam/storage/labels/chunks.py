@@ -1,6 +1,6 @@
 """What lies in one chunk of a label image while it is changed.
 
-A cell is the part of one level that one file holds (a chunk, or a shard). Most cells that a commit
+A chunk here is what one file of a level holds: a chunk of zarr, or a shard. Most that a commit
 touches hold nothing, or one object: these are kept as such, and never as dense labels.
 """
 
@@ -38,57 +38,57 @@ class OneLabel:
     mask: NDArray[np.bool_] | None = None
 
 
-Cell = OneLabel | NDArray[Any] | None
+Chunk = OneLabel | NDArray[Any] | None
 """None: background only. Arrays of labels are never changed in place."""
 
 
-def one_label(label: int, mask: NDArray[np.bool_]) -> Cell:
-    """Return the simplest cell that holds an object where the mask is True."""
+def one_label(label: int, mask: NDArray[np.bool_]) -> Chunk:
+    """Return the simplest chunk that holds an object where the mask is True."""
     if mask.all():
         return OneLabel(label)
     return OneLabel(label, mask) if mask.any() else None
 
 
-def _simplest(labels: NDArray[Any]) -> Cell:
-    """Return a cell of labels; one that is the same everywhere is kept as that."""
+def _simplest(labels: NDArray[Any]) -> Chunk:
+    """Return a chunk of labels; one that is the same everywhere is kept as that."""
     first = labels[0, 0]
     if labels[-1, -1] != first or not (labels == first).all():
         return labels
     return OneLabel(int(first)) if first else None
 
 
-def mask_of(cell: Cell, label: int, shape_yx: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Return where an object lies in a cell that holds nothing else, to be changed in place.
+def mask_of(chunk: Chunk, label: int, shape_yx: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Return where an object lies in a chunk that holds nothing else, to be changed in place.
 
-    None if the cell may hold others.
+    None if the chunk may hold others.
     """
-    if cell is None:
+    if chunk is None:
         return np.zeros(shape_yx, np.bool_)
-    if not isinstance(cell, OneLabel) or cell.label != label:
+    if not isinstance(chunk, OneLabel) or chunk.label != label:
         return None
-    return np.ones(shape_yx, np.bool_) if cell.mask is None else cell.mask.copy()
+    return np.ones(shape_yx, np.bool_) if chunk.mask is None else chunk.mask.copy()
 
 
-def labels_of(cell: Cell, shape_yx: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the labels of a cell, not to be changed in place."""
-    if cell is None:
+def labels_of(chunk: Chunk, shape_yx: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the labels of a chunk, not to be changed in place."""
+    if chunk is None:
         return np.zeros(shape_yx, dtype)
-    if not isinstance(cell, OneLabel):
-        return cell
-    if cell.mask is None:
-        return np.full(shape_yx, cell.label, dtype)
-    labels: NDArray[Any] = np.multiply(cell.mask, np.array(cell.label, dtype))
+    if not isinstance(chunk, OneLabel):
+        return chunk
+    if chunk.mask is None:
+        return np.full(shape_yx, chunk.label, dtype)
+    labels: NDArray[Any] = np.multiply(chunk.mask, np.array(chunk.label, dtype))
     return labels.astype(dtype, copy=False)
 
 
-def own_labels_of(cell: Cell, shape_yx: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the labels of a cell, to be changed in place."""
-    labels = labels_of(cell, shape_yx, dtype)
-    return labels.copy() if labels is cell else labels
+def own_labels_of(chunk: Chunk, shape_yx: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the labels of a chunk, to be changed in place."""
+    labels = labels_of(chunk, shape_yx, dtype)
+    return labels.copy() if labels is chunk else labels
 
 
-class CellGrid:
-    """The cells of one level and the files that hold them.
+class ChunkGrid:
+    """The chunks of one level and the files that hold them.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class CellGrid:
     Attributes
     ----------
     shape_yx, side_yx : tuple of int
-        Height and width of the level, and of a cell that is not cut by the end of the level.
+        Height and width of the level, and of a chunk that is not cut by the end of the level.
     dtype : dtype
         Of the labels.
     """
@@ -121,28 +121,28 @@ class CellGrid:
         self._grid = Grid(self.side_yx)
 
     def places(self, box: Box) -> Iterator[tuple[int, int]]:
-        """Go through the rows and columns of the cells under a box, row by row."""
+        """Go through the rows and columns of the chunks under a box, row by row."""
         return self._grid.places(box)
 
     def box(self, place: tuple[int, int]) -> Box:
-        """Return the pixels of a cell, inside the level."""
+        """Return the pixels of a chunk, inside the level."""
         return self._grid.box(place).clip(self.shape_yx)
 
-    def read(self, plane: tuple[int, ...], place: tuple[int, int]) -> Cell:
-        """Read a cell.
+    def read(self, plane: tuple[int, ...], place: tuple[int, int]) -> Chunk:
+        """Read a chunk.
 
         Raises
         ------
         LabelsError
             If its file is damaged or cannot be read; the message names it.
         """
-        chunk = self._chunk(self._path(plane, place), place)
-        if chunk is None:
+        stored = self._stored(self._path(plane, place), place)
+        if stored is None:
             return None
-        return _simplest(np.asarray(chunk[self._inside(plane, place)]))
+        return _simplest(np.asarray(stored[self._inside(plane, place)]))
 
-    def write(self, plane: tuple[int, ...], place: tuple[int, int], cell: Cell) -> None:
-        """Replace a cell; the file is there when the `FileBatch` is finished.
+    def write(self, plane: tuple[int, ...], place: tuple[int, int], chunk: Chunk) -> None:
+        """Replace a chunk; the file is there when the `FileBatch` is finished.
 
         Raises
         ------
@@ -152,9 +152,9 @@ class CellGrid:
         path = self._path(plane, place)
         try:
             if any(size > 1 for size in self._step[:-2]):
-                data = self._codec.encode(self._with_other_planes(path, plane, place, cell))
+                data = self._codec.encode(self._with_other_planes(path, plane, place, chunk))
             else:
-                data = self._encoded(place, cell)
+                data = self._encoded(place, chunk)
         except (LabelsError, MemoryError):
             raise
         # Settings of a codec are looked at when it writes, and answered with errors of any kind.
@@ -176,7 +176,7 @@ class CellGrid:
             require_no_way_out(self._root, Path(folder))
             self._folders_inside.add(folder)
 
-    def _chunk(self, path: str, place: tuple[int, int]) -> NDArray[Any] | None:
+    def _stored(self, path: str, place: tuple[int, int]) -> NDArray[Any] | None:
         """Read a whole chunk with all planes that its file holds."""
         try:
             data = self._files.read(path, self._codec.max_bytes)
@@ -186,18 +186,18 @@ class CellGrid:
             pixels = f"pixels [{box.y0}:{box.y1}, {box.x0}:{box.x1}] of {self._array.store_path}"
             raise damaged(path, pixels, error) from error
 
-    def _encoded(self, place: tuple[int, int], cell: Cell) -> bytes | None:
-        if cell is None:
+    def _encoded(self, place: tuple[int, int], chunk: Chunk) -> bytes | None:
+        if chunk is None:
             return None
         shape = self.box(place).shape_yx
-        if not isinstance(cell, OneLabel) or cell.mask is not None:
-            return self._codec.encode(self._padded(labels_of(cell, shape, self.dtype)))
-        # All cells that one object fills are the same bytes.
-        key = cell.label, shape
+        if not isinstance(chunk, OneLabel) or chunk.mask is not None:
+            return self._codec.encode(self._padded(labels_of(chunk, shape, self.dtype)))
+        # All chunks that one object fills are the same bytes.
+        key = chunk.label, shape
         if key not in self._full:
             self._full = {known: data for known, data in self._full.items() if known[0] == key[0]}
             self._full[key] = self._codec.encode(
-                self._padded(np.full(shape, cell.label, self.dtype))
+                self._padded(np.full(shape, chunk.label, self.dtype))
             )
         return self._full[key]
 
@@ -205,29 +205,29 @@ class CellGrid:
         """Return a whole chunk; beyond the end of the level it holds zeros."""
         if values.shape == self.side_yx:
             return values.reshape(self._step)
-        chunk = np.zeros(self._step, self.dtype)
+        stored = np.zeros(self._step, self.dtype)
         height, width = values.shape
-        chunk[..., :height, :width] = values
-        return chunk
+        stored[..., :height, :width] = values
+        return stored
 
     def _with_other_planes(
-        self, path: str, plane: tuple[int, ...], place: tuple[int, int], cell: Cell
+        self, path: str, plane: tuple[int, ...], place: tuple[int, int], chunk: Chunk
     ) -> NDArray[Any]:
-        chunk = self._chunk(path, place)
-        chunk = np.zeros(self._step, self.dtype) if chunk is None else chunk.copy()
-        labels = labels_of(cell, self.box(place).shape_yx, self.dtype)
-        chunk[self._inside(plane, place)] = labels
-        return chunk
+        stored = self._stored(path, place)
+        stored = np.zeros(self._step, self.dtype) if stored is None else stored.copy()
+        labels = labels_of(chunk, self.box(place).shape_yx, self.dtype)
+        stored[self._inside(plane, place)] = labels
+        return stored
 
     def _inside(self, plane: tuple[int, ...], place: tuple[int, int]) -> tuple[Any, ...]:
-        """Return where a plane's part of a cell lies in its whole chunk."""
+        """Return where a plane's part of a chunk lies in its whole chunk."""
         height, width = self.box(place).shape_yx
         offset = (i % size for i, size in zip(plane, self._step[:-2], strict=True))
         return (*offset, slice(height), slice(width))
 
     def _path(self, plane: tuple[int, ...], place: tuple[int, int]) -> str:
-        chunk = (*(i // n for i, n in zip(plane, self._step[:-2], strict=True)), *place)
-        return f"{self._top}/{self._array.metadata.encode_chunk_key(chunk)}"
+        indices = (*(i // n for i, n in zip(plane, self._step[:-2], strict=True)), *place)
+        return f"{self._top}/{self._array.metadata.encode_chunk_key(indices)}"
 
 
 def unwritable(path: str, error: OSError) -> LabelsError:

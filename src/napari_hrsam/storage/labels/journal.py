@@ -55,7 +55,7 @@ MAX_POINTS = 1_000_000
 # What the contents of a row can raise that we never wrote.
 _NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 # What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
-_SETTLED, _CHANGING, _NEW = range(3)
+_APPLIED, _CHANGING, _NEW = range(3)
 _OF_OBJECT = "is_done AND label = ? AND plane = ?"
 
 
@@ -273,7 +273,7 @@ class Journal:
             journal=self.identity,
         )
 
-    def intend(self, edit: JournalEdit, *, was_done: bool, is_new: bool = False) -> None:
+    def mark_pending(self, edit: JournalEdit, *, was_done: bool, is_new: bool = False) -> None:
         """Write down that an edit may be carried out in part; what it was before counts.
 
         Nothing is written where that is said already.
@@ -284,7 +284,7 @@ class Journal:
                 [was_done, _NEW if is_new else _CHANGING, edit.number],
             )
 
-    def settle(
+    def mark_applied(
         self, edit: JournalEdit, *, is_done: bool, seen: Iterable[tuple[str, int]] = ()
     ) -> None:
         """Write down that an edit is wholly made, or wholly taken back.
@@ -307,7 +307,7 @@ class Journal:
                 )
             execute(
                 "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
-                [is_done, _SETTLED, edit.number],
+                [is_done, _APPLIED, edit.number],
             )
             for chunk, changed_ns in seen:
                 execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", [chunk, changed_ns])
@@ -378,7 +378,7 @@ class Journal:
             (num_blocks,) = self._database.execute(
                 "SELECT count(*) FROM blocks WHERE edit = ?", [edit.number]
             ).fetchone()
-            if self._bounds is not None and num_blocks > self._bounds.num_cells(edit.box):
+            if self._bounds is not None and num_blocks > self._bounds.num_chunks(edit.box):
                 raise ValueError(f"{num_blocks} blocks for {edit.box}")
             rows = self._database.execute(
                 "SELECT rowid, y0, x0, y1, x1, changed IS NULL AND before IS NULL FROM blocks"

@@ -146,12 +146,12 @@ class Bounds:
     ----------
     shape : (..., height, width)
         Of level 0.
-    cell_yx : (int, int)
+    chunk_yx : (int, int)
         Height and width of what one file of level 0 holds.
     """
 
     shape: tuple[int, ...]
-    cell_yx: tuple[int, int]
+    chunk_yx: tuple[int, int]
 
     def require_edit(self, plane: tuple[int, ...], box: Box) -> None:
         """Refuse an edit that does not lie in the label image."""
@@ -160,14 +160,14 @@ class Bounds:
         if not is_plane or box.intersection(Box(0, 0, *self.shape[-2:])) != box:
             raise ValueError(f"an edit of {box} in plane {plane} of labels of shape {self.shape}")
 
-    def num_cells(self, box: Box) -> int:
+    def num_chunks(self, box: Box) -> int:
         """Return the most blocks that an edit of a box can have: one per file."""
-        return Grid(self.cell_yx).cover(box).area
+        return Grid(self.chunk_yx).cover(box).area
 
     def require_pixels(self, box: Box) -> None:
         """Refuse a block of more pixels than one file holds."""
-        if box.height > self.cell_yx[0] or box.width > self.cell_yx[1]:
-            raise ValueError(f"a block of {box} beside files of {self.cell_yx} pixels")
+        if box.height > self.chunk_yx[0] or box.width > self.chunk_yx[1]:
+            raise ValueError(f"a block of {box} beside files of {self.chunk_yx} pixels")
 
 
 def box_from(ends: list[Any]) -> Box:

@@ -1,4 +1,7 @@
-"""The rules of OME-Zarr 0.4 and 0.5 for label images, checked one by one."""
+"""The rules of OME-Zarr 0.4 and 0.5 for label images, checked one by one.
+
+By hand: ome-zarr-models 1.7 cannot be installed beside the pydantic that napari 0.9 comes with.
+"""
 
 from __future__ import annotations
 

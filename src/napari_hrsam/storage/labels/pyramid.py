@@ -382,7 +382,7 @@ class PyramidLabels(StoredLabels):
         try:
             # A damaged chunk is found before anything is changed.
             self._writer.require_readable(edit.plane, self._journal.blocks(edit))
-            self._journal.intend(edit, was_done=not is_done)
+            self._journal.mark_pending(edit, was_done=not is_done)
             self._carry_out(edit, is_done=is_done, is_new=False)
         finally:
             self._writer.forget()
@@ -392,7 +392,7 @@ class PyramidLabels(StoredLabels):
         self._failed = _Failed(edit, was_done=not is_done, is_new=is_new)
         try:
             self._put(edit, is_done=is_done)
-            self._journal.settle(edit, is_done=is_done, seen=self._writer.written())
+            self._journal.mark_applied(edit, is_done=is_done, seen=self._writer.written())
         except BaseException:
             try:
                 self._take_back()
@@ -401,13 +401,13 @@ class PyramidLabels(StoredLabels):
                 logger.exception("could not take back a failed change of %s", self.folder)
             raise
         self._failed = None
-        self._writer.settle()
+        self._writer.drop_backups()
 
     def _take_back(self) -> None:
         assert self._failed is not None
         edit, was_done, is_new = self._failed.edit, self._failed.was_done, self._failed.is_new
-        # Said already, unless an interruption came right after it was settled.
-        self._journal.intend(edit, was_done=was_done, is_new=is_new)
+        # Said already, unless an interruption came right after it was applied.
+        self._journal.mark_pending(edit, was_done=was_done, is_new=is_new)
         self._writer.put_back()
         self._note_put_back(edit, was_done=was_done, is_new=is_new)
         self._failed = None
@@ -426,14 +426,14 @@ class PyramidLabels(StoredLabels):
             except BaseException:
                 self._writer.put_back()
                 raise
-            self._writer.settle()
+            self._writer.drop_backups()
         self._writer.forget()
 
     def _note_put_back(self, edit: JournalEdit, *, was_done: bool, is_new: bool) -> None:
         if is_new:
             self._journal.forget(edit)
         else:
-            self._journal.settle(edit, is_done=was_done, seen=self._writer.written())
+            self._journal.mark_applied(edit, is_done=was_done, seen=self._writer.written())
 
     def _put(self, edit: JournalEdit, *, is_done: bool) -> None:
         """Write the labels after the edit (or before it) at every level; safe to do twice."""
@@ -479,7 +479,7 @@ class PyramidLabels(StoredLabels):
         """Open the journal; look at the ids of what other programs wrote, or all the first time."""
         path, since_ns = self.folder / JOURNAL_FILE, self._lock.since_ns
         bounds = Bounds(
-            shape=(*self.plane_shape, *self.shape_yx), cell_yx=self._writer.grids[0].side_yx
+            shape=(*self.plane_shape, *self.shape_yx), chunk_yx=self._writer.grids[0].side_yx
         )
         if not path.exists():
             highest = highest_label(self) or 0

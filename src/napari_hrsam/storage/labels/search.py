@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.chunks import Cell, CellGrid, OneLabel, labels_of
+from napari_hrsam.storage.labels.chunks import Chunk, ChunkGrid, OneLabel, labels_of
 from napari_hrsam.storage.labels.store import no_such_label
 
 MAX_SEARCHED_PX = 2**26
@@ -19,7 +19,7 @@ _NOWHERE = Box(0, 0, 0, 0)
 
 
 def find_label(
-    grids: Sequence[CellGrid], label: int, plane: tuple[int, ...], changed: Box = _NOWHERE
+    grids: Sequence[ChunkGrid], label: int, plane: tuple[int, ...], changed: Box = _NOWHERE
 ) -> Box:
     """Find an object of a plane.
 
@@ -31,7 +31,7 @@ def find_label(
 
     Parameters
     ----------
-    grids : sequence of CellGrid
+    grids : sequence of ChunkGrid
         The levels, finest first.
     label : int
         Its id.
@@ -72,16 +72,16 @@ def find_label(
 class _Search:
     """Looks for one object in one plane."""
 
-    def __init__(self, grids: Sequence[CellGrid], label: int, plane: tuple[int, ...]) -> None:
+    def __init__(self, grids: Sequence[ChunkGrid], label: int, plane: tuple[int, ...]) -> None:
         self._grids, self._label, self._plane = grids, label, plane
 
     def at(self, level: int, box: Box) -> Box:
         """Return the smallest box that holds the object's part in a box of a level."""
         found = _NOWHERE
-        for part, cell in self._cells(level, box):
+        for part, chunk in self._chunks(level, box):
             here = self._grids[level].box(part)
             inside = box.intersection(here).shifted(-here.y0, -here.x0)
-            found = found.union(self._around(cell, inside, here))
+            found = found.union(self._around(chunk, inside, here))
         return found
 
     def followed(self, box: Box) -> Box:
@@ -104,9 +104,9 @@ class _Search:
     def nothing(self, level: int) -> LabelsError:
         """Return the error for an object that is not there; it names the ids next to its own."""
         near: set[int] = set()
-        for place, cell in self._cells(level, Box.of_shape(self._grids[level].shape_yx)):
+        for place, chunk in self._chunks(level, Box.of_shape(self._grids[level].shape_yx)):
             shape = self._grids[level].box(place).shape_yx
-            near.update(self._nearest(labels_of(cell, shape, self._grids[level].dtype)))
+            near.update(self._nearest(labels_of(chunk, shape, self._grids[level].dtype)))
         return no_such_label(self._label, np.array(sorted(near), self._grids[level].dtype))
 
     def _nearest(self, values: np.ndarray) -> Iterator[int]:
@@ -114,22 +114,24 @@ class _Search:
             if side.size:
                 yield int(side.max() if side[0] < self._label else side.min())
 
-    def _cells(self, level: int, box: Box) -> Iterator[tuple[tuple[int, int], Cell]]:
+    def _chunks(self, level: int, box: Box) -> Iterator[tuple[tuple[int, int], Chunk]]:
         grid = self._grids[level]
         for place in grid.places(box):
-            cell = grid.read(self._plane, place)
-            if cell is not None:
-                yield place, cell
+            chunk = grid.read(self._plane, place)
+            if chunk is not None:
+                yield place, chunk
 
-    def _around(self, cell: Cell, inside: Box, here: Box) -> Box:
-        """Return the object's box in a part of a cell, as a box of the level."""
-        if isinstance(cell, OneLabel):
-            if cell.label != self._label:
+    def _around(self, chunk: Chunk, inside: Box, here: Box) -> Box:
+        """Return the object's box in a part of a chunk, as a box of the level."""
+        if isinstance(chunk, OneLabel):
+            if chunk.label != self._label:
                 return _NOWHERE
-            mask = np.ones(inside.shape_yx, bool) if cell.mask is None else cell.mask[inside.slices]
+            mask = (
+                np.ones(inside.shape_yx, bool) if chunk.mask is None else chunk.mask[inside.slices]
+            )
         else:
-            assert cell is not None
-            mask = cell[inside.slices] == self._label
+            assert chunk is not None
+            mask = chunk[inside.slices] == self._label
         found = Box.around(mask)
         if found.area == 0:
             return _NOWHERE

@@ -20,8 +20,8 @@ from napari_hrsam.masks import RegionMask
 from napari_hrsam.storage.files.safe_files import FileBatch, changed_ns
 from napari_hrsam.storage.labels.blocks import Block, Blocks
 from napari_hrsam.storage.labels.chunks import (
-    Cell,
-    CellGrid,
+    Chunk,
+    ChunkGrid,
     OneLabel,
     labels_of,
     mask_of,
@@ -35,8 +35,8 @@ from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)
 
-MAX_CELL_BYTES = 64 * 2**20
-"""Memory for the cells that were read or written last, all levels together."""
+MAX_KEPT_BYTES = 64 * 2**20
+"""Memory for the chunks that were read or written last, all levels together."""
 
 
 _Place = tuple[int, int]
@@ -82,18 +82,18 @@ class LevelWriter:
     def __init__(self, labels: StoredLabels, check: Callable[[], None] | None = None) -> None:
         self.labels = labels
         self.files = FileBatch(check)
-        self.grids = [CellGrid(labels.folder, array, self.files) for array in labels.levels]
+        self.grids = [ChunkGrid(labels.folder, array, self.files) for array in labels.levels]
         self.ratios = [
             (AxisRatio(fine[0], coarse[0]), AxisRatio(fine[1], coarse[1]))
             for fine, coarse in itertools.pairwise(grid.shape_yx for grid in self.grids)
         ]
-        self._cells: LRU[tuple[int, tuple[int, ...], _Place], Cell] = LRU(
-            MAX_CELL_BYTES, _num_bytes
+        self._chunks: LRU[tuple[int, tuple[int, ...], _Place], Chunk] = LRU(
+            MAX_KEPT_BYTES, _num_bytes
         )
 
     def forget(self) -> None:
         """Let go of the memory; the next change reads anew what others may have written."""
-        self._cells.clear()
+        self._chunks.clear()
 
     def close(self) -> None:
         """Let go of memory and threads."""
@@ -125,7 +125,7 @@ class LevelWriter:
             If the labels there cannot be read.
         """
         row: Box | None = None
-        for block in self._changed_cells(
+        for block in self._changed_chunks(
             box, mask, label, plane, overwrite=overwrite, erased=erased
         ):
             # Chunks in one row that the object fills and that were empty are one block.
@@ -158,7 +158,7 @@ class LevelWriter:
     def put(self, plane: tuple[int, ...], label: int, blocks: Blocks, *, is_done: bool) -> None:
         """Write the labels after an edit (or before it) at every level; safe to do twice.
 
-        Until `settle`, `put_back` undoes it.
+        Until `drop_backups`, `put_back` undoes it.
 
         Parameters
         ----------
@@ -191,10 +191,10 @@ class LevelWriter:
                 with suppress(OSError):
                     yield path.removeprefix(top), changed_ns(Path(path).stat())
 
-    def settle(self) -> None:
+    def drop_backups(self) -> None:
         """Let go of what `put` replaced."""
         try:
-            self.files.settle()
+            self.files.drop_backups()
         except OSError as error:
             logger.warning("a file that is no longer needed was left: %s", error)
 
@@ -220,17 +220,17 @@ class LevelWriter:
                 if not _replaces(block, self.grids[0].box(place)):
                     self.read(0, plane, place)
 
-    def read(self, level: int, plane: tuple[int, ...], place: _Place) -> Cell:
-        """Read a cell, or take it from memory."""
+    def read(self, level: int, plane: tuple[int, ...], place: _Place) -> Chunk:
+        """Read a chunk, or take it from memory."""
         key = (level, plane, place)
-        if key not in self._cells:
-            self._cells[key] = self.grids[level].read(plane, place)
-        return self._cells[key]
+        if key not in self._chunks:
+            self._chunks[key] = self.grids[level].read(plane, place)
+        return self._chunks[key]
 
-    def write(self, level: int, plane: tuple[int, ...], place: _Place, cell: Cell) -> None:
-        """Write a cell, and keep it in memory."""
-        self.grids[level].write(plane, place, cell)
-        self._cells[level, plane, place] = cell
+    def write(self, level: int, plane: tuple[int, ...], place: _Place, chunk: Chunk) -> None:
+        """Write a chunk, and keep it in memory."""
+        self.grids[level].write(plane, place, chunk)
+        self._chunks[level, plane, place] = chunk
 
     def coarser(self, level: int, box: Box) -> Box:
         """Return the pixels of a level on which a box of the level before falls."""
@@ -239,7 +239,7 @@ class LevelWriter:
         x0, x1 = columns.covering(box.x0, box.x1)
         return Box(y0, x0, y1, x1)
 
-    def _changed_cells(
+    def _changed_chunks(
         self,
         box: Box,
         mask: RegionMask,
@@ -264,7 +264,7 @@ class LevelWriter:
     def _parts(
         self, box: Box, mask: RegionMask, plane: tuple[int, ...], erased: Box | None
     ) -> Iterator[tuple[Box, NDArray[np.bool_] | None, NDArray[Any] | None]]:
-        """Go through the cells that a mask may change: where, its pixels, the labels there.
+        """Go through the chunks that a mask may change: where, its pixels, the labels there.
 
         None stands for a mask of all pixels, and for no labels.
         """
@@ -279,11 +279,11 @@ class LevelWriter:
             wanted = None if known else mask.read(part).astype(np.bool_, copy=False)
             if wanted is not None and not may_erase and not wanted.any():
                 continue
-            cell = self.read(0, plane, place)
+            chunk = self.read(0, plane, place)
             values = None
-            if cell is not None:
+            if chunk is not None:
                 inside = part.shifted(-whole.y0, -whole.x0).slices
-                values = labels_of(cell, whole.shape_yx, self.labels.dtype)[inside]
+                values = labels_of(chunk, whole.shape_yx, self.labels.dtype)[inside]
             yield part, wanted, values
 
 
@@ -303,7 +303,7 @@ class _Update:
         self._plane, self._label = plane, label
         self._blocks, self._is_done = blocks, is_done
         self._dtype = writer.labels.dtype
-        # Blocks that touch each cell of level 0, and the part of every cell to be changed.
+        # Blocks that touch each chunk of level 0, and the part of every chunk to be changed.
         self._touching: dict[_Place, list[int]] = {}
         self._parts: list[dict[_Place, Box]] = [{} for _ in writer.grids]
         for index, box in enumerate(blocks.boxes):
@@ -315,7 +315,7 @@ class _Update:
         self._left = [set(parts) for parts in self._parts]
 
     def run(self) -> None:
-        """Write every cell, finer ones before the coarser ones over them."""
+        """Write every chunk, finer ones before the coarser ones over them."""
         top = len(self._parts) - 1
         for place in list(self._parts[top]):
             self._update(top, place)
@@ -332,43 +332,43 @@ class _Update:
         if place not in self._left[level]:
             return
         self._left[level].remove(place)
-        cell = self._derived(level, place) if level else self._changed(place)
-        self._writer.write(level, self._plane, place, cell)
+        chunk = self._derived(level, place) if level else self._changed(place)
+        self._writer.write(level, self._plane, place, chunk)
 
-    def _changed(self, place: _Place) -> Cell:
-        """Change a cell of level 0."""
+    def _changed(self, place: _Place) -> Chunk:
+        """Change a chunk of level 0."""
         box = self._writer.grids[0].box(place)
         blocks = [self._blocks.read(index) for index in self._touching[place]]
         if _replaces(blocks[0], box):
             return OneLabel(self._label) if self._is_done else None
-        cell = self._writer.read(0, self._plane, place)
+        chunk = self._writer.read(0, self._plane, place)
         for block in blocks:
-            cell = self._with_block(cell, box, block)
-        return cell
+            chunk = self._with_block(chunk, box, block)
+        return chunk
 
-    def _with_block(self, cell: Cell, box: Box, block: Block) -> Cell:
+    def _with_block(self, chunk: Chunk, box: Box, block: Block) -> Chunk:
         common = box.intersection(block.box)
         where = common.shifted(-box.y0, -box.x0).slices
         inside = common.shifted(-block.box.y0, -block.box.x0).slices
         changed = True if block.changed is None else block.changed[inside]
         before = None if block.before is None else block.before[inside]
-        mask = mask_of(cell, self._label, box.shape_yx)
+        mask = mask_of(chunk, self._label, box.shape_yx)
         if mask is not None and (self._is_done or before is None):
             # What had the label already and changes is erased.
             is_drawn = self._is_done if before is None else before != self._label
             np.copyto(mask[where], is_drawn, where=changed)
             return one_label(self._label, mask)
-        values = own_labels_of(cell, box.shape_yx, self._dtype)
+        values = own_labels_of(chunk, box.shape_yx, self._dtype)
         new = np.array(self._label if self._is_done else 0, self._dtype)
         if before is not None:
             new = np.where(before == self._label, 0, new) if self._is_done else before
         np.copyto(values[where], new.astype(self._dtype, copy=False), where=changed)
         return values if values.any() else None
 
-    def _derived(self, level: int, place: _Place) -> Cell:
-        """Compute what changes in a coarser cell, from the level before."""
+    def _derived(self, level: int, place: _Place) -> Chunk:
+        """Compute what changes in a coarser chunk, from the level before."""
         box, part = self._writer.grids[level].box(place), self._parts[level][place]
-        current: Cell = None
+        current: Chunk = None
         if part != box:
             try:
                 current = self._writer.read(level, self._plane, place)
@@ -388,36 +388,36 @@ class _Update:
         values[where] = labels_of(found, part.shape_yx, self._dtype)
         return values if values.any() else None
 
-    def _coarse(self, level: int, part: Box) -> Cell:
+    def _coarse(self, level: int, part: Box) -> Chunk:
         """Compute a part of a level from the level before."""
         rows, columns = self._writer.ratios[level - 1]
         y, x = rows.edges(part.y0, part.y1), columns.edges(part.x0, part.x1)
         source = Box(int(y[0]), int(x[0]), int(y[-1]), int(x[-1]))
         places = list(self._writer.grids[level - 1].places(source))
-        cells = {place: self._source(level - 1, place) for place in places}
-        if all(cell is None for cell in cells.values()):
+        chunks = {place: self._source(level - 1, place) for place in places}
+        if all(chunk is None for chunk in chunks.values()):
             return None
-        label = _only_label(cells.values())
-        if label is not None and all(_is_full(cell) for cell in cells.values()):
+        label = _only_label(chunks.values())
+        if label is not None and all(_is_full(chunk) for chunk in chunks.values()):
             return OneLabel(label)
         y, x = y - y[0], x - x[0]
         if label is not None:
             mask = np.zeros(source.shape_yx, np.bool_)
-            for place, cell in cells.items():
-                if isinstance(cell, OneLabel):
+            for place, chunk in chunks.items():
+                if isinstance(chunk, OneLabel):
                     to, inside = self._common(level - 1, place, source)
-                    mask[to] = True if cell.mask is None else cell.mask[inside]
+                    mask[to] = True if chunk.mask is None else chunk.mask[inside]
             return one_label(label, any_set(mask, y, x))
         values = np.zeros(source.shape_yx, self._dtype)
-        for place, cell in cells.items():
-            if cell is not None:
+        for place, chunk in chunks.items():
+            if chunk is not None:
                 to, inside = self._common(level - 1, place, source)
                 shape = self._writer.grids[level - 1].box(place).shape_yx
-                values[to] = labels_of(cell, shape, self._dtype)[inside]
+                values[to] = labels_of(chunk, shape, self._dtype)[inside]
         return majority(values, y, x)
 
-    def _source(self, level: int, place: _Place) -> Cell:
-        """Return a finer cell as it shall be."""
+    def _source(self, level: int, place: _Place) -> Chunk:
+        """Return a finer chunk as it shall be."""
         self._update(level, place)
         try:
             return self._writer.read(level, self._plane, place)
@@ -438,7 +438,7 @@ class _Update:
     def _common(
         self, level: int, place: _Place, box: Box
     ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Return where the common part of a box and a cell lies in the box, and in the cell."""
+        """Return where the common part of a box and a chunk lies in the box, and in the chunk."""
         own = self._writer.grids[level].box(place)
         common = own.intersection(box)
         return common.shifted(-box.y0, -box.x0).slices, common.shifted(-own.y0, -own.x0).slices
@@ -469,20 +469,22 @@ def _replaces(block: Block, box: Box) -> bool:
     return block.changed is None and block.before is None and box.union(block.box) == block.box
 
 
-def _only_label(cells: Iterable[Cell]) -> int | None:
-    """Return the one label that there is in some cells; None if there may be several, or none."""
+def _only_label(chunks: Iterable[Chunk]) -> int | None:
+    """Return the one label that there is in some chunks; None if there may be several, or none."""
     labels = {
-        cell.label if isinstance(cell, OneLabel) else None for cell in cells if cell is not None
+        chunk.label if isinstance(chunk, OneLabel) else None
+        for chunk in chunks
+        if chunk is not None
     }
     return labels.pop() if len(labels) == 1 else None
 
 
-def _is_full(cell: Cell) -> bool:
-    return isinstance(cell, OneLabel) and cell.mask is None
+def _is_full(chunk: Chunk) -> bool:
+    return isinstance(chunk, OneLabel) and chunk.mask is None
 
 
-def _num_bytes(cell: Cell) -> int:
-    if cell is None:
+def _num_bytes(chunk: Chunk) -> int:
+    if chunk is None:
         return 0
-    array = cell.mask if isinstance(cell, OneLabel) else cell
+    array = chunk.mask if isinstance(chunk, OneLabel) else chunk
     return 0 if array is None else array.nbytes
