@@ -120,6 +120,7 @@ def measure(case: str, *, tells_stacks: bool) -> None:
     """Open a window and the panel, and draw the first objects; in a process of its own."""
     import napari
 
+    from napari_hrsam.plugin.canvas.mouse import Drag, DragTool
     from napari_hrsam.plugin.session.state import Phase
 
     def take(work: str) -> None:
@@ -162,9 +163,9 @@ def measure(case: str, *, tells_stacks: bool) -> None:
     take("first commit")
     plane = (0,) * (controller.image_layer.ndim - 2)
     start, end = (controller.image_layer.data_to_world((*plane, *at)) for at in CORNERS)
-    controller.drag_box(start, end, False)
+    controller.drag(Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=False))
     run_for(0.2)
-    controller.drag_box(start, end, True)
+    controller.drag(Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=True))
     rest()
     take("first box")
     controller.cancel()

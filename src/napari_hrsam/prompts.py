@@ -76,12 +76,27 @@ class Scribble:
 
         Each lies in the middle of its share, so that none is at an end, where strokes run out.
         """
-        points = np.array(self.points_yx)
-        lengths = np.concatenate(
-            [[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
-        )
-        num = min(num, 1 + int(lengths[-1]))
-        places = lengths[-1] * (np.arange(num) + 0.5) / num
+        num = min(num, 1 + int(self.length_px))
+        return self._at((np.arange(num) + 0.5) / num)
+
+    def evenly(self, num: int) -> NDArray[np.float64]:
+        """Points (num, 2) spread evenly over the length of the stroke, from end to end."""
+        return self._at(np.linspace(0, 1, num))
+
+    @property
+    def length_px(self) -> float:
+        """Length of the stroke."""
+        return float(self._lengths[-1])
+
+    @property
+    def _lengths(self) -> NDArray[np.float64]:
+        """Length of the stroke up to each of its points."""
+        steps = np.linalg.norm(np.diff(np.array(self.points_yx), axis=0), axis=1)
+        return np.concatenate([[0.0], np.cumsum(steps)])
+
+    def _at(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        points, lengths = np.array(self.points_yx), self._lengths
+        places = shares * lengths[-1]
         return np.stack([np.interp(places, lengths, points[:, axis]) for axis in (0, 1)], axis=1)
 
 
@@ -160,6 +175,28 @@ class Prompts:
             num_clicks=len(self.points_yx),
         )
         return replace(self, scribbles=(*self.scribbles, scribble))
+
+    def with_lasso(self, points_yx: Sequence[Sequence[float]] | NDArray[Any]) -> Prompts:
+        """Return these prompts with an outline drawn around the object, which closes by itself.
+
+        SAM's prompt encoder knows no outlines: it counts as its box, and a click at the place
+        inside that is farthest from it. Where it crosses itself, odd windings are inside.
+
+        Raises
+        ------
+        PromptError
+            If it has fewer than 3 points or encloses less than one pixel.
+        """
+        stroke = Scribble(points_yx=points_yx)  # type: ignore[arg-type]  # copied and checked
+        points: NDArray[np.float64] = np.array(stroke.points_yx)
+        low, high = points.min(axis=0), points.max(axis=0)
+        if len(points) < 3 or min(high - low) < 1:
+            raise PromptError(
+                f"expected an outline of 3 or more points around a pixel, got {len(points)} points "
+                "that enclose nothing; draw around the object"
+            )
+        (y0, x0), (y1, x1) = low - 0.5, high + 0.5
+        return self.with_box((y0, x0, y1, x1)).with_click(_deepest(points), True)
 
     def consistent(self) -> Prompts:
         """Return the prompts without the clicks that a newer prompt of the other sign contradicts.
@@ -262,6 +299,33 @@ class Prompts:
                 f"(y0, x0, y1, x1) = {_text(self.box)}; coordinates are level-0 pixels, y first"
             )
         return replace(self, box=clipped)
+
+
+def _deepest(points: NDArray[np.float64]) -> tuple[float, float]:
+    """Return about the place inside a polygon (N, 2) that is farthest from its outline.
+
+    It is looked for on a grid of 33 x 33 places over the polygon's box.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = points[:: math.ceil(len(points) / 500)]
+    # Halves between: the outline itself, along a row or a column, is on neither side.
+    steps = (np.arange(33) + 0.5) / 33
+    y, x = (low[axis] + steps * (high[axis] - low[axis]) for axis in (0, 1))
+    grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    start, end = points[None], np.roll(points, -1, axis=0)[None]
+    along = end - start
+    crosses = (start[..., 0] > grid[..., 0]) != (end[..., 0] > grid[..., 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = start[..., 1] + (grid[..., 0] - start[..., 0]) * along[..., 1] / along[..., 0]
+    is_inside = (crosses & (grid[..., 1] < at)).sum(axis=1) % 2 == 1
+    if not is_inside.any():
+        y0, x0 = points.mean(axis=0)
+        return float(y0), float(x0)
+    length = np.maximum((along**2).sum(axis=-1), 1e-12)
+    share = np.clip(((grid - start) * along).sum(axis=-1) / length, 0, 1)
+    apart = np.linalg.norm(grid - start - share[..., None] * along, axis=-1).min(axis=1)
+    y0, x0 = grid[np.argmax(np.where(is_inside, apart, -1)), 0]
+    return float(y0), float(x0)
 
 
 def _numbers(values: Sequence[float], count: int, what: str) -> tuple[float, ...]:

@@ -232,6 +232,12 @@ class Session(EncodesAhead):
         return self._drawing.prediction
 
     @property
+    def taken_label(self) -> int:
+        """Id of the object of the label image that the current one is; 0 for a new one."""
+        step = self._drawing.step
+        return 0 if step is None or step.taken is None else step.taken.label
+
+    @property
     def can_undo(self) -> bool:
         """Whether `undo` would change something."""
         return not self._is_closed and bool(self._drawing.steps or self._commits.newest_done)
@@ -333,6 +339,35 @@ class Session(EncodesAhead):
             self._require_open()
             scribble = prompts.inside(self.image.shape_yx).scribbles[-1]
             self._drawing.require_data(scribble.clicks(), plane)
+        return self._draw(prompts, level, plane)
+
+    def lasso(
+        self,
+        points_yx: Sequence[Sequence[float]] | NDArray[Any],
+        level: int | None = None,
+        plane: tuple[int, ...] = (),
+    ) -> Prediction:
+        """Say by an outline drawn around it where the current object is.
+
+        It counts as its box, which replaces an earlier one, and a click at its deepest place
+        inside: one step.
+
+        Parameters
+        ----------
+        points_yx : (N, 2) float
+            Level-0 pixels, pixel centres at integers; 3 to 10,000 points. It closes by itself.
+        level, plane
+            As in `click`.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`; also if it encloses nothing.
+        """
+        prompts = self.prompts.with_lasso(points_yx)
+        self._require_open()
+        inside = prompts.inside(self.image.shape_yx)
+        self._drawing.require_data(np.array(inside.points_yx[-1:]), plane)
         return self._draw(prompts, level, plane)
 
     def edit(self, label: int, plane: tuple[int, ...] = ()) -> Prediction:

@@ -16,6 +16,7 @@ from napari.utils.interactions import (
 )
 from napari.utils.key_bindings import KeymapHandler
 
+from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session.controller import SegmentController
 
 INSIDE, BESIDE = (30, 30), (5, 5)
@@ -24,7 +25,7 @@ INSIDE, BESIDE = (30, 30), (5, 5)
 def prompts(controller: SegmentController) -> list[tuple[tuple[float, ...], int]]:
     controller.wait()
     assert controller.overlay is not None
-    points = controller.overlay.points.layer
+    points = controller.overlay.shown_prompts.layer
     labels = points.features["label"] if len(points.data) else []
     return [(tuple(p), int(n)) for p, n in zip(points.data, labels, strict=True)]
 
@@ -73,14 +74,15 @@ def test_a_drag_is_left_to_napari(started: SegmentController, viewer: ViewerMode
 
 @pytest.mark.parametrize("with_tool", [False, True])
 def test_a_box_is_drawn(with_tool: bool, started: SegmentController, viewer: ViewerModel) -> None:
-    started.state.update(draws_boxes=with_tool)
+    started.state.update(drag_tool=DragTool.BOX if with_tool else DragTool.PAN)
     modifiers = () if with_tool else ("Shift",)
     assert drag(viewer, (40, 24), (8, 6), modifiers=modifiers), "the view must not move"
-    assert prompts(started) == []
+    started.wait()
     assert started.overlay is not None
-    corners = started.overlay.box.layer.data[0]
-    np.testing.assert_allclose(corners.min(axis=0), (8, 6))
-    np.testing.assert_allclose(corners.max(axis=0), (40, 24))
+    assert not started.overlay.prompts.points_yx
+    dots = started.overlay.shown_prompts.layer.data
+    np.testing.assert_allclose(dots.min(axis=0), (8, 6))
+    np.testing.assert_allclose(dots.max(axis=0), (40, 24))
     assert started.state.num_prompts == 1
 
 
@@ -91,7 +93,7 @@ def test_a_box_is_shown_while_it_is_drawn(started: SegmentController, viewer: Vi
         viewer, mouse_event((30, 40), (40, 30), "mouse_move", modifiers=("Shift",))
     )
     assert started.overlay is not None
-    assert len(started.overlay.box.layer.data) == 1
+    assert len(started.overlay.shown_prompts.layer.data) > 4
     assert started.state.num_prompts == 0
     mouse_move_callbacks(
         viewer, mouse_event((11, 11), (11, 11), "mouse_move", modifiers=("Shift",))
@@ -100,7 +102,6 @@ def test_a_box_is_shown_while_it_is_drawn(started: SegmentController, viewer: Vi
         viewer, mouse_event((11, 11), (11, 11), "mouse_release", modifiers=("Shift",))
     )
     assert prompts(started) == [((11, 11), 0)]
-    assert len(started.overlay.box.layer.data) == 0, "taken for a click: no box is left"
 
 
 def test_a_double_click_that_another_plugin_added_meanwhile_is_kept(
@@ -154,7 +155,7 @@ def press(viewer: ViewerModel, key: str, active: Any) -> None:
     handler.press_key(key)
 
 
-@pytest.mark.parametrize("name", ["scene", "objects", "current", "prompts", "box"])
+@pytest.mark.parametrize("name", ["scene", "objects", "current", "prompts"])
 def test_keys_work_whatever_layer_is_active(
     name: str, started: SegmentController, viewer: ViewerModel
 ) -> None:
@@ -178,7 +179,7 @@ def test_keys_work_whatever_layer_is_active(
     press(viewer, "T", layer)
     press(viewer, "B", layer)
     assert started.state.is_subtracting
-    assert started.state.draws_boxes
+    assert started.state.drag_tool is DragTool.BOX
     assert viewer.layers["scene"].contrast_limits == limits
 
 

@@ -13,6 +13,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
+from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.panel import qt_binding
 from napari_hrsam.plugin.session.inference_thread import THREAD_NAME
 from napari_hrsam.plugin.session.loading import load_named_model
@@ -29,7 +30,7 @@ def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_
     window.click(BESIDE, RIGHT)
     state = window.controller.state
     assert state.num_prompts == 2
-    prompts = window.controller.overlay.points.layer
+    prompts = window.controller.overlay.shown_prompts.layer
     np.testing.assert_allclose(prompts.data, [INSIDE, BESIDE], atol=0.5)
     assert list(prompts.features["label"]) == [1, 0]
     QTest.mouseDClick(window.canvas, LEFT, NO_KEY, window.place(INSIDE))
@@ -45,7 +46,8 @@ def test_first_mask_by_mouse_and_keys(open_window: Any, square: NDArray[np.bool_
     assert not labels.any()
     window.drag((8, 8), (40, 24), SHIFT)
     assert window.camera() == before, "drawing a box does not move the view"
-    assert len(window.controller.overlay.box.layer.data) == 1
+    assert window.controller.overlay.prompts.box is not None
+    assert set(window.controller.overlay.shown_prompts.layer.features["label"]) == {2}
     QTest.keyClick(window.canvas, Qt.Key.Key_Escape)
     window.idle()
     assert window.controller.state.num_prompts == 0
@@ -66,8 +68,12 @@ def test_buttons_do_what_they_say(open_window: Any) -> None:
     assert controller.state.is_subtracting
     panel.add_button.click()
     assert not controller.state.is_subtracting
-    panel.box_button.click()
-    assert controller.state.draws_boxes
+    for tool, tool_button in panel.tool_buttons.items():
+        tool_button.click()
+        assert controller.state.drag_tool is tool
+        assert [b.isChecked() for b in panel.tool_buttons.values()].count(True) == 1
+    tool_button.click()
+    assert controller.state.drag_tool is DragTool.PAN
     controller.click(INSIDE)
     window.idle()
     assert "ms" in panel.facts_label.text()

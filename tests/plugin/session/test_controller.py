@@ -47,7 +47,7 @@ def test_a_click_shows_the_object_and_the_click(
     started.click(BESIDE, positive=False)
     started.wait()
     assert started.overlay is not None
-    points = started.overlay.points.layer
+    points = started.overlay.shown_prompts.layer
     assert agree(shown(started), square)
     assert started.overlay.preview.layer.data.dtype == np.uint8
     np.testing.assert_array_equal(points.data, [INSIDE, BESIDE])
@@ -108,9 +108,9 @@ def test_box_prompt(started: SegmentController) -> None:
     mask = np.zeros((64, 64), bool)
     mask[8:40, 8:24] = True
     assert agree(shown(started), mask)
-    corners = started.overlay.box.layer.data[0]
-    np.testing.assert_allclose(corners.min(axis=0), [7.5, 7.5])
-    np.testing.assert_allclose(corners.max(axis=0), [39.5, 23.5])
+    dots = started.overlay.shown_prompts.layer.data
+    np.testing.assert_allclose(dots.min(axis=0), [7.5, 7.5])
+    np.testing.assert_allclose(dots.max(axis=0), [39.5, 23.5])
 
 
 def test_cancel_gives_up_the_object_and_keeps_commits(
@@ -124,7 +124,7 @@ def test_cancel_gives_up_the_object_and_keeps_commits(
     started.wait()
     assert not shown(started).any()
     assert started.overlay is not None
-    assert len(started.overlay.points.layer.data) == 0
+    assert len(started.overlay.shown_prompts.layer.data) == 0
     assert agree(target(started) == 1, square)
 
 
@@ -144,12 +144,12 @@ def test_no_quick_click_is_dropped_and_only_the_newest_answer_is_shown(
     for click in clicks:
         started.click(click)
     assert started.overlay is not None
-    assert len(started.overlay.points.layer.data) == 4, "clicks are shown before the answer"
+    assert len(started.overlay.shown_prompts.layer.data) == 4, "clicks are shown before the answer"
     model.gate.set()
     started.wait()
     assert model.num_decoded == 4
     assert drawn == [64 * 64]
-    np.testing.assert_array_equal(started.overlay.points.layer.data, clicks)
+    np.testing.assert_array_equal(started.overlay.shown_prompts.layer.data, clicks)
 
 
 def test_cancel_returns_at_once_and_skips_waiting_clicks(
@@ -239,7 +239,7 @@ def test_layers_are_added_in_a_turn_each(
         controller.worker.deliver()
         nums.append(len(viewer.layers))
     assert np.diff(nums).max() == 1
-    assert nums[-1] == 5
+    assert nums[-1] == 4
 
 
 def test_stopping_between_layers_takes_them_away(
@@ -266,7 +266,7 @@ def test_stopping_between_layers_takes_them_away(
 def test_stop_takes_its_layers_away_and_an_unused_target_too(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    assert len(viewer.layers) == 5
+    assert len(viewer.layers) == 4
     started.stop()
     started.wait()
     assert [layer.name for layer in viewer.layers] == ["scene"]

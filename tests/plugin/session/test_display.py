@@ -122,7 +122,7 @@ def test_the_object_keeps_its_prompts_and_is_looked_at_again(
     assert session.prompts.points_yx == (INSIDE, BESIDE)
     assert controller.state.num_prompts == 2
     assert controller.overlay is not None
-    assert len(controller.overlay.points.layer.data) == 2
+    assert len(controller.overlay.shown_prompts.layer.data) == 2
     controller.undo()
     controller.commit()
     controller.wait()

@@ -60,10 +60,10 @@ def test_clicks_and_layers_are_right_in_any_frame(
     controller.wait()
     layers = controller.overlay
     assert layers is not None
-    np.testing.assert_allclose(layers.points.layer.data, [INSIDE])
+    np.testing.assert_allclose(layers.shown_prompts.layer.data, [INSIDE])
     box = layers.preview.box
     assert box is not None
-    for layer in (layers.target, layers.points.layer, layers.box.layer):
+    for layer in (layers.target, layers.shown_prompts.layer):
         np.testing.assert_allclose(layer.data_to_world((3, 4)), image.data_to_world((3, 4)))
         assert layer.units == image.units
         assert layer.axis_labels == image.axis_labels
@@ -91,7 +91,7 @@ def test_a_plane_of_a_stack_beside_the_image_does_not_disturb(
     controller.click_world((2.0, *INSIDE))
     controller.wait()
     assert controller.overlay is not None
-    np.testing.assert_allclose(controller.overlay.points.layer.data, [INSIDE])
+    np.testing.assert_allclose(controller.overlay.shown_prompts.layer.data, [INSIDE])
 
 
 numbers = st.floats(-50, 50).map(lambda x: round(x, 3))

@@ -14,6 +14,7 @@ from napari.layers import Labels
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import LabelsError, PromptError
+from napari_hrsam.plugin.canvas.mouse import Drag, DragTool
 from napari_hrsam.plugin.overlay.objects import COPY_KEY, bright_colors
 from napari_hrsam.plugin.overlay.preview import OBJECT_COLOR
 from napari_hrsam.plugin.session.controller import SegmentController
@@ -87,14 +88,17 @@ def test_undo_brings_a_cancelled_object_back(started: SegmentController) -> None
     started.click(INSIDE)
     started.click((5, 5), positive=False)
     started.wait()
-    prompts, shown = started.overlay.points.layer.data.copy(), started.overlay.preview.pixels.copy()
+    prompts, shown = (
+        started.overlay.shown_prompts.layer.data.copy(),
+        started.overlay.preview.pixels.copy(),
+    )
     started.cancel()
     assert "Ctrl+Z" in line(started)
     assert started.state.can_undo
     assert not started.overlay.preview.pixels.any()
     started.undo()
     started.wait()
-    np.testing.assert_array_equal(started.overlay.points.layer.data, prompts)
+    np.testing.assert_array_equal(started.overlay.shown_prompts.layer.data, prompts)
     np.testing.assert_array_equal(started.overlay.preview.pixels, shown)
     started.commit()
     started.wait()
@@ -142,7 +146,7 @@ def test_planes_are_named_and_gone_back_to(
 def test_no_point_is_drawn_where_none_is_in_view(started: SegmentController) -> None:
     """napari draws an unseen point of size 0 then, which a smallest size would show."""
     assert started.overlay is not None
-    assert started.overlay.points.layer.canvas_size_limits[0] == 0
+    assert started.overlay.shown_prompts.layer.canvas_size_limits[0] == 0
 
 
 def test_an_image_on_top_is_told(
@@ -279,7 +283,9 @@ def test_a_box_while_loading_is_answered(
 ) -> None:
     viewer.add_image(pixels, rgb=True)
     controller.start()
-    controller.drag_box((20, 18), (42, 46), True)
+    controller.drag(
+        Drag(tool=DragTool.BOX, path=((20, 18), (42, 46)), is_positive=True, is_done=True)
+    )
     assert "Still loading" in shown_message(controller.state)
     assert not controller.state.is_error
     controller.wait()

@@ -136,7 +136,7 @@ def test_all_layers_lie_on_a_pyramid_in_any_frame(
     controller.wait()
     layers = controller.overlay
     assert layers is not None
-    for layer in (layers.target, layers.points.layer, layers.box.layer):
+    for layer in (layers.target, layers.shown_prompts.layer):
         np.testing.assert_allclose(layer.data_to_world((300, 40)), image.data_to_world((300, 40)))
         assert layer.units == image.units
     box, half = layers.preview.box, (32 - 1) / 2
@@ -174,7 +174,7 @@ def test_the_plane_that_is_shown_is_worked_on(
     controller.wait()
     layers = controller.overlay
     assert layers is not None
-    np.testing.assert_array_equal(layers.points.layer.data, [[2, 30, 30]])
+    np.testing.assert_array_equal(layers.shown_prompts.layer.data, [[2, 30, 30]])
     np.testing.assert_allclose(layers.preview.layer.data_to_world((0, 0, 0)), (6, 0, 0))
     assert int((layers.preview.pixels.astype(bool) != square).sum()) <= 8
     viewer.dims.set_point(0, 3 * 3)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Layer
 
-    from napari_hrsam.plugin.canvas.mouse import World
+    from napari_hrsam.plugin.canvas.mouse import Drag, DragTool, World
 
 
 class Canvas:
@@ -30,7 +30,7 @@ class Canvas:
         The viewer whose mouse, keys and view are used.
     actions
         Key to action.
-    on_click, on_box, is_subtracting, draws_boxes
+    on_click, on_drag, is_subtracting, drag_tool
         See `ClickTool`.
 
     Attributes
@@ -50,9 +50,9 @@ class Canvas:
         actions: Mapping[str, Action],
         *,
         on_click: Callable[[World, bool], None],
-        on_box: Callable[[World, World, bool], None],
+        on_drag: Callable[[Drag], None],
         is_subtracting: Callable[[], bool],
-        draws_boxes: Callable[[], bool],
+        drag_tool: Callable[[], DragTool],
     ) -> None:
         self._viewer = viewer
         self.actions = dict(actions)
@@ -60,9 +60,9 @@ class Canvas:
         self._clicks = ClickTool(
             viewer,
             on_click=on_click,
-            on_box=on_box,
+            on_drag=on_drag,
             is_subtracting=is_subtracting,
-            draws_boxes=draws_boxes,
+            drag_tool=drag_tool,
         )
         self._tools = ToolWatch(viewer, partial(self.changed.emit, "tool"))
         self._layers: list[Layer] = []

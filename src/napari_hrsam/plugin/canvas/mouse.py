@@ -1,8 +1,10 @@
-"""Clicks and boxes drawn on the canvas, without getting in the way of pan and zoom."""
+"""Clicks, boxes and strokes drawn on the canvas, without getting in the way of pan and zoom."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,38 @@ MAX_CLICK_TRAVEL_PX = 4.0
 LEFT, RIGHT = 1, 2
 
 World = tuple[float, ...]
+
+
+class DragTool(StrEnum):
+    """What a drag of the mouse draws."""
+
+    PAN = "pan"
+    BOX = "box"
+    SCRIBBLE = "scribble"
+    LASSO = "lasso"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drag:
+    """A drag of the mouse that draws.
+
+    Attributes
+    ----------
+    tool
+        What it draws.
+    path
+        World positions, the first one where the button was pressed.
+    is_positive
+        Whether it adds to the object.
+    is_done
+        Whether the button was released.
+    """
+
+    tool: DragTool
+    path: tuple[World, ...]
+    is_positive: bool
+    is_done: bool
+
 
 TOOL_NAMES = {"paint": "brush", "erase": "eraser", "fill": "fill tool", "pick": "colour picker"}
 """What people call napari's modes, where it is not the mode's name."""
@@ -75,12 +109,13 @@ class ToolWatch:
 
 
 class ClickTool:
-    """Turn mouse events of a viewer into clicks and boxes while it is started.
+    """Turn mouse events of a viewer into clicks and drawn prompts while it is started.
 
-    Left click adds to the object; right click, Ctrl+click and Shift+click take away; Shift+drag,
-    or any left drag while `draws_boxes` says so, draws a box; other drags pan and zoom as ever. A
-    double click is two clicks and does not zoom. While the active layer is in a mode of its own,
-    such as painting, the tool leaves the mouse to it.
+    Left click adds to the object; right click, Ctrl+click and Shift+click take away. A left drag
+    draws what `drag_tool` says, Shift+drag a box where that is nothing; a scribble that is drawn
+    with the right button, Ctrl or Shift takes away. Other drags pan and zoom as ever. A double
+    click is two clicks and does not zoom. While the active layer is in a mode of its own, such as
+    painting, the tool leaves the mouse to it.
 
     Parameters
     ----------
@@ -88,12 +123,12 @@ class ClickTool:
         The viewer whose callbacks are used.
     on_click
         Called with the world position and whether the click adds.
-    on_box
-        Called with two opposite world corners and whether the drag has ended.
+    on_drag
+        Called with what is drawn, at every move and at the end.
     is_subtracting
         Whether a plain click takes away (and a right click adds).
-    draws_boxes
-        Whether a plain left drag draws a box.
+    drag_tool
+        What a plain left drag draws.
     """
 
     def __init__(
@@ -101,15 +136,15 @@ class ClickTool:
         viewer: napari.components.ViewerModel,
         *,
         on_click: Callable[[World, bool], None],
-        on_box: Callable[[World, World, bool], None],
+        on_drag: Callable[[Drag], None],
         is_subtracting: Callable[[], bool],
-        draws_boxes: Callable[[], bool],
+        drag_tool: Callable[[], DragTool],
     ) -> None:
         self._viewer = viewer
         self._on_click = on_click
-        self._on_box = on_box
+        self._on_drag = on_drag
         self._is_subtracting = is_subtracting
-        self._draws_boxes = draws_boxes
+        self._drag_tool = drag_tool
         self._set_aside: list[Any] = []
         self.is_started = False
 
@@ -138,30 +173,46 @@ class ClickTool:
         is_ours = event.button in (LEFT, RIGHT) and "Alt" not in event.modifiers
         return is_ours and not tool_with_mouse(self._viewer)
 
-    def _emit(self, event: Any) -> None:
+    def _is_positive(self, event: Any) -> bool:
         is_negative = (
             event.button == RIGHT or "Control" in event.modifiers or "Shift" in event.modifiers
         )
-        self._on_click(tuple(event.position), is_negative == self._is_subtracting())
+        return is_negative == self._is_subtracting()
+
+    def _tool_of(self, event: Any) -> DragTool:
+        tool = self._drag_tool()
+        if tool is DragTool.SCRIBBLE:
+            return tool
+        if event.button != LEFT:
+            return DragTool.PAN
+        return DragTool.BOX if tool is DragTool.PAN and "Shift" in event.modifiers else tool
 
     def _double_click(self, _viewer: Any, event: Any) -> None:
         if self._is_free(event):
-            self._emit(event)
+            self._on_click(tuple(event.position), self._is_positive(event))
 
     def _drag(self, _viewer: Any, event: Any) -> Generator[None, None, None]:
         if not self._is_free(event):
             return
-        draws_box = event.button == LEFT and (self._draws_boxes() or "Shift" in event.modifiers)
-        pressed_px, pressed = np.asarray(event.pos, dtype=float), tuple(event.position)
-        event.handled = draws_box or event.handled
+        tool, is_positive = self._tool_of(event), self._is_positive(event)
+        draws = tool is not DragTool.PAN
+        pressed_px, path = np.asarray(event.pos, dtype=float), [tuple(event.position)]
+        travel_px = 0.0
+        event.handled = draws or event.handled
         yield
-        while event.type == "mouse_move":
-            if draws_box:
-                event.handled = True
-                self._on_box(pressed, tuple(event.position), False)
+        while True:
+            is_done = event.type != "mouse_move"
+            moved_px = float(np.linalg.norm(np.asarray(event.pos, dtype=float) - pressed_px))
+            # A stroke may come back to where it began: the farthest that it went counts.
+            is_stroke = tool in (DragTool.SCRIBBLE, DragTool.LASSO)
+            travel_px = max(travel_px, moved_px) if is_stroke else moved_px
+            if is_done and travel_px <= MAX_CLICK_TRAVEL_PX:
+                self._on_click(tuple(event.position), is_positive)
+            elif draws:
+                event.handled = event.handled or not is_done
+                path.append(tuple(event.position))
+                drag = Drag(tool=tool, path=tuple(path), is_positive=is_positive, is_done=is_done)
+                self._on_drag(drag)
+            if is_done:
+                return
             yield
-        travel_px = float(np.linalg.norm(np.asarray(event.pos, dtype=float) - pressed_px))
-        if travel_px <= MAX_CLICK_TRAVEL_PX:
-            self._emit(event)
-        elif draws_box:
-            self._on_box(pressed, tuple(event.position), True)

@@ -9,16 +9,15 @@ from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
 from napari_hrsam.plugin.canvas.view import ImageView
 from napari_hrsam.plugin.overlay.preview import PreviewLayer
-from napari_hrsam.plugin.overlay.prompts import BoxDisplay, PointsDisplay
+from napari_hrsam.plugin.overlay.prompts import PromptsDisplay
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import napari.components
     from napari.layers import Labels, Layer
 
-    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.commands import Answer
@@ -35,10 +34,16 @@ class GivenUp:
     Attributes
     ----------
     prompts, plane, level, strokes
-        Clicks and box, where, the level of the first of them, and what was painted.
+        What was said, where, the level of the first of it, and what was painted.
+    label
+        Of the committed object that was being changed; 0 for a new one.
+    taken_prompts
+        What was known of that one before anything was added.
     """
 
     prompts: Prompts
+    label: int
+    taken_prompts: Prompts
     plane: tuple[int, ...]
     level: int
     strokes: Strokes | None
@@ -64,12 +69,14 @@ class Overlay:
     ----------
     view
         What of the image is on screen.
-    objects, preview, points, box
-        What shows committed objects, the current object, its clicks and its box.
+    objects, preview, shown_prompts
+        What shows committed objects, the current object and its prompts.
     own
         The layers that go when the session ends.
     prompts
-        Clicks and box of the current object, answered or not.
+        Clicks, box and scribbles of the current object, answered or not.
+    label
+        Of the committed object that is being changed; 0 for a new one.
     plane
         Where they lie along the axes before y and x.
     given_up
@@ -90,6 +97,9 @@ class Overlay:
         self.own: list[Layer] = []
         self.tile_px = tile_px
         self.prompts = Prompts()
+        self.label = 0
+        self._taken_prompts = Prompts()
+        self._is_taking_up = False
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
@@ -100,11 +110,8 @@ class Overlay:
         self.preview = PreviewLayer(self._viewer, image)
         self.own.append(self.preview.layer)
         yield
-        self.points = PointsDisplay(self._viewer, image)
-        self.own.append(self.points.layer)
-        yield
-        self.box = BoxDisplay(self._viewer, image)
-        self.own.append(self.box.layer)
+        self.shown_prompts = PromptsDisplay(self._viewer, image)
+        self.own.append(self.shown_prompts.layer)
         for name in MOVE_EVENTS:
             getattr(image.events, name).connect(self._move_with_image)
         self._viewer.layers.selection.active = self.preview.layer
@@ -128,10 +135,8 @@ class Overlay:
         return is_active and str(self.target.mode) != "pan_zoom" and self.objects.is_paintable
 
     def rescale(self) -> None:
-        """Keep clicks and box as large on screen as before a change of zoom."""
-        screen_px = self.view.screen_px()
-        self.points.rescale(screen_px)
-        self.box.rescale(screen_px)
+        """Keep prompts as large on screen as before a change of zoom."""
+        self.shown_prompts.rescale(self.view.screen_px())
 
     def disconnect(self) -> None:
         """Stop following the image."""
@@ -154,7 +159,7 @@ class Overlay:
                 self._viewer.layers.remove(layer)
 
     def _move_with_image(self) -> None:
-        for shown in (self.preview, self.points, self.box, self.objects):
+        for shown in (self.preview, self.shown_prompts, self.objects):
             shown.move_with_image()
 
     # ------------------------------------------------------------------ level and image
@@ -182,7 +187,7 @@ class Overlay:
 
     def level(self, pinned: int | None) -> int:
         """Return the level of the current object, else that of the next."""
-        if self._object_level is not None and len(self.prompts):
+        if self._object_level is not None and self.has_object:
             return self._object_level
         return self.next_level(pinned)
 
@@ -190,15 +195,25 @@ class Overlay:
 
     def ask(self, prompts: Prompts, plane: tuple[int, ...]) -> None:
         """Show prompts before they are answered."""
-        if not len(self.prompts):
+        if not self.has_object:
             self._object_level = None
         self.given_up = None
         self.prompts, self.plane = prompts, plane
         self.show_prompts()
 
+    def take_up(self, label: int, plane: tuple[int, ...]) -> None:
+        """Show that a committed object is being changed, before that is answered."""
+        self._object_level = self.given_up = None
+        self.label, self.plane = label, plane
+        self._taken_prompts = Prompts()
+        self._is_taking_up = True
+
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
+        self.label = answer.taken_label
+        if self._is_taking_up and self.label:
+            self._is_taking_up, self._taken_prompts = False, answer.prompts
         if answer.edit is not None:
             self.given_up = None
         preview = self.preview
@@ -215,19 +230,27 @@ class Overlay:
         self.show_prompts()
 
     def show_prompts(self) -> None:
-        """Draw clicks and box."""
-        screen_px = self.view.screen_px()
-        self.points.show(self.prompts.points_yx, self.prompts.labels, screen_px, self.plane)
-        self.box.show(self.prompts.box, screen_px, self.plane)
+        """Draw the prompts."""
+        self.shown_prompts.show(self.prompts, self.view.screen_px(), self.plane)
 
-    def show_drag(self, box: BoxPrompt, plane: tuple[int, ...]) -> None:
-        """Draw a box that is not a prompt yet."""
-        self.box.show(box, self.view.screen_px(), plane)
+    def show_drag(
+        self,
+        prompts: Prompts,
+        plane: tuple[int, ...],
+        outline: Sequence[tuple[float, float]] = (),
+    ) -> None:
+        """Draw prompts, and perhaps an outline, that are not made yet."""
+        self.shown_prompts.show(prompts, self.view.screen_px(), plane, outline)
+
+    @property
+    def has_object(self) -> bool:
+        """Whether there is a current object: prompts, answered or not, or one that is changed."""
+        return len(self.prompts) > 0 or self.label > 0
 
     @property
     def elsewhere(self) -> str:
         """Name of the plane with the current object, if another one is shown; else empty."""
-        if not len(self.prompts) or not self.plane:
+        if not self.has_object or not self.plane:
             return ""
         try:
             is_here = self.view.plane() == self.plane
@@ -244,7 +267,7 @@ class Overlay:
             If the object is on another plane, or the view shows none of the image.
         """
         plane = self.view.plane()
-        if len(self.prompts) and plane != self.plane:
+        if self.has_object and plane != self.plane:
             there, here = map(self.view.plane_name, (self.plane, plane))
             raise PromptError(
                 f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
@@ -260,9 +283,11 @@ class Overlay:
         level
             At which a new object would be looked at.
         """
-        if len(self.prompts):
+        if self.has_object:
             self.given_up = GivenUp(
                 prompts=self.prompts,
+                label=self.label,
+                taken_prompts=self._taken_prompts,
                 plane=self.plane,
                 level=level if self._object_level is None else self._object_level,
                 strokes=self.preview.strokes(),
@@ -272,5 +297,5 @@ class Overlay:
 
     def forget_object(self) -> None:
         """Show no prompts any more."""
-        self.prompts = Prompts()
+        self.prompts, self.label = Prompts(), 0
         self.show_prompts()

@@ -1,37 +1,51 @@
-"""The layers that show the prompts of the current object: clicks and the box."""
+"""The layer that shows the prompts of the current object: clicks, the box, scribbles."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from napari.layers import Points, Shapes
+from napari.layers import Points
 
 from napari_hrsam.plugin.canvas.coordinates import box_corners_yx, in_plane, place, placement
+from napari_hrsam.prompts import Prompts, Scribble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import napari.components
     from napari.layers import Image
-
-    from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
+    from numpy.typing import NDArray
 
 POSITIVE_COLOR = "#00d26a"
 NEGATIVE_COLOR = "#ff4b4b"
+LINE_COLOR = "#ffd23f"
 POINT_SIZE_ON_SCREEN = 12
-BOX_COLOR = "#ffd23f"
-BOX_EDGE_ON_SCREEN = 2.0
+DOT_SIZE_ON_SCREEN = 4
+DOT_STEP_ON_SCREEN = 5
+MAX_DOTS = 2000
+"""Dots of one line; a longer one has them farther apart."""
+
+NEGATIVE, POSITIVE, LINE = 0, 1, 2
+"""What the feature "label" says of a point: part of a negative or positive prompt, or of a line."""
 
 
-class PointsDisplay:
-    """One Points layer with all clicks: green discs are positive, red crosses negative.
+_Shown = tuple[Prompts, tuple[int, ...], tuple[tuple[float, float], ...]]
 
-    It only shows: clicks come from the viewer, so the layer never takes part in mouse handling.
+
+class PromptsDisplay:
+    """One Points layer with all prompts, also those that are being drawn.
+
+    Green discs are positive clicks, red crosses negative ones; dots in these colours are scribbles,
+    yellow ones the box or an outline that is being drawn. A layer of lines beside it would take
+    napari half a second more to add. It only shows: prompts come from the viewer, so the layer
+    never takes part in mouse handling.
     """
 
     def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
         self._image = image
+        self._shown: _Shown = (Prompts(), (), ())
         self.layer = Points(
             np.zeros((0, image.ndim)),
             ndim=image.ndim,
@@ -48,98 +62,69 @@ class PointsDisplay:
 
     def show(
         self,
-        points_yx: Sequence[tuple[float, float]],
-        labels: Sequence[bool],
+        prompts: Prompts,
         pixels_per_screen_pixel: float,
         plane: Sequence[int] = (),
+        outline: Sequence[tuple[float, float]] = (),
     ) -> None:
-        """Show exactly these clicks.
+        """Show exactly these prompts.
 
         Parameters
         ----------
-        points_yx : (N, 2) float
-            Level-0 pixels.
-        labels : (N,) bool
-            True for positive clicks.
+        prompts
+            In level-0 pixels.
         pixels_per_screen_pixel
-            Level-0 pixels under a screen pixel, for the size of the symbols.
+            Level-0 pixels under a screen pixel, for the size of what is drawn.
         plane
             Where they lie along the axes before y and x.
+        outline : (N, 2) float
+            A closed line that is being drawn, in level-0 pixels.
         """
-        data = in_plane(points_yx, plane)
-        if len(data) == 0 and len(self.layer.data) == 0:
+        self._shown = (prompts, tuple(plane), tuple(outline))
+        clicks = np.array(prompts.points_yx, float).reshape(-1, 2)
+        dots, kinds = _dots(prompts, outline, DOT_STEP_ON_SCREEN * pixels_per_screen_pixel)
+        if not len(clicks) + len(dots) + len(self.layer.data):
             return
-        is_positive = np.asarray(labels, dtype=bool).reshape(-1)
-        self.layer.data = data
+        self.layer.data = in_plane(np.concatenate([clicks, dots]), plane)
         self.layer.selected_data = set()
-        self.layer.features = {"label": is_positive.astype(np.int64)}
-        if len(data):
-            self.layer.symbol = ["disc" if positive else "x" for positive in is_positive]
-            colors = [POSITIVE_COLOR if positive else NEGATIVE_COLOR for positive in is_positive]
-            self.layer.border_color = colors
-            self.layer.face_color = [
-                "white" if positive else NEGATIVE_COLOR for positive in is_positive
-            ]
-            self.rescale(pixels_per_screen_pixel)
+        labels = np.concatenate([np.array(prompts.labels, np.int64), kinds])
+        self.layer.features = {"label": labels}
+        if not len(labels):
+            return
+        is_click = np.arange(len(labels)) < len(clicks)
+        colors = np.array([NEGATIVE_COLOR, POSITIVE_COLOR, LINE_COLOR])[labels]
+        is_filled = is_click & (labels == POSITIVE)
+        self.layer.symbol = np.where(is_click & (labels == NEGATIVE), "x", "disc").tolist()
+        self.layer.border_color = colors.tolist()
+        self.layer.face_color = np.where(is_filled, "white", colors).tolist()
+        sizes = np.where(is_click, POINT_SIZE_ON_SCREEN, DOT_SIZE_ON_SCREEN)
+        self.layer.size = sizes * pixels_per_screen_pixel
 
     def rescale(self, pixels_per_screen_pixel: float) -> None:
         """Keep the size on screen after a change of zoom."""
+        prompts, plane, outline = self._shown
         if len(self.layer.data):
-            self.layer.size = POINT_SIZE_ON_SCREEN * pixels_per_screen_pixel
+            self.show(prompts, pixels_per_screen_pixel, plane, outline)
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""
         place(self.layer, self._image)
 
 
-class BoxDisplay:
-    """One Shapes layer with the box prompt, also while it is being drawn."""
-
-    def __init__(self, viewer: napari.components.ViewerModel, image: Image) -> None:
-        self._image = image
-        self._box: BoxPrompt | None = None
-        self._plane: tuple[int, ...] = ()
-        self._edge_width = 1.0
-        self.layer = Shapes(ndim=image.ndim, name=f"{image.name} [box]", **placement(image))
-        viewer.add_layer(self.layer)
-
-    def show(
-        self,
-        box: BoxPrompt | None,
-        pixels_per_screen_pixel: float,
-        plane: Sequence[int] = (),
-    ) -> None:
-        """Show a box, or none.
-
-        Parameters
-        ----------
-        box : (y0, x0, y1, x1) float or None
-            Level-0 pixels, half open.
-        pixels_per_screen_pixel
-            Level-0 pixels under a screen pixel, for the width of the line.
-        plane
-            Where it lies along the axes before y and x.
-        """
-        edge_width = max(BOX_EDGE_ON_SCREEN * pixels_per_screen_pixel, 1e-6)
-        known = (self._box, self._edge_width, self._plane)
-        if (box, edge_width, tuple(plane)) == known:
-            return
-        self._box, self._edge_width, self._plane = box, edge_width, tuple(plane)
-        self.layer.data = []
-        if box is not None:
-            self.layer.add_rectangles(
-                in_plane(box_corners_yx(box), plane),
-                edge_width=edge_width,
-                edge_color=BOX_COLOR,
-                face_color="transparent",
-            )
-            self.layer.selected_data = set()
-
-    def rescale(self, pixels_per_screen_pixel: float) -> None:
-        """Keep the line's width on screen after a change of zoom."""
-        if self._box is not None:
-            self.show(self._box, pixels_per_screen_pixel, self._plane)
-
-    def move_with_image(self) -> None:
-        """Follow a change of the image layer's transform."""
-        place(self.layer, self._image)
+def _dots(
+    prompts: Prompts, outline: Sequence[tuple[float, float]], step: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return dots (N, 2) along all lines, and of what kind they are."""
+    lines = [(scribble, int(scribble.positive)) for scribble in prompts.scribbles]
+    if prompts.box is not None:
+        corners = box_corners_yx(prompts.box)
+        lines.append((Scribble(points_yx=(*corners, corners[0])), LINE))
+    if outline:
+        lines.append((Scribble(points_yx=(*outline, outline[0])), LINE))
+    dots, kinds = [np.zeros((0, 2))], [np.zeros(0, np.int64)]
+    for line, kind in lines:
+        num = min(MAX_DOTS, 1 + math.ceil(line.length_px / max(step, 1e-6)))
+        found = line.evenly(num)
+        dots.append(found)
+        kinds.append(np.full(len(found), kind))
+    return np.concatenate(dots), np.concatenate(kinds)

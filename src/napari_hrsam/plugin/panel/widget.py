@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.modeling.registry import list_models
+from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.overlay.objects import FOLDER_KEY, target_name
 from napari_hrsam.plugin.panel.colours import ColourBox
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
@@ -72,13 +73,31 @@ KEY_HELP = (
     ("Right click", "takes away; so do Ctrl and Shift + click"),
     ("Drag", "moves the view"),
     ("Shift+drag", "draws a box"),
+    ("B, S, L", "drags draw a box, a scribble, an outline; the same key: move the view again"),
     ("C", "commits the object"),
     ("Esc", "cancels the object"),
     ("Ctrl+Z", "takes the last step back"),
     ("Ctrl+Shift+Z", "repeats it"),
     ("T", "swaps adding and taking away"),
-    ("B", "switches the box tool"),
+    ("N", "shows another mask that the clicks may mean"),
+    ("E", "changes the committed object under the mouse"),
+    ("Delete", "deletes it"),
     ("P, E, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
+)
+
+
+TOOLS = (
+    (
+        DragTool.BOX,
+        "Box [B]",
+        "A plain drag draws a box around the object; Shift + drag always does",
+    ),
+    (
+        DragTool.SCRIBBLE,
+        "Scribble [S]",
+        "A plain drag draws over what belongs to the object; a right drag, over what does not",
+    ),
+    (DragTool.LASSO, "Lasso [L]", "A plain drag draws an outline around the object"),
 )
 
 
@@ -190,17 +209,26 @@ class SegmentWidget(QWidget):
         self._polarity = QButtonGroup(self)
         self._polarity.addButton(self.add_button)
         self._polarity.addButton(self.subtract_button)
-        self.box_button = button(
-            "Box [B]",
-            "A plain drag draws a box around the object; Shift + drag always does",
-            lambda: controller.state.update(draws_boxes=self.box_button.isChecked()),
-            is_checkable=True,
-        )
+        self.tool_buttons = {
+            tool: button(text, tooltip, partial(controller.use_tool, tool), is_checkable=True)
+            for tool, text, tooltip in TOOLS
+        }
         self.commit_button = button(
             "Commit [C]", "Write the object to the Labels layer", partial(guard, controller.commit)
         )
         self.cancel_button = button(
             "Cancel [Esc]", "Give up the current object", partial(guard, controller.cancel)
+        )
+        self.next_button = button(
+            "Other mask [N]",
+            "Show the next of the masks that the clicks may mean",
+            partial(guard, controller.next_candidate),
+        )
+        self.delete_button = button(
+            "Delete [Del]",
+            "Delete the committed object that is being changed; the key deletes the one under the "
+            "mouse, too",
+            partial(guard, controller.delete_under_cursor),
         )
         self.undo_button = button(
             "Undo [Ctrl+Z]",
@@ -219,8 +247,9 @@ class SegmentWidget(QWidget):
         self.folder_button = button("Open their folder", "", self._open_folder)
         self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
-        section.form.addRow(self.box_button)
+        section.form.addRow(row(*self.tool_buttons.values()))
         section.form.addRow(row(self.commit_button, self.cancel_button))
+        section.form.addRow(row(self.next_button, self.delete_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
@@ -307,7 +336,7 @@ class SegmentWidget(QWidget):
     def _show_state(self) -> None:
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
-        is_open = is_stopped or (is_ready and not state.num_prompts)
+        is_open = is_stopped or (is_ready and not state.has_object)
         is_loading = state.phase is Phase.LOADING
         why_locked = TOOLTIP_LOADING if is_loading else TOOLTIP_DRAWING
         for box, tooltip in self._tooltips.items():
@@ -318,12 +347,15 @@ class SegmentWidget(QWidget):
         self.start_button.setText("Start" if is_stopped else "Stop")
         self.add_button.setChecked(not state.is_subtracting)
         self.subtract_button.setChecked(state.is_subtracting)
-        self.box_button.setChecked(state.draws_boxes)
-        for tool in (self.add_button, self.subtract_button, self.box_button):
-            tool.setEnabled(is_ready)
-        self.commit_button.setEnabled(is_ready and state.num_prompts > 0)
-        self.cancel_button.setEnabled(is_ready and state.num_prompts > 0)
-        self.undo_button.setEnabled(is_ready and (state.can_undo or state.num_prompts > 0))
+        for tool, one in self.tool_buttons.items():
+            one.setChecked(state.drag_tool is tool)
+        for one in (self.add_button, self.subtract_button, *self.tool_buttons.values()):
+            one.setEnabled(is_ready)
+        self.commit_button.setEnabled(is_ready and state.has_object)
+        self.cancel_button.setEnabled(is_ready and state.has_object)
+        self.next_button.setEnabled(is_ready and state.num_prompts > 0)
+        self.delete_button.setEnabled(is_ready and state.is_editing)
+        self.undo_button.setEnabled(is_ready and (state.can_undo or state.has_object))
         self.redo_button.setEnabled(is_ready and state.can_redo)
         self.save_button.setVisible(is_ready and not state.is_beside_image)
         self.folder_button.setVisible(is_ready and bool(state.labels_folder))

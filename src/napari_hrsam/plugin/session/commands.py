@@ -62,6 +62,49 @@ class SetBox:
     plane: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AddScribble:
+    """Add a stroke, (N, 2) level-0 pixels; positive, level and plane as for `Click`."""
+
+    points_yx: tuple[tuple[float, float], ...]
+    positive: bool
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawLasso:
+    """Set the box, and add a click, by an outline (N, 2); level and plane as for `Click`."""
+
+    points_yx: tuple[tuple[float, float], ...]
+    level: int
+    plane: tuple[int, ...]
+
+
+Prompt: TypeAlias = Click | SetBox | AddScribble | DrawLasso
+
+
+@dataclass(frozen=True, slots=True)
+class TakeUp:
+    """Take up a committed object of a plane as the current one."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Take a committed object of a plane out of the labels; a current object is given up."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NextCandidate:
+    """Show the next of the masks that the prompts may mean."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """Write the object to the labels, with what the user painted on it, if anything."""
@@ -96,7 +139,9 @@ class Describe:
     """Answer with the session as it is; sent after a step that failed."""
 
 
-Step: TypeAlias = Click | SetBox | Commit | Cancel | Undo | Redo | Show | Describe
+Step: TypeAlias = (
+    Prompt | TakeUp | Delete | NextCandidate | Commit | Cancel | Undo | Redo | Show | Describe
+)
 """Commands that are answered with an `Answer`."""
 
 
@@ -242,6 +287,10 @@ class Answer:
         Whether there is a step to undo or to redo.
     num_committed
         Objects committed in this session and not undone.
+    taken_label
+        Of the committed object that the current one is; 0 for a new one.
+    candidate
+        Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
     edit
         What this step changed in the label image, if anything.
     is_undone
@@ -259,6 +308,8 @@ class Answer:
     can_undo: bool
     can_redo: bool
     num_committed: int
+    taken_label: int = 0
+    candidate: tuple[int, int] = (0, 0)
     edit: Edit | None = None
     is_undone: bool = False
     is_cancelled: bool = False

@@ -17,6 +17,7 @@ from napari_hrsam.plugin.canvas.canvas import Canvas
 from napari_hrsam.plugin.canvas.coordinates import box_between
 from napari_hrsam.plugin.canvas.display_watch import DisplayWatch
 from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
+from napari_hrsam.plugin.canvas.mouse import Drag, DragTool
 from napari_hrsam.plugin.overlay.objects import MemoryObjects
 from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
 from napari_hrsam.plugin.session import commands, messages
@@ -33,7 +34,7 @@ from napari_hrsam.plugin.session.setup import Setup
 from napari_hrsam.plugin.session.state import ControllerState, Phase
 from napari_hrsam.plugin.session.targets import MemoryTarget, Target
 from napari_hrsam.plugin.session.worker import Worker
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.prompts import Prompts, Scribble
 
 if TYPE_CHECKING:
     import napari.components
@@ -88,12 +89,17 @@ class SegmentController:
                 "Control-Z": partial(guard, self.undo),
                 "Control-Shift-Z": partial(guard, self.redo),
                 "T": lambda: state.update(is_subtracting=not state.is_subtracting),
-                "B": lambda: state.update(draws_boxes=not state.draws_boxes),
+                "B": partial(self.use_tool, DragTool.BOX),
+                "S": partial(self.use_tool, DragTool.SCRIBBLE),
+                "L": partial(self.use_tool, DragTool.LASSO),
+                "E": partial(guard, self.edit_under_cursor),
+                "Delete": partial(guard, self.delete_under_cursor),
+                "N": partial(guard, self.next_candidate),
             },
             on_click=partial(guard, self.click_world),
-            on_box=partial(guard, self.drag_box),
+            on_drag=partial(guard, self.drag),
             is_subtracting=lambda: state.is_subtracting,
-            draws_boxes=lambda: state.draws_boxes,
+            drag_tool=lambda: state.drag_tool,
         )
         self._setup: Setup | None = None
         self._ending: Overlay | None = None
@@ -195,7 +201,7 @@ class SegmentController:
         """
         if self.state.phase is Phase.LOADING:
             raise SessionError("a model is being loaded already; wait for it, or cancel it")
-        if self.overlay is not None and len(self.overlay.prompts):
+        if self.overlay is not None and self.overlay.has_object:
             raise SessionError(
                 "expected no object being drawn; commit or cancel it before you change the model"
             )
@@ -287,7 +293,7 @@ class SegmentController:
                 "or choose another image in the panel"
             )
         label = 0
-        if not len(overlay.prompts):
+        if not overlay.has_object:
             label = overlay.objects.label_at(position.point_yx, position.plane)
         if label and label != self._described_label:
             self._described_label = label
@@ -320,18 +326,151 @@ class SegmentController:
         assert box is not None
         self.worker.send(commands.SetBox(box, level, plane))
 
-    def drag_box(self, first: Sequence[float], second: Sequence[float], is_done: bool) -> None:
-        """Show a box between two world positions while it is drawn, and set it when done."""
+    def scribble(self, points_yx: Sequence[Sequence[float]], positive: bool = True) -> None:
+        """Add a stroke to the current object, on the plane that is shown.
+
+        Parameters
+        ----------
+        points_yx : (N, 2) float
+            Level-0 pixels, joined by straight lines.
+        positive
+            Whether it belongs to the object.
+
+        Raises
+        ------
+        PromptError
+            If it leaves the image, or the object is on another plane.
+        SessionError
+            If no session is ready.
+        """
+        overlay, plane = self._ready_for_prompt()
+        prompts = overlay.prompts.with_scribble(points_yx, positive)
+        level = self._ask(overlay, prompts, plane)
+        points = prompts.scribbles[-1].points_yx
+        self.worker.send(commands.AddScribble(points, positive, level, plane))
+
+    def lasso(self, points_yx: Sequence[Sequence[float]]) -> None:
+        """Draw an outline around the current object, on the plane that is shown.
+
+        Parameters
+        ----------
+        points_yx : (N, 2) float
+            Level-0 pixels; it closes by itself.
+
+        Raises
+        ------
+        PromptError
+            If it encloses nothing or leaves the image, or the object is on another plane.
+        SessionError
+            If no session is ready.
+        """
+        overlay, plane = self._ready_for_prompt()
+        level = self._ask(overlay, overlay.prompts.with_lasso(points_yx), plane)
+        points = tuple((float(y), float(x)) for y, x in points_yx)
+        self.worker.send(commands.DrawLasso(points, level, plane))
+
+    def drag(self, drag: Drag) -> None:
+        """Show what is being drawn with the mouse, and make a prompt of it when it is done."""
         if self._is_loading():
             return
         overlay = self._ready()
-        start, end = overlay.view.position(first), overlay.view.position(second)
-        drawn = box_between(start.point_yx, end.point_yx)
-        if is_done:
+        ends = [overlay.view.position(world) for world in drag.path]
+        plane, points = ends[-1].plane, [end.point_yx for end in ends]
+        if drag.is_done:
             overlay.show_prompts()
-            self.box(drawn)
-        else:
-            overlay.show_drag(drawn, end.plane)
+        match drag.tool:
+            case DragTool.BOX if drag.is_done:
+                self.box(box_between(points[0], points[-1]))
+            case DragTool.BOX:
+                box = box_between(points[0], points[-1])
+                shown = replace(overlay.prompts, box=box) if box[0] < box[2] else overlay.prompts
+                overlay.show_drag(shown, plane)
+            case DragTool.SCRIBBLE if drag.is_done:
+                self.scribble(points, drag.is_positive)
+            case DragTool.SCRIBBLE:
+                overlay.show_drag(overlay.prompts.with_scribble(points, drag.is_positive), plane)
+            case DragTool.LASSO if drag.is_done:
+                self.lasso(points)
+            case DragTool.LASSO:
+                overlay.show_drag(overlay.prompts, plane, points)
+
+    def use_tool(self, tool: DragTool) -> None:
+        """Draw something with plain drags of the mouse; the same once more: move the view again."""
+        self.state.update(drag_tool=DragTool.PAN if self.state.drag_tool is tool else tool)
+
+    def next_candidate(self) -> None:
+        """Show the next of the masks that the prompts of the current object may mean.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or there is no object with a prompt.
+        """
+        overlay = self._ready()
+        if not len(overlay.prompts):
+            raise SessionError(
+                "expected an object with a click or a box to show other masks of, got none; click "
+                "on one first"
+            )
+        self.worker.send(commands.NextCandidate())
+
+    # ------------------------------------------------------------------ committed objects
+
+    def edit(self, label: int) -> None:
+        """Take up a committed object of the plane that is shown, to change it.
+
+        Prompts correct its mask; `commit` puts it back under its id, `cancel` leaves it as it was.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or an object is being drawn.
+        """
+        overlay, plane = self._ready_for_prompt()
+        self._require_no_object(overlay, "changing another one")
+        self._begin_anew()
+        overlay.take_up(label, plane)
+        self._show_message(messages.LOOKING)
+        self.worker.send(commands.TakeUp(label, plane))
+
+    def delete(self, label: int) -> None:
+        """Delete a committed object of the plane that is shown; `undo` brings it back.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or another object is being drawn.
+        """
+        overlay, plane = self._ready_for_prompt()
+        if overlay.label != label:
+            self._require_no_object(overlay, "deleting another one")
+        overlay.forget_object()
+        self.worker.send(commands.Delete(label, plane))
+
+    def edit_under_cursor(self) -> None:
+        """Take up the committed object under the mouse; see `edit`."""
+        self.edit(self._label_under_cursor("E"))
+
+    def delete_under_cursor(self) -> None:
+        """Delete the object that is being changed, else the one under the mouse; see `delete`."""
+        overlay = self._ready()
+        self.delete(overlay.label or self._label_under_cursor("Delete"))
+
+    def _label_under_cursor(self, key: str) -> int:
+        overlay = self._ready()
+        position = overlay.view.position(self._viewer.cursor.position)
+        label = 0
+        if overlay.view.holds(position.point_yx):
+            label = overlay.objects.label_at(position.point_yx, position.plane)
+        if not label:
+            raise PromptError(
+                f"no committed object is under the mouse: point at one, then press {key}"
+            )
+        return label
+
+    def _require_no_object(self, overlay: Overlay, what: str) -> None:
+        if overlay.has_object:
+            raise SessionError(f"an object is being drawn: commit or cancel it before {what}")
 
     def commit(self) -> None:
         """Write the current object, as painted over by hand, to the target.
@@ -341,7 +480,7 @@ class SegmentController:
         """
         overlay = self._ready()
         self._begin_anew()
-        if not len(overlay.prompts):
+        if not overlay.has_object:
             self._show_message(f"There is nothing to commit. {messages.HINT_CLICK}")
             return
         if elsewhere := overlay.elsewhere:
@@ -365,7 +504,7 @@ class SegmentController:
             self._cancel_loading()
             return
         overlay = self._ready()
-        if not len(overlay.prompts) and self.state.progress and self.worker.cancel_commit():
+        if not overlay.has_object and self.state.progress and self.worker.cancel_commit():
             self._show_message("Giving up the commit ...")
             return
         self._begin_anew()
@@ -625,7 +764,7 @@ class SegmentController:
         if now.image.is_same_picture(image.image):
             self._look_ahead()
             return
-        if len(overlay.prompts):
+        if overlay.has_object:
             self._show_message(messages.LOOKING_AGAIN)
         self.worker.send(commands.Show(now.image))
 
@@ -670,13 +809,27 @@ class SegmentController:
     def _restore(self, overlay: Overlay, object_: GivenUp) -> None:
         """Draw an object that was cancelled once more."""
         overlay.view.show_plane(object_.plane)
-        overlay.ask(object_.prompts, object_.plane)
-        overlay.preview.put_strokes(object_.strokes)
         prompts, level, plane = object_.prompts, object_.level, object_.plane
-        if prompts.box is not None:
+        taken = Prompts()
+        if object_.label:
+            taken = object_.taken_prompts
+            overlay.take_up(object_.label, plane)
+            self.worker.send(commands.TakeUp(object_.label, plane))
+        overlay.ask(prompts, plane)
+        overlay.preview.put_strokes(object_.strokes)
+        if prompts.box is not None and prompts.box != taken.box:
             self.worker.send(commands.SetBox(prompts.box, level, plane))
-        for point, label in zip(prompts.points_yx, prompts.labels, strict=True):
-            self.worker.send(commands.Click(point, label, level, plane))
+        scribbles = list(prompts.scribbles[len(taken.scribbles) :])
+        clicks = list(enumerate(zip(prompts.points_yx, prompts.labels, strict=True)))
+        for number, (point, positive) in clicks[len(taken.points_yx) :]:
+            while scribbles and scribbles[0].num_clicks <= number:
+                self._send_scribble(scribbles.pop(0), level, plane)
+            self.worker.send(commands.Click(point, positive, level, plane))
+        for scribble in scribbles:
+            self._send_scribble(scribble, level, plane)
+
+    def _send_scribble(self, scribble: Scribble, level: int, plane: tuple[int, ...]) -> None:
+        self.worker.send(commands.AddScribble(scribble.points_yx, scribble.positive, level, plane))
 
     def _cancel_loading(self) -> None:
         # A session that is not there yet has no model to go on with.
@@ -745,6 +898,8 @@ class SegmentController:
         elsewhere = "" if overlay is None else overlay.elsewhere
         self.state.update(
             num_prompts=0 if overlay is None else len(overlay.prompts),
+            has_object=overlay is not None and overlay.has_object,
+            is_editing=overlay is not None and overlay.label > 0,
             is_busy=self.worker.is_busy,
             elsewhere=elsewhere and messages.describe_elsewhere(elsewhere),
             **changes,
@@ -755,7 +910,7 @@ class SegmentController:
 
     def _count_pixels(self) -> None:
         """Let the number of pixels follow what was painted."""
-        if self.overlay is not None and len(self.overlay.prompts):
+        if self.overlay is not None and self.overlay.has_object:
             preview = self.overlay.preview
             self._show_message(messages.describe_object(preview.num_pixels, preview.step))
 

@@ -33,6 +33,7 @@ from napari_hrsam.storage.labels.store import Edit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import Session
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
     from napari_hrsam.storage.images.layers import LayerImage
@@ -61,6 +62,7 @@ class InferenceSession:
         self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
         self._num_committed = 0
+        self._candidates: tuple[Prediction, ...] = ()
         self._is_warm = False
         self._prompt: Progress | None = None
         self._hurry = threading.Event()
@@ -88,28 +90,37 @@ class InferenceSession:
         Answer, Opened, tuple of device names, bool or None
             As the command says; None of a loading that was given up.
         """
+        if isinstance(command, commands.Prompt):
+            return self._add_prompt(command, progress)
+        if isinstance(command, commands.Step):
+            return self._take_step(command, progress)
+        return self._apply_setting(command, progress)
+
+    def _take_step(self, command: commands.Step, progress: Progress) -> commands.Answer:
+        session, more = self._current, {}
+        step: object = None
         match command:
-            case commands.Click() | commands.SetBox():
-                return self._add_prompt(command, progress)
             case commands.Commit():
                 return self._commit(command.strokes, progress)
-            case commands.Cancel():
-                self._current.cancel()
-                return self._answer()
-            case commands.Undo():
-                step = self._current.undo()
-                self._num_committed -= isinstance(step, Edit)
-                return self._answer(step, is_undone=True)
-            case commands.Redo():
-                step = self._current.redo()
-                self._num_committed += isinstance(step, Edit)
-                return self._answer(step)
+            case commands.NextCandidate():
+                return self._next_candidate()
             case commands.Show():
                 return self._show(command.image, progress)
-            case commands.Describe():
-                return self._answer()
-            case _:
-                return self._apply_setting(command, progress)
+            case commands.TakeUp():
+                session.edit(command.label, command.plane)
+            case commands.Delete():
+                session.cancel()
+                step = session.delete(command.label, command.plane)
+                self._num_committed -= 1
+            case commands.Cancel():
+                session.cancel()
+            case commands.Undo():
+                step, more = session.undo(), {"is_undone": True}
+                self._num_committed -= _num_new(step)
+            case commands.Redo():
+                step = session.redo()
+                self._num_committed += _num_new(step)
+        return self._answer(step, **more)
 
     def _apply_setting(self, command: commands.Command, progress: Progress) -> Any:
         match command:
@@ -140,21 +151,34 @@ class InferenceSession:
 
     # ------------------------------------------------------------------ steps
 
-    def _add_prompt(
-        self, prompt: commands.Click | commands.SetBox, progress: Progress
-    ) -> commands.Answer:
+    def _add_prompt(self, prompt: commands.Prompt, progress: Progress) -> commands.Answer:
+        session, plane = self._current, prompt.plane
         # The level counts for the first prompt of an object.
-        level = prompt.level if self._current.prediction is None else None
+        level = prompt.level if session.prediction is None else None
         try:
             with self._until_cancelled(progress):
-                if isinstance(prompt, commands.Click):
-                    point, plane = prompt.point_yx, prompt.plane
-                    self._current.click(point, positive=prompt.positive, level=level, plane=plane)
-                else:
-                    self._current.box(prompt.box_yxyx, level=level, plane=prompt.plane)
+                match prompt:
+                    case commands.Click():
+                        session.click(prompt.point_yx, prompt.positive, level, plane)
+                    case commands.SetBox():
+                        session.box(prompt.box_yxyx, level, plane)
+                    case commands.AddScribble():
+                        session.scribble(prompt.points_yx, prompt.positive, level, plane)
+                    case commands.DrawLasso():
+                        session.lasso(prompt.points_yx, level, plane)
         except Cancelled:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
+
+    def _next_candidate(self) -> commands.Answer:
+        session = self._current
+        shown = [one is session.prediction for one in self._candidates]
+        if not any(shown):
+            # The likeliest is what is shown already.
+            self._candidates, shown = session.candidates(), [True]
+        number = (shown.index(True) + 1) % len(self._candidates)
+        session.choose(self._candidates[number])
+        return self._answer(candidate=(number + 1, len(self._candidates)))
 
     def _show(self, image: LayerImage, progress: Progress) -> commands.Answer:
         try:
@@ -177,7 +201,7 @@ class InferenceSession:
             return self._answer(is_cancelled=True, strokes=strokes)
         finally:
             progress.finish()
-        self._num_committed += 1
+        self._num_committed += _num_new(edit)
         return self._answer(edit)
 
     def _write_object(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
@@ -229,6 +253,7 @@ class InferenceSession:
             can_undo=session.can_undo,
             can_redo=session.can_redo,
             num_committed=self._num_committed,
+            taken_label=session.taken_label,
             edit=step if isinstance(step, Edit) else None,
             **more,
         )
@@ -361,6 +386,12 @@ class InferenceSession:
         for plane in np.ndindex(store.plane_shape):
             labels[plane] = store.read(box, plane=plane)
         return labels
+
+
+def _num_new(step: object) -> int:
+    """Return how many objects more there are after a step."""
+    kinds = {"draw": 1, "replace": 0, "delete": -1}
+    return kinds[step.kind] if isinstance(step, Edit) else 0
 
 
 def _find_devices() -> tuple[str, ...]:

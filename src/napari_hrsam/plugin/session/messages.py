@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
+    from napari_hrsam.storage.labels.store import Edit
 
 MAX_CHANNELS = 8
 """An image of planes with no more columns than this is probably one of channels."""
@@ -53,11 +54,7 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
     if answer.is_cancelled:
         return "The commit was given up; the object is still there. C commits, Esc cancels."
     if edit is not None:
-        name = plane_name(edit.plane)
-        where = f"Object {edit.label} on {name}" if name else f"Object {edit.label}"
-        if answer.is_undone:
-            return f"{where} was taken back."
-        return f"{where} was committed. Click on the next one."
+        return _describe_edit(edit, plane_name(edit.plane), is_undone=answer.is_undone)
     if prediction is None:
         return f"{SHOWN_ANEW} {HINT_CLICK}" if answer.is_shown_anew else HINT_CLICK
     num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
@@ -65,8 +62,30 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
         return "There is no object yet to take away from: click on it with the other button."
     if num_pixels and prediction.is_cut:
         return "The object goes on beyond this mask: click again, or press Esc and zoom out."
+    if answer.taken_label and answer.edit is None and prediction.iou == 1:
+        return (
+            f"Object {answer.taken_label}: clicks correct it. C puts it back, Esc leaves it as it "
+            "was, Delete deletes it."
+        )
     found = describe_object(num_pixels, prediction.level_downsample)
+    if answer.candidate[1]:
+        found = f"Mask {answer.candidate[0]} of {answer.candidate[1]}. {found} N: the next."
     return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
+
+
+_DONE = {
+    "draw": "was committed. Click on the next one.",
+    "replace": "was changed.",
+    "delete": "was deleted. Ctrl+Z brings it back.",
+}
+_UNDONE = {"draw": "was taken back.", "replace": "is as it was before.", "delete": "is back."}
+
+
+def _describe_edit(edit: Edit, plane: str, *, is_undone: bool) -> str:
+    where = f"Object {edit.label} on {plane}" if plane else f"Object {edit.label}"
+    if edit.is_empty:
+        return f"{where} was put back as it was: nothing was changed."
+    return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"
 
 
 def describe_object(num_pixels: int, step: int) -> str:
@@ -111,8 +130,11 @@ def describe_level(level: int) -> str:
 def describe_committed(label: int, objects: ObjectsLayer) -> str:
     """Say that an object was committed already, and how it is changed."""
     edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (E)"
-    how = f"To change it, {edit}. " if objects.is_paintable else ""
-    return f"This is object {label}, committed already. {how}Click again for a new one over it."
+    how = f", or {edit}" if objects.is_paintable else ""
+    return (
+        f"This is object {label}, committed already. E changes it, Delete deletes it{how}. "
+        "Click again for a new one over it."
+    )
 
 
 def warn_of_image(image: ImageInput) -> str:

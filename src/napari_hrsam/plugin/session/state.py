@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from psygnal import Signal
 
 from napari_hrsam.errors import HRSAMError
+from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session.messages import HINT_START
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,12 @@ class ControllerState:
         Whether there is a step to undo or to redo.
     is_subtracting
         Whether a plain click takes away.
-    draws_boxes
-        Whether a plain drag draws a box.
+    drag_tool
+        What a plain drag draws.
+    is_editing
+        Whether the current object is one that was committed before.
+    has_object
+        Whether there is a current object.
     tool
         Which tool has the mouse, if clicks do not add to the object; else empty.
     elsewhere
@@ -103,7 +108,9 @@ class ControllerState:
     can_undo: bool = False
     can_redo: bool = False
     is_subtracting: bool = False
-    draws_boxes: bool = False
+    drag_tool: DragTool = DragTool.PAN
+    is_editing: bool = False
+    has_object: bool = False
     tool: str = ""
     elsewhere: str = ""
     covered_by: str = ""

@@ -144,9 +144,9 @@ class Worker:
     def _progress_of(self, command: commands.Command) -> Progress:
         """Return what reports and cancels a command; cancel what the command puts an end to."""
         progress = Progress()
+        if isinstance(command, commands.Prompt):
+            return self._object
         match command:
-            case commands.Click() | commands.SetBox():
-                return self._object
             case commands.Cancel():
                 self._object.cancel()
                 self._object = progress
