@@ -1,7 +1,9 @@
-"""How a scribble best reaches the model: clicks along it, a drawn mask prompt, or both.
+"""How a scribble best reaches the model: clicks along it or where it is contradicted, or drawn.
 
 On validation objects, a stroke along the middle 70 % of the medial line, as a first prompt, against
-one click at the deepest place. Both are enforced in the mask, as a session does it.
+one click at the deepest place. Both are enforced in the mask, as a session does it. ``scribble`` is
+`Session.scribble`: clicks one after the other where the mask contradicts the stroke. ``N clicks`` are
+told at once, evenly spread; ``+ drawn`` gives the stroke as mask prompt, too.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,16 +26,16 @@ from skimage.graph import MCP_Geometric
 from skimage.morphology import skeletonize
 
 import napari_hrsam as hrsam
+from napari_hrsam.engine import drawing
 from napari_hrsam.engine.object_predictor import ObjectPredictor
 from napari_hrsam.geometry import Box
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.prompts import Scribble
+from napari_hrsam.prompts import Prompts
 from napari_hrsam.training.datasets import open_samples
 from napari_hrsam.training.evaluate import view_level
 from napari_hrsam.training.metrics import mask_iou
 
 NUMS_CLICKS = (1, 2, 3, 5, 8)
-MAX_ADDED = 4
 STROKE_SHARE = 0.7
 DRAWN_LOGIT = 8.0
 
@@ -65,7 +68,13 @@ def medial_line(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 @contextmanager
 def told_as(num_clicks: int, *, is_drawn: bool) -> Iterator[None]:
     """Let the model be told so many clicks of a scribble, and the stroke as a mask prompt."""
-    clicks, predict = Scribble.clicks, ObjectPredictor.predict_tile
+    as_clicks, predict = Prompts.as_clicks, ObjectPredictor.predict_tile
+
+    def told(self: Prompts) -> Prompts:
+        scribbles = tuple(
+            replace(one, told_yx=tuple(one.spread(num_clicks).tolist())) for one in self.scribbles
+        )
+        return as_clicks(replace(self, scribbles=scribbles))
 
     def predicted(self: ObjectPredictor, tile: Any, prompts: Any, prior: Any = None, *rest: Any):  # type: ignore[no-untyped-def]
         if prior is None:
@@ -77,29 +86,11 @@ def told_as(num_clicks: int, *, is_drawn: bool) -> Iterator[None]:
         return predict(self, tile, prompts, prior, *rest)
 
     with ExitStack() as patches:
-        patches.enter_context(
-            patch.object(Scribble, "clicks", lambda self, num=0: clicks(self, num_clicks))  # noqa: ARG005
-        )
+        patches.enter_context(patch.object(drawing, "MAX_TOLD", 1))
+        patches.enter_context(patch.object(Prompts, "as_clicks", told))
         if is_drawn:
             patches.enter_context(patch.object(ObjectPredictor, "predict_tile", predicted))
         yield
-
-
-def clicked_where_wrong(
-    session: hrsam.Session, stroke: NDArray[np.float64], level: int
-) -> hrsam.Prediction:
-    """Click on the middle of a stroke, then on the middle of its longest part outside the mask."""
-    found = session.click(stroke[len(stroke) // 2], level=level)
-    places = np.floor(stroke + 0.5).astype(int)
-    for _ in range(MAX_ADDED):
-        mask = found.region.read(Box.of_shape(session.image.shape_yx))
-        wrong = np.flatnonzero(~mask[tuple(places.T)])
-        if wrong.size == 0:
-            break
-        parts = np.split(wrong, np.flatnonzero(np.diff(wrong) > 1) + 1)
-        longest = max(parts, key=len)
-        found = session.click(stroke[longest[len(longest) // 2]])
-    return found
 
 
 def ious_of(session: hrsam.Session, mask: NDArray[np.bool_], tile_px: int) -> dict[str, float]:
@@ -113,14 +104,13 @@ def ious_of(session: hrsam.Session, mask: NDArray[np.bool_], tile_px: int) -> di
 
     take("click", session.click(deepest(mask), level=level))
     stroke = medial_line(mask)
-    take("where wrong", clicked_where_wrong(session, stroke, level))
+    take("scribble", session.scribble(stroke, level=level))
     for num in NUMS_CLICKS:
         with told_as(num, is_drawn=False):
             take(f"{num} clicks", session.scribble(stroke, level=level))
-    with told_as(5, is_drawn=True):
-        take("5 + drawn", session.scribble(stroke, level=level))
-    with told_as(1, is_drawn=True):
-        take("1 + drawn", session.scribble(stroke, level=level))
+    for num in (1, 5):
+        with told_as(num, is_drawn=True):
+            take(f"{num} + drawn", session.scribble(stroke, level=level))
     return ious
 
 

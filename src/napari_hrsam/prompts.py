@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box, pixel_of
 
-CLICKS_PER_SCRIBBLE = 5
-"""Clicks along a scribble that the model is told: its prompt encoder knows no strokes."""
-
 MAX_SCRIBBLE_POINTS = 10_000
 """Points of one scribble; no hand draws more."""
 
@@ -34,6 +31,8 @@ class Scribble:
         True for "inside the object", False for "outside".
     num_clicks : int
         Clicks of the object that were made before it.
+    told_yx : tuple of (float, float)
+        The clicks on it by which the model was told of it: its prompt encoder knows no strokes.
 
     Raises
     ------
@@ -45,6 +44,7 @@ class Scribble:
     points_yx: tuple[tuple[float, float], ...]
     positive: bool = True
     num_clicks: int = 0
+    told_yx: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Copy to plain values and check them."""
@@ -61,6 +61,7 @@ class Scribble:
         object.__setattr__(self, "points_yx", points)
         object.__setattr__(self, "positive", bool(self.positive))
         object.__setattr__(self, "num_clicks", int(self.num_clicks))
+        object.__setattr__(self, "told_yx", tuple(_point(point) for point in self.told_yx))
 
     def along(self, step_px: float = 1.0) -> NDArray[np.float64]:
         """Points (N, 2) along the stroke, at most a step apart, with both ends."""
@@ -71,11 +72,8 @@ class Scribble:
             parts.append(start + np.arange(1, num + 1)[:, None] / num * (end - start))
         return np.concatenate(parts)
 
-    def clicks(self, num: int = CLICKS_PER_SCRIBBLE) -> NDArray[np.float64]:
-        """Points (N, 2), at most ``num``, spread evenly over the length of the stroke.
-
-        Each lies in the middle of its share, so that none is at an end, where strokes run out.
-        """
+    def spread(self, num: int) -> NDArray[np.float64]:
+        """Points (N, 2), at most ``num``, each in the middle of an equal share of the length."""
         num = min(num, 1 + int(self.length_px))
         return self._at((np.arange(num) + 0.5) / num)
 
@@ -198,6 +196,21 @@ class Prompts:
         (y0, x0), (y1, x1) = low - 0.5, high + 0.5
         return self.with_box((y0, x0, y1, x1)).with_click(_deepest(points), True)
 
+    def telling(self, point_yx: tuple[float, float]) -> Prompts:
+        """Return these prompts with one more click told of the newest scribble."""
+        *before, newest = self.scribbles
+        newest = replace(newest, told_yx=(*newest.told_yx, point_yx))
+        return replace(self, scribbles=(*before, newest))
+
+    def since(self, before: Prompts) -> Prompts:
+        """Return the clicks and scribbles that were given after some of these prompts."""
+        num = len(before.points_yx)
+        return Prompts(
+            points_yx=self.points_yx[num:],
+            labels=self.labels[num:],
+            scribbles=self.scribbles[len(before.scribbles) :],
+        )
+
     def consistent(self) -> Prompts:
         """Return the prompts without the clicks that a newer prompt of the other sign contradicts.
 
@@ -232,7 +245,7 @@ class Prompts:
         )
 
     def as_clicks(self) -> Prompts:
-        """Return the prompts with `CLICKS_PER_SCRIBBLE` clicks in place of every scribble.
+        """Return the prompts with clicks in place of every scribble: those told, or its middle.
 
         A click that a newer prompt of the other sign contradicts is not among them.
         """
@@ -246,7 +259,7 @@ class Prompts:
             points += self.points_yx[done : scribble.num_clicks]
             labels += self.labels[done : scribble.num_clicks]
             done = scribble.num_clicks
-            along = scribble.clicks().tolist()
+            along = scribble.told_yx or scribble.spread(1).tolist()
             points += [(y, x) for y, x in along]
             labels += [scribble.positive] * len(along)
             scribbles.append(replace(scribble, num_clicks=len(points)))
@@ -261,7 +274,7 @@ class Prompts:
         return replace(told.consistent(), scribbles=())
 
     def extent_yx(self) -> NDArray[np.float64]:
-        """Points (N, 2) that a tile must hold: of clicks and scribbles, and a box's corners."""
+        """Points (N, 2) that a tile must hold: clicks, strokes, and corner pixels of the box."""
         points = list(self.points_yx)
         for scribble in self.scribbles:
             points += scribble.points_yx

@@ -13,7 +13,7 @@ import napari_hrsam as hrsam
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box
-from napari_hrsam.prompts import CLICKS_PER_SCRIBBLE, Scribble
+from napari_hrsam.prompts import Scribble
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 STROKE = [(45.2, 55.0), (60.0, 62.7), (66.0, 75.0)]
@@ -47,15 +47,29 @@ def test_every_pixel_of_a_stroke_is_on_its_side_at_every_level(
     assert prediction is session.prediction
 
 
-def test_the_model_is_told_clicks_along_the_stroke(model: Any, scene: Scene) -> None:
+def test_the_model_is_told_clicks_where_the_mask_contradicts_the_stroke(
+    model: Any, scene: Scene
+) -> None:
+    """One suffices inside an object of one colour; on two colours the second needs its own."""
     session = Session(model, scene[0])
     session.scribble(STROKE)
-    assert model.nums_points[-1] == CLICKS_PER_SCRIBBLE
+    assert model.nums_points == [1, 1], "a look, and one at a finer level"
+    [told] = session.prompts.scribbles[0].told_yx
+    assert 45 < told[0] < 66
     mask = whole_mask(session)
     assert (mask & scene[1]).sum() > 0.9 * scene[1].sum()
+    session.undo()
+    image = scene[0].copy()
+    image[:20] = (30, 30, 200)
+    session = session.with_image(image)
+    model.nums_points.clear()
+    session.scribble([(30, 60), (19, 60), (3, 60), (0, 60)], level=0)
+    assert model.nums_points[-1] == 2
+    middle, second = session.prompts.scribbles[0].told_yx
+    assert (middle[0] < 19.5) != (second[0] < 19.5)
     assert len(session.prompts) == 1
     session.click((50, 60))
-    assert model.nums_points[-1] == CLICKS_PER_SCRIBBLE + 1
+    assert model.nums_points[-1] == 3
     session.undo()
     assert len(session.prompts) == 1
     assert session.undo() is None
@@ -126,6 +140,7 @@ def test_strokes_are_kept_with_the_commit_and_redone(
         edit = labels.newest_done()
         assert edit is not None
         assert edit.prompts == said
+        assert edit.prompts.scribbles[0].told_yx
         [scribble] = edit.prompts.scribbles
         assert (scribble.points_yx, scribble.positive, scribble.num_clicks) == (
             tuple((float(y), float(x)) for y, x in STROKE),

@@ -73,13 +73,17 @@ class ColourModel(nn.Module):
         point_labels: Tensor | None = None,
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,  # noqa: ARG002
-        multimask: bool = False,  # noqa: ARG002
+        multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         self.num_decoded += 1
         assert features.stride4 is not None
         colours = features.stride4[0]
         logits = colour_logits(colours, point_coords_xy, point_labels, boxes_xyxy)
-        return logits[None, None], torch.tensor([[0.9]])
+        if not multimask:
+            return logits[None, None], torch.tensor([[0.9]])
+        # Candidates: everything, the object, nothing.
+        three = torch.stack([torch.full_like(logits, 3.0), logits, torch.full_like(logits, -3.0)])
+        return three[None], torch.tensor([[0.5, 0.9, 0.1]])
 
 
 @pytest.fixture

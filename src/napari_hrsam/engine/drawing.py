@@ -9,17 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.embed import Progress
+from napari_hrsam.engine.local_correction import STROKE_PLACES
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
 from napari_hrsam.engine.outline import Refiner, refine_outline
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Embedding
-from napari_hrsam.engine.taken_up import TakenUp, prediction_of, take_up
+from napari_hrsam.engine.taken_up import StoredMask, TakenUp, prediction_of, take_up
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.geometry import Box, Tile, TileGrid, best_level, pixel_of
-from napari_hrsam.prompts import Prompts
+from napari_hrsam.prompts import Prompts, Scribble
 from napari_hrsam.storage.images.tile_source import PyramidImage
 from napari_hrsam.storage.labels.store import LabelStore
+
+MAX_TOLD = 5
+"""Clicks by which the model is told of one scribble."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,24 +123,81 @@ class Drawing:
         """
         started = time.perf_counter()
         prompts = prompts.inside(self._image.shape_yx)
-        consistent = prompts.consistent()
         step = self.step
         first_level = first_level if step is None else step.first_level
         tile = self._tile_for(prompts, first_level, plane)
-        prior = focused = taken = None
-        if step is not None:
-            focused, taken, last = step.focused, step.taken, step.prediction
-            if last.tile == tile:
-                prior = last.logits
-            elif taken is not None:
-                prior = self._objects.resampled(last.tile, last.multiscale.logits, tile)
-        if taken is None or prior is None:
-            result, results = self._objects.predict(tile, consistent, prior, focused, first_level)
-        else:
-            result, results = self._objects.correct(tile, consistent, prior, focused, taken.box)
+        scribbles = prompts.scribbles
+        untold = scribbles[-1] if scribbles and not scribbles[-1].told_yx else None
+        if untold is not None:
+            mask = None if step is None else step.prediction.multiscale
+            place = self._place_to_tell(untold, mask, plane)
+            prompts = prompts.telling(place or _middle(untold))
+        result, results = self._look(tile, prompts, first_level)
+        for _ in range(MAX_TOLD - 1 if untold is not None else 0):
+            assert untold is not None
+            seen = MultiscaleMask(result.tile, result.logits, self._image.shape_yx)
+            place = self._place_to_tell(untold, seen, plane)
+            if place is None:
+                break
+            prompts = prompts.telling(place)
+            result = self._look_again(result, prompts)
+            results.append(result)
+        consistent = prompts.consistent()
+        result = self._objects.obey(result, consistent)
         prediction = self._prediction(result, results, consistent, started)
+        taken = None if step is None else step.taken
         self._take(Step(prompts, prediction, result.focused, first_level, taken))
         return prediction
+
+    def _look(
+        self, tile: Tile, prompts: Prompts, first_level: int
+    ) -> tuple[TileResult, list[TileResult]]:
+        """Ask the model in a tile, and where it shows the object better."""
+        step, consistent = self.step, prompts.consistent()
+        if step is None:
+            return self._objects.predict(tile, consistent, None, None, first_level)
+        if step.taken is not None:
+            return self._corrected(tile, prompts, step, step.taken)
+        prior = step.prediction.logits if step.prediction.tile == tile else None
+        return self._objects.predict(tile, consistent, prior, step.focused, first_level)
+
+    def _look_again(self, result: TileResult, prompts: Prompts) -> TileResult:
+        """Ask the model again, which is told more of the same."""
+        step = self.step
+        if step is not None and step.taken is not None:
+            return self._corrected(result.tile, prompts, step, step.taken)[0]
+        return self._objects.predict_tile(
+            result.tile, prompts.consistent(), result.low_res, result.focused
+        )
+
+    def _corrected(
+        self, tile: Tile, prompts: Prompts, step: Step, taken: TakenUp
+    ) -> tuple[TileResult, list[TileResult]]:
+        # A new box says where all of the object is.
+        new = prompts.since(step.prompts) if prompts.box == step.prompts.box else None
+        return self._objects.correct(
+            tile, prompts.consistent(), new, step.prediction.multiscale, step.focused, taken.box
+        )
+
+    def _place_to_tell(
+        self, scribble: Scribble, mask: MultiscaleMask | None, plane: tuple[int, ...]
+    ) -> tuple[float, float] | None:
+        """Return the middle of the longest part of a stroke where a mask contradicts it, if any."""
+        places = scribble.spread(STROKE_PLACES).tolist()
+        wrong = [
+            (mask is None or mask.read(_pixel(y, x)).item() != scribble.positive)
+            # The model would see nothing but the fill.
+            and (not scribble.positive or self._is_present((y, x), plane))
+            for y, x in places
+        ]
+        ends = np.flatnonzero(np.diff([False, *wrong, False]))
+        if ends.size == 0:
+            return None
+        start, end = max(
+            zip(ends[::2], ends[1::2], strict=True), key=lambda part: part[1] - part[0]
+        )
+        y, x = places[(start + end) // 2]
+        return y, x
 
     def take_up(
         self,
@@ -157,10 +218,10 @@ class Drawing:
         first_level : int
             Level at which a new object would be looked at.
         """
-        taken, mask, prompts = take_up(labels, label, stored)
+        taken, mask = take_up(labels, label, stored)
         grid = TileGrid(self._image.shape_yx, self._objects.predictor.tile_px, 0, plane)
-        prediction = prediction_of(mask, taken.box, prompts, grid, first_level)
-        self._take(Step(prompts, prediction, None, first_level, taken))
+        prediction = prediction_of(mask, taken.box, taken.prompts, grid, first_level)
+        self._take(Step(taken.prompts, prediction, None, first_level, taken))
         return prediction
 
     def follow(self, steps: tuple[Step, ...]) -> None:
@@ -188,7 +249,10 @@ class Drawing:
         if before is not None and before.prediction.tile == tile:
             prior = before.prediction.logits
         consistent = step.prompts.consistent()
-        results = self._objects.candidates(tile, consistent, prior, step.focused)
+        results = [
+            self._objects.obey(result, consistent)
+            for result in self._objects.candidates(tile, consistent, prior, step.focused)
+        ]
         return tuple(
             self._prediction(result, results[:1], consistent, started) for result in results
         )
@@ -244,15 +308,20 @@ class Drawing:
             # Shown otherwise than when it was clicked on, the image may lack the pixel.
             if not label or self._is_present(point, result.tile.plane)
         ]
-        multiscale = MultiscaleMask(
-            result.tile,
-            result.logits,
-            self._image.shape_yx,
-            clicks if self._objects.enforce_clicks else [],
-        )
+        clicks = clicks if self._objects.enforce_clicks else []
+        image: PyramidImage | None = self._image
+        before = None if self.step is None else self.step.prediction.multiscale
+        if result.changed is not None and isinstance(before, StoredMask):
+            multiscale: MultiscaleMask = before.corrected(
+                result.tile, result.logits, clicks, result.changed
+            )
+            # What another program drew where the image has no data stays.
+            image = None
+        else:
+            multiscale = MultiscaleMask(result.tile, result.logits, self._image.shape_yx, clicks)
         return Prediction(
             multiscale=multiscale,
-            image=self._image,
+            image=image,
             iou=result.iou,
             logits=result.low_res,
             is_cut=self._objects.is_cut(result, consistent),
@@ -295,3 +364,13 @@ class Drawing:
             box = step.taken.box
             extent = np.concatenate([extent, [(box.y0, box.x0), (box.y1 - 1, box.x1 - 1)]])
         return TileGrid(shape, tile_px, last.level, plane).smallest_holding(extent)
+
+
+def _pixel(y: float, x: float) -> Box:
+    row, column = pixel_of((y, x))
+    return Box(row, column, row + 1, column + 1)
+
+
+def _middle(scribble: Scribble) -> tuple[float, float]:
+    y, x = scribble.spread(1)[0].tolist()
+    return y, x

@@ -122,6 +122,10 @@ class MultiscaleMask:
         """The pixels whose value is known: (y, x, label) in level-0 pixels."""
         return [(y, x, label) for (y, x), label in self._clicks.items()]
 
+    def is_exact(self, box: Box) -> bool:  # noqa: ARG002  # a mask that was predicted never is
+        """Whether the mask in a level-0 box is known, so that there is nothing to refine."""
+        return False
+
     def with_layer(self, layer: OutlineLayer) -> MultiscaleMask:
         """Return the mask with one more, finer, layer."""
         clicks = list(self._clicks.items())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import label as label_components
 
 from napari_hrsam.engine.click_correction import CONFIDENCE, enforce_prompts, to_low_res
+from napari_hrsam.engine.local_correction import anchored, changed_at
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.predictor import Embedding, Predictor, TilePrediction
 from napari_hrsam.engine.tile_cache import CachedTile, TileCache
@@ -69,6 +70,8 @@ class TileResult:
         Seconds taken; ``decode_s`` holds ``refine_s``.
     known : (size / 4, size / 4) bool, optional
         Where an object that was taken up lay before: what touches it is the object, clicked or not.
+    changed : (size, size) bool, optional
+        Where an object that was taken up was corrected.
     """
 
     tile: Tile
@@ -80,6 +83,7 @@ class TileResult:
     refine_s: float
     decode_s: float
     known: NDArray[np.bool_] | None = None
+    changed: NDArray[np.bool_] | None = None
 
 
 class ObjectPredictor:
@@ -243,7 +247,7 @@ class ObjectPredictor:
         best = max(results, key=lambda result: (not self._goes_on(result, prompts), result.iou))
         finer = self._finer(best, prompts) if best.tile.level > max(finest, 0) else None
         if finer is not None:
-            finer_prior = self.resampled(best.tile, best.logits, finer)
+            finer_prior = to_low_res(self.resampled(best.tile, best.logits, finer))
             results.append(self.predict_tile(finer, prompts, finer_prior))
             if not self.is_cut(results[-1], prompts):
                 best = results[-1]
@@ -253,18 +257,25 @@ class ObjectPredictor:
         self,
         tile: Tile,
         prompts: Prompts,
-        prior: NDArray[np.float32],
+        new: Prompts | None,
+        mask: MultiscaleMask,
         focused: Embedding | None,
         box: Box,
     ) -> tuple[TileResult, list[TileResult]]:
-        """Predict an object that was there before: its mask is the prior, in whatever tile.
+        """Correct an object that was there before: its mask is the prior, in whatever tile.
 
-        While it reaches beyond the tile it is looked at again in a coarser one.
+        The model's answer counts where it differs from the mask around the new prompts. Elsewhere
+        the mask stays: most of the other differences would make it worse. While the object
+        reaches beyond the tile it is looked at again in a coarser one.
 
         Parameters
         ----------
-        tile, prompts, prior, focused
+        tile, prompts, focused
             As in `predict_tile`; the tile holds all prompts, and the box.
+        new : Prompts or None
+            The clicks and scribbles that are newer than the mask; None to take the whole answer.
+        mask : MultiscaleMask
+            The object so far.
         box : Box
             Of the object as it was taken up.
 
@@ -275,8 +286,22 @@ class ObjectPredictor:
         """
         results: list[TileResult] = []
         while True:
-            result = self.predict_tile(tile, prompts, prior, focused)
-            results.append(replace(result, known=prior > 0))
+            old = self.resampled(mask.tile, mask.logits, tile)
+            prior = to_low_res(old)
+            result = self.predict_tile(tile, anchored(prompts, prior, tile), prior, focused)
+            changed = np.ones(old.shape, np.bool_)
+            if new is not None:
+                changed = changed_at(old > 0, result.logits > 0, new, tile)
+            logits = np.where(changed, result.logits, old)
+            results.append(
+                replace(
+                    result,
+                    logits=logits,
+                    low_res=to_low_res(logits),
+                    known=prior > 0,
+                    changed=changed,
+                )
+            )
             if len(results) == MAX_LOOKS or not self._goes_on(results[-1], prompts):
                 break
             # Its extent reaches to the border: with a margin, a larger tile holds it.
@@ -286,9 +311,22 @@ class ObjectPredictor:
             coarser = grid.smallest_holding(np.concatenate([prompts.extent_yx(), corners]))
             if self._image.num_stored_px(coarser) > MAX_READ_PX:
                 break
-            prior = self.resampled(results[-1].tile, results[-1].logits, coarser)
             tile, focused = coarser, None
         return results[-1], results
+
+    def obey(self, result: TileResult, prompts: Prompts) -> TileResult:
+        """Return a result of which every pixel of the scribbles is on its side."""
+        if not (self.enforce_clicks and prompts.scribbles):
+            return result
+        seen = self.tiles.get(result.tile)
+        logits = enforce_prompts(result.logits, seen.pixels, result.tile, prompts)
+        if seen.present is not None:
+            logits = np.where(seen.present, logits, np.minimum(logits, result.logits))
+        changed = result.changed
+        if changed is not None:
+            changed = changed | (logits != result.logits)
+        low_res = result.low_res + to_low_res(logits - result.logits)
+        return replace(result, logits=logits, low_res=low_res, changed=changed)
 
     def _fits(self, result: TileResult, prompts: Prompts, shares: tuple[float, float]) -> bool:
         """Whether the object takes a share of the tile's side between two, and ends in the tile."""
@@ -322,10 +360,11 @@ class ObjectPredictor:
         return tile if is_cheap else None
 
     def resampled(self, seen: Tile, logits: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
-        """Give the logits of one tile as low-resolution logits of another tile."""
-        mask = MultiscaleMask(seen, logits, self.shape_yx)
+        """Give the logits of one tile as those of another tile."""
+        if seen == tile:
+            return logits
         box = Box(tile.y0, tile.x0, tile.y0 + tile.size_px, tile.x0 + tile.size_px)
-        return to_low_res(mask.sample(tile.level, box))
+        return MultiscaleMask(seen, logits, self.shape_yx).sample(tile.level, box)
 
     def _finer(self, result: TileResult, prompts: Prompts) -> Tile | None:
         """Return the tile of the next finer level, if it has room for the object."""
@@ -376,7 +415,9 @@ class ObjectPredictor:
         """Correct the logits at tile and at low resolution around contradicted prompts."""
         if not self.enforce_clicks:
             return answer.logits, answer.low_res_logits
-        logits = enforce_prompts(answer.logits, seen.pixels, seen.embedding.tile, prompts)
+        # What strokes say counts in the end, see `obey`: until then it shows where they are wrong.
+        tile = seen.embedding.tile
+        logits = enforce_prompts(answer.logits, seen.pixels, tile, prompts.as_clicks())
         if logits is answer.logits:
             return answer.logits, answer.low_res_logits
         return logits, answer.low_res_logits + to_low_res(logits - answer.logits)

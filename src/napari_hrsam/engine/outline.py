@@ -168,7 +168,7 @@ class _Step:
                 *(math.floor(edge / ratio) for edge in (area.y0, area.x0)),
                 *(math.ceil(edge / ratio) for edge in (area.y1, area.x1)),
             )
-            if (
+            if self._mask.is_exact(_level0(area, scale, self._image.shape_yx)) or (
                 self._mask.fills(
                     _level0(area.expand(2 * BAND_PX * ratio), scale, self._image.shape_yx)
                 )

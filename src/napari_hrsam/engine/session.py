@@ -14,11 +14,13 @@ from napari_hrsam.engine.drawing import Drawing, Step
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
 from napari_hrsam.engine.hand_edits import edits_of
+from napari_hrsam.engine.local_correction import STROKE_PLACES
 from napari_hrsam.engine.object_predictor import ObjectPredictor
 from napari_hrsam.engine.outline import Refiner
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Predictor
+from napari_hrsam.engine.taken_up import TakenUp
 from napari_hrsam.engine.tile_cache import TileCache
 from napari_hrsam.errors import LabelsError, SessionError
 from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
@@ -232,10 +234,10 @@ class Session(EncodesAhead):
         return self._drawing.prediction
 
     @property
-    def taken_label(self) -> int:
-        """Id of the object of the label image that the current one is; 0 for a new one."""
+    def taken(self) -> TakenUp | None:
+        """The object of the label image that the current one was; None for a new one."""
         step = self._drawing.step
-        return 0 if step is None or step.taken is None else step.taken.label
+        return None if step is None else step.taken
 
     @property
     def can_undo(self) -> bool:
@@ -314,9 +316,10 @@ class Session(EncodesAhead):
     ) -> Prediction:
         """Say by a freehand stroke what belongs to the current object, or does not.
 
-        SAM's prompt encoder knows no strokes: the model is told five clicks, spread evenly along
-        it (`benchmarks/scribble.py` compares other ways). Then the mask is corrected where it
-        contradicts them, as it is for clicks, and every pixel of the stroke is put on its side.
+        SAM's prompt encoder knows no strokes. The model is told up to five clicks, one after the
+        other as a user would make them: in the middle of the longest part of the stroke that the
+        mask contradicts, until there is none (`benchmarks/scribble.py` compares other ways). Then
+        every pixel of the stroke is put on its side. `prompts` tells these clicks, too.
 
         Parameters
         ----------
@@ -338,7 +341,7 @@ class Session(EncodesAhead):
         if positive:
             self._require_open()
             scribble = prompts.inside(self.image.shape_yx).scribbles[-1]
-            self._drawing.require_data(scribble.clicks(), plane)
+            self._drawing.require_data(scribble.spread(STROKE_PLACES), plane)
         return self._draw(prompts, level, plane)
 
     def lasso(
@@ -374,8 +377,10 @@ class Session(EncodesAhead):
         """Take up an object of the label image again: its mask becomes the current object.
 
         Any object will do, of any size, also one that another program drew. The prediction is
-        exactly its mask, until a prompt corrects it: then the model sees the mask as its prior, in
-        a tile that holds the object. `commit` replaces it under the same id, as one step to undo;
+        exactly its mask. A click or scribble corrects it: the model sees the mask as its prior, in
+        a tile that holds the object, and its answer counts in the part around the prompt where it
+        differs from the mask; the rest stays, to the pixel. A box has all of it drawn anew.
+        `commit` replaces it under the same id, as one step to undo;
         `cancel` leaves it as it is. `prompts` are those of its last commit if they are known and
         its mask agrees with all of them; otherwise there are none.
 

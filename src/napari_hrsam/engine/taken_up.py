@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from napari_hrsam.engine.click_correction import to_low_res
-from napari_hrsam.engine.multiscale_mask import MultiscaleMask
+from napari_hrsam.engine.multiscale_mask import MultiscaleMask, OutlineLayer
 from napari_hrsam.engine.object_predictor import MARGIN_PX
 from napari_hrsam.engine.outline import outline_distance
 from napari_hrsam.engine.prediction import Prediction
@@ -35,14 +37,16 @@ BOX_SLACK = 1 / 8
 
 
 class StoredMask(MultiscaleMask):
-    """A mask that is exact at level 0, and told to the model as the logits of a tile.
+    """A mask that is exact at level 0, but where it was corrected, and logits of it for the model.
 
     Parameters
     ----------
-    tile, logits, shape_yx
-        As of a `MultiscaleMask`.
+    tile, logits, shape_yx, clicks, layers
+        As of a `MultiscaleMask`; of the mask as it was corrected.
     stored : BlockMask
-        The mask, inside the tile.
+        The mask before, inside the tile.
+    changed : (tile.size_px, tile.size_px) bool, optional
+        Where it was corrected: there, the logits count.
     """
 
     def __init__(
@@ -50,23 +54,93 @@ class StoredMask(MultiscaleMask):
         tile: Tile,
         logits: NDArray[np.float32],
         shape_yx: tuple[int, int],
+        clicks: Sequence[tuple[tuple[float, float], bool]] = (),
+        layers: Sequence[OutlineLayer] = (),
+        *,
         stored: BlockMask,
+        changed: NDArray[np.bool_] | None = None,
     ) -> None:
-        super().__init__(tile, logits, shape_yx)
+        super().__init__(tile, logits, shape_yx, clicks, layers)
         self._stored = stored
+        self._changed = changed if changed is not None and changed.any() else None
 
     @property
     def level(self) -> int:
-        """The outline is known at full size."""
-        return 0
+        """The finest level at which all of the outline is known."""
+        return 0 if self._changed is None else super().level
+
+    def is_exact(self, box: Box) -> bool:
+        """Whether nothing was corrected in a level-0 box."""
+        return self._changed is None or not self._changed_in(box).any()
+
+    def with_layer(self, layer: OutlineLayer) -> StoredMask:
+        """Return the mask with one more, finer, layer."""
+        return StoredMask(
+            self.tile,
+            self.logits,
+            self._shape_yx,
+            list(self._clicks.items()),
+            (*self.layers, layer),
+            stored=self._stored,
+            changed=self._changed,
+        )
+
+    def corrected(
+        self,
+        tile: Tile,
+        logits: NDArray[np.float32],
+        clicks: Sequence[tuple[tuple[float, float], bool]],
+        changed: NDArray[np.bool_],
+    ) -> StoredMask:
+        """Return the mask with a correction.
+
+        Parameters
+        ----------
+        tile, logits, clicks
+            Of all of it.
+        changed : (size, size) bool
+            Where it is corrected now.
+        """
+        if self._changed is not None:
+            before = self._changed
+            if tile != self.tile:
+                # Places beside what was corrected may hold some of it in coarser pixels.
+                before = maximum_filter(self._changed_in(tile.box0, tile.size_px), 3)
+            changed = changed | before
+        return StoredMask(
+            tile, logits, self._shape_yx, clicks, stored=self._stored, changed=changed
+        )
 
     def read(self, box: Box) -> NDArray[np.bool_]:
         """Return the mask over a box of level-0 pixels."""
-        return self._stored.read(box)
+        mask = self._stored.read(box)
+        if not self.is_exact(box):
+            changed = self._changed_in(box)
+            mask[changed] = super().read(box)[changed]
+        for y, x, label in self.clicked:
+            if box.contains((y, x)):
+                mask[y - box.y0, x - box.x0] = label
+        return mask
 
     def fills(self, box: Box) -> bool | None:
         """Tell what is known of a box without reading it."""
-        return self._stored.fills(box)
+        is_clicked = any(box.contains((y, x)) for y, x, _ in self.clicked)
+        return self._stored.fills(box) if self.is_exact(box) and not is_clicked else None
+
+    def _changed_in(self, box: Box, num: int = 0) -> NDArray[np.bool_]:
+        """Return where the mask was corrected, at each pixel of a level-0 box, or of a tile."""
+        assert self._changed is not None
+        along = []
+        for start, size, corner in (
+            (box.y0, box.height, self.tile.box0.y0),
+            (box.x0, box.width, self.tile.box0.x0),
+        ):
+            centres = start - corner + (np.arange(num or size) + 0.5) * size / (num or size)
+            along.append(np.floor(centres / self.tile.downsample).astype(np.intp))
+        rows, columns = (np.clip(places, -1, self.tile.size_px) for places in along)
+        # Nothing is corrected outside of the tile.
+        framed = np.pad(self._changed, 1)
+        return framed[np.ix_(rows + 1, columns + 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -79,15 +153,17 @@ class TakenUp:
         Its id.
     box : Box
         The smallest that held its pixels when it was taken up, in level-0 pixels.
+    prompts : Prompts
+        Those of its last commit, if the label image knows them and the mask agrees with all of
+        them; else none.
     """
 
     label: int
     box: Box
+    prompts: Prompts
 
 
-def take_up(
-    labels: LabelStore, label: int, plane: tuple[int, ...]
-) -> tuple[TakenUp, BlockMask, Prompts]:
+def take_up(labels: LabelStore, label: int, plane: tuple[int, ...]) -> tuple[TakenUp, BlockMask]:
     """Read an object, whatever its size; only blocks that its outline crosses are kept.
 
     Returns
@@ -95,9 +171,6 @@ def take_up(
     taken : TakenUp
     mask : BlockMask
         Its pixels.
-    prompts : Prompts
-        Those of its last commit, if the label image knows them and the mask agrees with all of
-        them; else none.
 
     Raises
     ------
@@ -114,7 +187,7 @@ def take_up(
         )
     edit = labels.newest_of(label, plane)
     prompts = edit.prompts if edit is not None and _agrees(edit, mask, box) else Prompts()
-    return TakenUp(label=label, box=box), mask, prompts
+    return TakenUp(label=label, box=box, prompts=prompts), mask
 
 
 def prediction_of(
@@ -157,7 +230,7 @@ def prediction_of(
     )
     logits = _as_logits(_at_tile(mask, box, tile))
     return Prediction(
-        multiscale=StoredMask(tile, logits, shape, mask),
+        multiscale=StoredMask(tile, logits, shape, stored=mask),
         iou=1.0,
         logits=to_low_res(logits),
         is_cut=False,

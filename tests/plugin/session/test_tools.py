@@ -139,7 +139,8 @@ def test_other_masks_are_shown_in_turn(
         assert f"Mask {number} of 3" in started.state.message
         seen.append(int(shown(started).sum()))
     np.testing.assert_array_equal(shown(started), first)
-    assert sorted(seen) == [0, int(first.sum()), 64 * 64]
+    assert sorted(seen)[1:] == [int(first.sum()), 64 * 64]
+    assert min(seen) < 50, "no more than the click itself"
     started.click(OTHER, positive=False)
     started.wait()
     assert "Mask" not in started.state.message

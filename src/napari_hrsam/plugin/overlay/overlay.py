@@ -99,7 +99,6 @@ class Overlay:
         self.prompts = Prompts()
         self.label = 0
         self._taken_prompts = Prompts()
-        self._is_taking_up = False
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
@@ -206,14 +205,12 @@ class Overlay:
         self._object_level = self.given_up = None
         self.label, self.plane = label, plane
         self._taken_prompts = Prompts()
-        self._is_taking_up = True
 
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
-        self.label = answer.taken_label
-        if self._is_taking_up and self.label:
-            self._is_taking_up, self._taken_prompts = False, answer.prompts
+        self.label = 0 if answer.taken is None else answer.taken.label
+        self._taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
         if answer.edit is not None:
             self.given_up = None
         preview = self.preview

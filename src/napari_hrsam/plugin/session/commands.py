@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.taken_up import TakenUp
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
     from napari_hrsam.plugin.overlay.strokes import Strokes
@@ -287,8 +288,8 @@ class Answer:
         Whether there is a step to undo or to redo.
     num_committed
         Objects committed in this session and not undone.
-    taken_label
-        Of the committed object that the current one is; 0 for a new one.
+    taken
+        The committed object that the current one was; None for a new one.
     candidate
         Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
     edit
@@ -308,7 +309,7 @@ class Answer:
     can_undo: bool
     can_redo: bool
     num_committed: int
-    taken_label: int = 0
+    taken: TakenUp | None = None
     candidate: tuple[int, int] = (0, 0)
     edit: Edit | None = None
     is_undone: bool = False

@@ -253,7 +253,7 @@ class InferenceSession:
             can_undo=session.can_undo,
             can_redo=session.can_redo,
             num_committed=self._num_committed,
-            taken_label=session.taken_label,
+            taken=session.taken,
             edit=step if isinstance(step, Edit) else None,
             **more,
         )

@@ -62,9 +62,9 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
         return "There is no object yet to take away from: click on it with the other button."
     if num_pixels and prediction.is_cut:
         return "The object goes on beyond this mask: click again, or press Esc and zoom out."
-    if answer.taken_label and answer.edit is None and prediction.iou == 1:
+    if answer.taken is not None and answer.edit is None and prediction.iou == 1:
         return (
-            f"Object {answer.taken_label}: clicks correct it. C puts it back, Esc leaves it as it "
+            f"Object {answer.taken.label}: clicks correct it. C puts it back, Esc leaves it as it "
             "was, Delete deletes it."
         )
     found = describe_object(num_pixels, prediction.level_downsample)

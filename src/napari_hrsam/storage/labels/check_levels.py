@@ -400,7 +400,7 @@ class LevelCheck:
 
 
 def _committed(labels: StoredLabels) -> set[int]:
-    """Return the objects that were drawn here; none where that cannot be read, told elsewhere.
+    """Return the objects that were drawn here; none where that cannot be read (told elsewhere).
 
     One that another program drew and that was replaced here is not among them: what did not change
     is in the coarser levels as that program wrote it.
