@@ -318,7 +318,7 @@ def test_an_object_much_larger_than_a_tile_is_taken_up_exactly_in_little_memory(
     image = np.zeros(shape, np.uint8)
     image[700 : 700 + side, 801 : 801 + side] = 200
     largest = 0
-    read = hrsam.PyramidLabels.read
+    read = hrsam.LabelWriter.read
 
     def measured(self: Any, box: Any = None, level: int = 0, plane: Any = ()) -> NDArray[Any]:
         nonlocal largest
@@ -332,7 +332,7 @@ def test_an_object_much_larger_than_a_tile_is_taken_up_exactly_in_little_memory(
         mask[5, 5:99] = mask[1000:1100, 1000:1003] = False
         mask[-1] = rng.random(side) < 0.5
         labels.write(Box(700, 801, 700 + side, 801 + side), mask, 3)
-        monkeypatch.setattr(hrsam.PyramidLabels, "read", measured)
+        monkeypatch.setattr(hrsam.LabelWriter, "read", measured)
         session = Session(model, image, labels)
         prediction = session.edit(3)
         assert largest <= 512**2

@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "labels"
 
 
-def committed(labels: hrsam.PyramidLabels) -> NDArray[Any]:
+def committed(labels: hrsam.LabelWriter) -> NDArray[Any]:
     return labels.read(Box.of_shape(labels.shape_yx))
 
 
@@ -89,7 +89,7 @@ def test_the_history_is_that_of_the_labels_whoever_changes_them(
     assert session.undo().label == 3  # type: ignore[union-attr]
     again = session.with_model(model)
     assert again.redo().label == 3  # type: ignore[union-attr]
-    if isinstance(labels, hrsam.PyramidLabels):
+    if isinstance(labels, hrsam.LabelWriter):
         labels.close()
 
 
