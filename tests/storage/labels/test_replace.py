@@ -93,7 +93,7 @@ def test_any_mask_replaces_any_other_and_is_taken_back(labels: Any, seed: int) -
         labels.close()
         with open_labels(labels.folder.parents[1], "cells") as again:
             np.testing.assert_array_equal(pixels(again), states[-1])
-        assert verify_labels(labels.folder.parents[1], "cells").is_intact
+        assert verify_labels(labels.folder.parents[1], "cells").is_sound
 
 
 def test_pixels_of_the_object_outside_the_box_stay(labels: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_deleted_object_is_not_missing_and_another_programs_levels_are_its_own
     assert [commit.kind for commit in facts.commits] == ["draw", "delete", "replace"]
     stored.close()
     report = verify_labels(root, "cells")
-    assert report.is_intact, report.problems
+    assert report.is_sound, report.problems
 
 
 def test_a_journal_from_before_scribbles_is_read(stored: PyramidLabels) -> None:
