@@ -2,8 +2,8 @@
 
 On validation objects, a stroke along the middle 70 % of the medial line, as a first prompt, against
 one click at the deepest place. Both are enforced in the mask, as a session does it. ``scribble`` is
-`Session.scribble`: clicks one after the other where the mask contradicts the stroke. ``N clicks`` are
-told at once, evenly spread; ``+ drawn`` gives the stroke as mask prompt, too.
+`Session.scribble`: clicks one after the other where the mask contradicts the stroke. ``N clicks``
+are told at once, evenly spread; ``+ drawn`` gives the stroke as mask prompt, too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Objects taken up again with an error, and corrected by one click: what of the answer counts.
 
-Each validation object has a disc of 0.6 of its own radius cut off (``bite``) or added (``bump``) at a
-random place of its outline; the click goes to the middle of the error. Compared: the mask as it is
-(``before``), `Session.edit` as it is (``part``), the model's whole answer (``whole``), and the part
-without the click inside the mask that the model is told besides (``no anchor``).
+Each validation object has a disc of 0.6 of its own radius cut off (``bite``) or added (``bump``) at
+a random place of its outline; the click goes to the middle of the error. Compared: the mask as it
+is (``before``), `Session.edit` as it is (``part``), the model's whole answer (``whole``), and the
+part without the click inside the mask that the model is told besides (``no anchor``).
 """
 
 from __future__ import annotations

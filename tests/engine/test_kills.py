@@ -40,15 +40,16 @@ CHUNK_PX = 64
 
 logger = logging.getLogger(__name__)
 
-Object = tuple[int, bool, Box]
+Done = tuple[str, int, bool, Box]
+"""What was done with which object; whether it is a disc, and its box."""
 
 
 @dataclass
 class Truth:
     """What must be there, from what the programs said."""
 
-    done: list[Object] = field(default_factory=list)
-    undone: list[Object] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+    undone: list[Done] = field(default_factory=list)
     embedded: list[Box] = field(default_factory=list)
     cut: Counter[str] = field(default_factory=Counter)
 
@@ -73,15 +74,19 @@ class Truth:
             self.done.append(self.undone.pop())
         elif step[0] == "embed":
             self.embedded.append(Box(*map(int, step[1:])))
-        else:
+        elif step[0] != "nothing":
             label, is_huge, *ends = map(int, step[1:])
-            self.done.append((label, bool(is_huge), Box(*ends)))
+            self.done.append((step[0], label, bool(is_huge), Box(*ends)))
             self.undone = []
 
     def image(self) -> NDArray[np.uint32]:
         """Return the labels."""
         image = np.zeros(SHAPE, np.uint32)
-        for label, is_huge, box in self.done:
+        for kind, label, is_huge, box in self.done:
+            if kind != "commit":
+                image[image == label] = 0
+            if kind == "delete":
+                continue
             radius = box.height // 2
             disc = Disc((box.y0 + radius, box.x0 + radius), radius)
             image[box.slices][disc.read(box) if is_huge else ...] = label
@@ -91,14 +96,14 @@ class Truth:
         """The labels hold every step that returned, and the one that was cut wholly or not."""
         assert labels._journal.pending() == []
         found = pixels(labels)
-        if cut and cut[0] != "embed" and not np.array_equal(found, self.image()):
+        if cut and cut[0] not in ("embed", "nothing") and not np.array_equal(found, self.image()):
             self.follow(cut)
         np.testing.assert_array_equal(found, self.image())
         require_consistent_levels(labels)
         history = labels.history()
-        assert [edit.label for edit in history.done] == [label for label, *_ in self.done]
-        assert [edit.label for edit in history.undone] == [label for label, *_ in self.undone]
-        assert labels.next_label() > max((label for label, *_ in self.done), default=0)
+        assert [edit.label for edit in history.done] == [label for _, label, *_ in self.done]
+        assert [edit.label for edit in history.undone] == [label for _, label, *_ in self.undone]
+        assert labels.next_label() > max((label for _, label, *_ in self.done), default=0)
 
 
 class Embeddings:
@@ -185,4 +190,5 @@ def test_a_process_killed_at_any_moment_loses_nothing_and_leaves_nothing_half(
     logger.warning(told)
     assert truth.cut.total() > KILLS / 4
     assert truth.cut["commit"] > 0
+    assert {kind for kind, *_ in truth.done} == {"commit", "replace", "delete"}
     assert num_stored > 0

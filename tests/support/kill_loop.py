@@ -1,4 +1,4 @@
-"""Programs that commit, undo, redo and embed at random until they are killed.
+"""Programs that commit, replace, delete, undo, redo and embed at random until they are killed.
 
 Run as ``python kill_loop.py FOLDER``. Each line ``seed file`` on the standard input starts one, a
 copy of this process, so that the imports are paid for once; its number is printed. Each says in its
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.session import Session
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.embeddings.store import EmbeddingStore
 from napari_hrsam.storage.label_image import LabelWriter, open_labels
 
@@ -63,9 +64,27 @@ class Loop:
             box = self.place(*self.rng.integers(1, 600, 2))
             self.say("begin embed", box.y0, box.x0, box.y1, box.x1)
             self.session.embed(EMBED_LEVEL, box)
+        elif kind < 0.65 and self.done:
+            self.change(is_deleted=kind < 0.5)
         else:
-            self.commit(is_huge=kind > 0.8)
+            self.commit(is_huge=kind > 0.87)
         self.say("returned")
+
+    def change(self, *, is_deleted: bool) -> None:
+        """Replace an object that is there by a rectangle, or delete it."""
+        label = int(self.rng.choice(np.unique(pixels(self.labels))))
+        if label == 0:
+            self.say("begin nothing")
+            return
+        box = self.place(*self.rng.integers(5, 300, 2))
+        self.say(
+            "begin", "delete" if is_deleted else "replace", label, 0, box.y0, box.x0, box.y1, box.x1
+        )
+        mask = None if is_deleted else ArrayMask(box, np.ones(box.shape_yx, bool))
+        edit = self.labels.replace(label, self.labels.find(label), mask, overwrite=True)
+        assert edit is not None
+        self.done.append(edit)
+        self.undone = []
 
     def commit(self, *, is_huge: bool) -> None:
         """Write a rectangle of pixels, or a disc over several hundred chunks."""

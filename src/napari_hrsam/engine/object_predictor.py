@@ -288,7 +288,8 @@ class ObjectPredictor:
         while True:
             old = self.resampled(mask.tile, mask.logits, tile)
             prior = to_low_res(old)
-            result = self.predict_tile(tile, anchored(prompts, prior, tile), prior, focused)
+            told = prompts if new is None else anchored(prompts, prior, tile)
+            result = self.predict_tile(tile, told, prior, focused)
             changed = np.ones(old.shape, np.bool_)
             if new is not None:
                 changed = changed_at(old > 0, result.logits > 0, new, tile)
