@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import napari.viewer
 
 
-
 def prepare_export(
     labels: napari.layers.Labels | None = None,
     folder: Path | None = None,
@@ -108,10 +107,10 @@ class ExportForm(Form):
             options={
                 "labels": {"label": "Labels"},
                 "folder": {"label": "or folder", "mode": "d"},
-                "name": {"label": "its labels"},
+                "name": {"label": "its labels", "hint": "the only ones"},
                 "out": {"label": "File", "mode": "w", "filter": f"Exports ({suffixes})"},
-                "box": {"label": "Box"},
-                "plane": {"label": "Plane"},
+                "box": {"label": "Box", "hint": "all, or y0, x0, y1, x1"},
+                "plane": {"label": "Plane", "hint": "of a stack: t, z"},
                 "units": {"label": "Units"},
                 "simplify_px": {"label": "Simplify, px", "min": 0.0, "max": 1e6},
                 "object_type": {"label": "In QuPath"},

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
     QComboBox,
+    QLabel,
     QProgressBar,
     QVBoxLayout,
     QWidget,
@@ -52,7 +53,7 @@ class Form(QWidget):
     action
         What the button says.
     options
-        magicgui's options of each field.
+        magicgui's options of each field, and a "hint" that an empty one shows.
     """
 
     def __init__(
@@ -146,14 +147,16 @@ class Form(QWidget):
         for name, option in options.items():
             kinds = [kind for kind in layers if kind in getattr(hints[name], "__args__", ())]
             choices = {"choices": layers[kinds[0]], "nullable": True} if kinds else {}
-            widget_option = {key: value for key, value in option.items() if key != "label"}
-            field = create_widget(
+            own = {key: option[key] for key in option if key not in {"label", "hint"}}
+            field: Any = create_widget(
                 name=name,
                 label=option["label"],
                 annotation=hints[name],
                 value=parameters[name].default,
-                options={"tooltip": _tooltip(self._prepare, name), **widget_option, **choices},
+                options={"tooltip": _tooltip(self._prepare, name), **own, **choices},
             )
+            if "hint" in option:
+                field.native.setPlaceholderText(option["hint"])
             if kinds and field.choices[1:]:
                 # The first of them says that there is none.
                 field.value = active if active in field.choices else field.choices[-1]
@@ -164,6 +167,10 @@ class Form(QWidget):
         combos = self.fields.native.findChildren(QComboBox)
         for combo in combos:
             narrow(combo)
+        names = self.fields.native.findChildren(QLabel)
+        widest_px = max(name.sizeHint().width() for name in names)
+        for name in names:
+            name.setFixedWidth(widest_px)
         self._quiet_input = QuietInput(
             [*combos, *self.fields.native.findChildren(QAbstractSpinBox)], lambda: None
         )

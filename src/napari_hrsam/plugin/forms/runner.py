@@ -82,7 +82,8 @@ class Runner:
 
 def _carry_out(job: Job[Any], progress: Progress) -> Any:
     # It may have been cancelled while it waited.
-    progress(0, 1)
+    if progress.is_cancelled:
+        raise Cancelled
     result = job(progress)
     if not progress.finish():
         raise Cancelled

@@ -72,7 +72,7 @@ class VerifyForm(Form):
             options={
                 "labels": {"label": "Labels"},
                 "folder": {"label": "or folder", "mode": "d"},
-                "name": {"label": "its labels"},
+                "name": {"label": "its labels", "hint": "the only ones"},
                 "repair": {"label": "Repair"},
             },
         )
@@ -84,8 +84,8 @@ class VerifyForm(Form):
         lines = [summary(result)]
         for problem in result.problems[:MAX_SHOWN]:
             kind, level, place, text = problem_cells(problem)
-            where = f", level {level}" * bool(level) + f", at {place}" * bool(place)
-            lines.append(f"{kind}{where}: {text}")
+            head = f"Level {level}" if level else kind.capitalize()
+            lines.append(f"{head}{f' at {place}' if place else ''}: {text}")
         if len(result.problems) > MAX_SHOWN:
             lines.append(f"and {len(result.problems) - MAX_SHOWN} more")
         return "\n\n".join([*lines, *(f"note: {note}" for note in result.notes)])
