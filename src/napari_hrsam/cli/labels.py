@@ -13,19 +13,9 @@ from napari_hrsam.geometry import Box
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.storage.labels.check import LabelsReport
-    from napari_hrsam.storage.labels.check_levels import Problem
 
 MAX_ROWS = 50
 """Problems shown in the table; JSON holds all."""
-
-_SPECIFIC = {
-    "units": "geojson",
-    "simplify_px": "geojson",
-    "object_type": "geojson",
-    "segmentation": "coco",
-    "level": "tiff",
-}
-"""Options of one format only."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -186,42 +176,27 @@ def _ids(text: str) -> frozenset[int]:
 
 def _verify(args: argparse.Namespace) -> int:
     from napari_hrsam.storage.labels.check import verify_labels
+    from napari_hrsam.storage.labels.report import problem_cells, summary
 
     report = verify_labels(args.path, args.name, repair=args.repair, progress=show_progress)
     if args.json:
         put_json(args.json, _report_figures(report))
     elif report.problems:
         shown = report.problems[:MAX_ROWS]
-        print(table(["kind", "level", "y0,x0,y1,x1", "problem"], [_cells(p) for p in shown]))
+        print(table(["kind", "level", "y0,x0,y1,x1", "problem"], [problem_cells(p) for p in shown]))
         if len(report.problems) > len(shown):
             print(f"and {len(report.problems) - len(shown)} more; --json lists all")
     for note in report.notes:
         say(f"note: {note}")
-    left = sum(not problem.is_repaired for problem in report.problems)
-    say(
-        f"{report.num_levels} levels, {report.num_chunks} chunks, {report.num_objects} objects, "
-        f"highest label {report.highest_label}: "
-        + ("sound" if report.is_sound else f"{left} problem" + "s" * (left != 1))
-        + (f", {len(report.problems) - left} repaired" if left < len(report.problems) else "")
-    )
+    say(summary(report))
     return 0 if report.is_sound else 1
 
 
-def _cells(problem: Problem) -> list[str]:
-    place = "" if problem.box is None else ",".join(map(str, _ends(problem.box)))
-    if problem.plane:
-        place += f" of plane {','.join(map(str, problem.plane))}"
-    level = "" if problem.level is None else str(problem.level)
-    return [problem.kind, level, place, problem.text + " (repaired)" * problem.is_repaired]
-
-
-def _ends(box: Box) -> tuple[int, int, int, int]:
-    return box.y0, box.x0, box.y1, box.x1
-
-
 def _report_figures(report: LabelsReport) -> dict[str, Any]:
+    from napari_hrsam.storage.labels.report import ends
+
     problems = [
-        {**asdict(problem), "box": None if problem.box is None else _ends(problem.box)}
+        {**asdict(problem), "box": None if problem.box is None else ends(problem.box)}
         for problem in report.problems
     ]
     return {"is_sound": report.is_sound, **asdict(report), "problems": problems}
@@ -249,29 +224,29 @@ def _compact(args: argparse.Namespace) -> None:
 
 
 def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    from napari_hrsam.storage.export.formats import SUFFIXES, export_labels, format_of
+    from napari_hrsam.storage.export.formats import OPTIONS, SUFFIXES, export_labels
 
-    chosen = args.format or format_of(args.out)
+    chosen = args.format or SUFFIXES.get(args.out.suffix.lower())
     if chosen is None:
         parser.error(
             f"expected --format, or a FILE that ends in {', '.join(SUFFIXES)}, got {args.out}"
         )
-    asked = {key: getattr(args, key) for key in _SPECIFIC if getattr(args, key) is not None}
-    for key in asked:
-        if _SPECIFIC[key] != chosen:
+    options = {key: getattr(args, key) for key in OPTIONS}
+    for key, owner in OPTIONS.items():
+        if options[key] is not None and chosen != owner:
             option = key.removesuffix("_px").replace("_", "-")
-            parser.error(f"--{option} is for {_SPECIFIC[key]}, not for {chosen}")
+            parser.error(f"--{option} is for {owner}, not for {chosen}")
     done = export_labels(
         args.path,
         args.name,
         args.out,
-        chosen,
+        file_format=chosen,
         box=args.box,
         labels=args.labels,
         plane=args.plane,
         overwrite=args.force,
         progress=show_progress,
-        **asked,
+        **options,
     )
     if args.json:
         put_json(args.json, {"format": chosen, **asdict(done)})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.export.formats import export_labels
+from napari_hrsam.storage.export.source import Exported
 from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
 from napari_hrsam.storage.labels.compact import Compacted, compact_labels
 from napari_hrsam.storage.labels.making import make_labels
@@ -14,10 +16,6 @@ from napari_hrsam.storage.labels.names import local_folder
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.regions import Progress
 from napari_hrsam.storage.labels.stored import StoredLabels
-
-if TYPE_CHECKING:
-    from napari_hrsam.storage.export.formats import Format
-    from napari_hrsam.storage.export.source import Exported
 
 
 class LabelImage(StoredLabels):
@@ -37,20 +35,15 @@ class LabelImage(StoredLabels):
         If there is none of this name, or it is none of integers.
     """
 
-    def export(
-        self, out: str | PathLike[str], file_format: Format | None = None, **options: Any
-    ) -> Exported:
-        """Write the objects to a file.
+    def export(self, out: str | PathLike[str], **options: Any) -> Exported:
+        """Write the objects to a file; see `export_labels` for what can be told.
 
         Parameters
         ----------
         out : path
-            The file to write.
-        file_format : {"geojson", "coco", "tiff", "csv"}, optional
-            By default what the suffix says: .geojson, .json (COCO), .tif or .tiff, .csv.
+            The file to write: .geojson, .json (COCO), .tif or .csv, or as ``file_format`` says.
         **options
-            Those of `export_geojson`, `export_coco`, `export_tiff` or `export_csv`, such as
-            ``box``, ``labels``, ``plane``, ``overwrite`` and ``progress``.
+            Such as ``box``, ``labels``, ``plane``, ``overwrite`` and ``progress``.
 
         Returns
         -------
@@ -59,11 +52,10 @@ class LabelImage(StoredLabels):
         Raises
         ------
         LabelsError
-            As these; also if the suffix tells no format, or the format has no such option.
+            If the suffix tells no format, or something is told that the format does not know; or
+            as `export_csv`.
         """
-        from napari_hrsam.storage.export.formats import export_labels
-
-        return export_labels(self.path, self.name, out, file_format, **options)
+        return export_labels(self.path, self.name, out, **options)
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> LabelsReport:
         """Check metadata, chunks, levels and journal; see `verify_labels`."""

@@ -29,10 +29,17 @@ def test_the_manifest_is_valid_and_its_commands_exist() -> None:
     assert manifest.categories == ["Annotation", "Segmentation"]
     assert manifest.contributions.widgets is not None
     assert [widget.display_name for widget in manifest.contributions.widgets] == [
-        "Segment by clicking"
+        "Segment by clicking",
+        "Export labels",
+        "Verify labels",
+        "Encode ahead",
     ]
     assert manifest.contributions.menus is not None
-    assert set(manifest.contributions.menus) == {"napari/layers/segment", "napari/layers/annotate"}
+    assert set(manifest.contributions.menus) == {
+        "napari/layers/segment",
+        "napari/layers/annotate",
+        "napari/layers/data",
+    }
 
 
 def test_the_root_link_is_the_packaged_manifest() -> None:
@@ -132,6 +139,7 @@ def test_the_panel_is_imported_without_torch() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
         "import napari_hrsam.plugin.session.controller, napari_hrsam.plugin.panel.widget\n"
+        "from napari_hrsam.plugin.forms import embed, export, verify\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

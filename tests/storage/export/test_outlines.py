@@ -296,6 +296,15 @@ def test_a_hole_in_a_bump_stays_inside(tmp_path: Path) -> None:
     assert len(exterior) == 4
 
 
+def test_a_pixel_and_a_hole_of_one_stay_squares(tmp_path: Path) -> None:
+    labels = np.ones((9, 9), np.uint8)
+    labels[4, 4] = 2
+    _, outlines = traced(tmp_path, labels, 16)
+    ((exterior, hole),) = simplified(outlines[1].polygons, 2.0)
+    ((pixel,),) = simplified(outlines[2].polygons, 2.0)
+    assert len(exterior) == len(hole) == len(pixel) == 4
+
+
 def test_a_round_outline_is_simplified_to_few_corners(tmp_path: Path) -> None:
     y, x = np.ogrid[:300, :300]
     labels = (np.hypot(y - 150, x - 150) < 120).astype(np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
@@ -23,10 +24,12 @@ from qtpy.QtWidgets import (
 )
 
 if TYPE_CHECKING:
+    import napari.components
     from qtpy.QtGui import QResizeEvent
 
 
 MIN_WIDTH_PX = 300
+ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 
 
 class Notifier(QObject):
@@ -178,6 +181,13 @@ def button(
     if action is not None:
         made.clicked.connect(_without_arguments(action))
     return made
+
+
+def error_style(viewer: napari.components.ViewerModel) -> str:
+    """Return the style sheet of an error's text on the background of the theme."""
+    red, green, blue = get_theme(viewer.theme).background.as_rgb_tuple()[:3]
+    is_dark = red + green + blue < 3 * 128
+    return f"color: {ERROR_COLORS['on dark' if is_dark else 'on light']}; font-weight: bold;"
 
 
 def row(*widgets: QWidget) -> QWidget:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error, show_warning
-from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt, QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
@@ -38,6 +37,7 @@ from napari_hrsam.plugin.panel.parts import (
     Section,
     WrappedLabel,
     button,
+    error_style,
     fill_combo,
     narrow,
     row,
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROGRESS_STEPS = 1000
-ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 TOOLTIP_DRAWING = "Commit or cancel the object to change this"
 KEY_HELP = (
     ("Left click", "adds to the object"),
@@ -363,7 +362,7 @@ class SegmentWidget(QWidget):
         self.count_label.setText(f"Committed in this session: {state.num_committed}")
         self.message_label.setText(shown_message(state))
         self.message_label.setToolTip(state.message if state.is_error else "")
-        self.message_label.setStyleSheet(self._error_style() if state.is_error else "")
+        self.message_label.setStyleSheet(error_style(self._viewer) if state.is_error else "")
         image = self.controller.image_layer
         self._show_cover(image, state.covered_by)
         self.locked_label.setVisible(is_ready and not is_open)
@@ -386,11 +385,6 @@ class SegmentWidget(QWidget):
             self.switch_button.setText(f"Work on '{cover}'")
         self.cover_label.setVisible(is_covered)
         self.switch_button.setVisible(is_covered)
-
-    def _error_style(self) -> str:
-        red, green, blue = get_theme(self._viewer.theme).background.as_rgb_tuple()[:3]
-        is_dark = red + green + blue < 3 * 128
-        return f"color: {ERROR_COLORS['on dark' if is_dark else 'on light']}; font-weight: bold;"
 
     def _notify(self, error: BaseException) -> None:
         # A click beside the image, or a layer that the user removed, needs no more than the line.

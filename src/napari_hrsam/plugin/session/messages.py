@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from napari_hrsam.errors import HRSAMError
 from napari_hrsam.geometry import downsample
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
     from napari_hrsam.storage.labels.store import Edit
+
+logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 8
 """An image of planes with no more columns than this is probably one of channels."""
@@ -26,6 +30,28 @@ LOOKING = "Looking at this place ..."
 SHOWN_ANEW = "The model sees the image as it is on screen now."
 LOOKING_AGAIN = "The image is shown otherwise now: looking at the object again ..."
 HINT_3D = "The view is 3-D; clicking works in 2-D. Press Ctrl+Y to switch."
+
+
+def describe_error(error: BaseException, way_out: str) -> str:
+    """Say what went wrong, as a sentence; the traceback goes to the log.
+
+    Parameters
+    ----------
+    error
+        The exception.
+    way_out
+        What to do about one that is not ours.
+    """
+    if isinstance(error, HRSAMError):
+        message = str(error)
+        logger.info("%s", message, exc_info=error)
+    else:
+        message = (
+            f"unexpected {type(error).__name__}: {error}; the traceback is in the log. {way_out}"
+        )
+        logger.error("%s", message, exc_info=error)
+    # A sentence begins large, but not the name of a model or a file.
+    return message[:1].upper() + message[1:] if message.split(" ")[0].isalpha() else message
 
 
 def describe_progress(done_bytes: int, total_bytes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -12,9 +11,7 @@ from psygnal import Signal
 
 from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.canvas.mouse import DragTool
-from napari_hrsam.plugin.session.messages import HINT_START
-
-logger = logging.getLogger(__name__)
+from napari_hrsam.plugin.session.messages import HINT_START, describe_error
 
 OUTLIVE_SESSIONS = ("model", "device", "pinned_level", "outlines_fully", "reads_ahead")
 
@@ -145,19 +142,8 @@ class ControllerState:
 
     def report(self, error: BaseException) -> None:
         """Show an error once; the traceback goes to the log."""
-        if isinstance(error, HRSAMError):
-            message = str(error)
-            logger.info("%s", message, exc_info=error)
-        else:
-            message = (
-                f"unexpected {type(error).__name__}: {error}; the traceback is in the log. Press "
-                "Stop, then Start, to begin again"
-            )
-            logger.error("%s", message, exc_info=error)
+        message = describe_error(error, "Press Stop, then Start, to begin again")
         self._unraised = self._unraised or error
-        # A sentence begins large, but not the name of a model or a file.
-        if message.split(" ")[0].isalpha():
-            message = message[:1].upper() + message[1:]
         self.update(message=message, is_error=True)
         self.failed.emit(error)
 

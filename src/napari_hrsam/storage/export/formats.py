@@ -1,75 +1,130 @@
-"""The formats of exports, and which options each of them has."""
+"""One export for all formats: which file is meant, and what each can be told."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.export.coco import export_coco
-from napari_hrsam.storage.export.geojson import export_geojson
+from napari_hrsam.geometry import BoxLike
+from napari_hrsam.storage.export.coco import Segmentation, export_coco
+from napari_hrsam.storage.export.geojson import ObjectType, Units, export_geojson
 from napari_hrsam.storage.export.source import Exported
 from napari_hrsam.storage.export.table import export_csv
 from napari_hrsam.storage.export.tiff import export_tiff
+from napari_hrsam.storage.labels.regions import Progress
 
-Format = Literal["geojson", "coco", "tiff", "csv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+FileFormat = Literal["geojson", "coco", "tiff", "csv"]
 
-SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, FileFormat] = {
     ".geojson": "geojson",
     ".json": "coco",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".csv": "csv",
 }
-"""Of files, in small letters."""
 
-_WRITERS: dict[Format, Callable[..., Exported]] = {
-    "geojson": export_geojson,
-    "coco": export_coco,
-    "tiff": export_tiff,
-    "csv": export_csv,
+OPTIONS: dict[str, FileFormat] = {
+    "units": "geojson",
+    "simplify_px": "geojson",
+    "object_type": "geojson",
+    "segmentation": "coco",
+    "level": "tiff",
 }
+"""What one format alone can be told."""
 
 
-def format_of(out: str | PathLike[str]) -> Format | None:
-    """Return the format that the suffix of a file says, None if it says none."""
-    return SUFFIXES.get(Path(out).suffix.lower())
+def format_of(out: str | PathLike[str]) -> FileFormat:
+    """Tell the format by the suffix of a file.
 
-
-def options_of(file_format: Format) -> tuple[str, ...]:
-    """Return the names of the options that the export has."""
-    parameters = inspect.signature(_WRITERS[file_format]).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    Raises
+    ------
+    LabelsError
+        If it is none of `SUFFIXES`.
+    """
+    try:
+        return SUFFIXES[Path(out).suffix.lower()]
+    except KeyError:
+        raise LabelsError(
+            f"expected a file that ends in {', '.join(SUFFIXES)}, got {str(out)!r}; change its "
+            "name, or say which format it is"
+        ) from None
 
 
 def export_labels(
     path: str | PathLike[str],
     name: str,
     out: str | PathLike[str],
-    file_format: Format | None = None,
-    **options: Any,
+    *,
+    file_format: FileFormat | None = None,
+    box: BoxLike | None = None,
+    labels: Collection[int] | None = None,
+    plane: tuple[int, ...] = (),
+    units: Units | None = None,
+    simplify_px: float | None = None,
+    object_type: ObjectType | None = None,
+    segmentation: Segmentation | None = None,
+    level: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
-    """Write the objects of a label image to a file; see `LabelImage.export`.
+    """Write the objects of a label image as GeoJSON, COCO, label TIFF or CSV table.
+
+    Nothing is locked: it works while the labels are drawn into, and takes what is committed.
+
+    Parameters
+    ----------
+    path, name, out, box, labels, plane, overwrite, progress
+        As in `export_csv`.
+    file_format : {"geojson", "coco", "tiff", "csv"}, optional
+        By default that of the suffix of ``out``: .geojson, .json (COCO), .tif, .csv.
+    units, simplify_px, object_type
+        Of GeoJSON; see `export_geojson`.
+    segmentation
+        Of COCO; see `export_coco`.
+    level
+        Of TIFF; see `export_tiff`.
+
+    Returns
+    -------
+    Exported
 
     Raises
     ------
     LabelsError
-        As the exports; also if the suffix tells no format, or the format has no such option.
+        As the export of the format; if the suffix is none of these, or something is told that the
+        format does not know.
     """
-    chosen = format_of(out) if file_format is None else file_format
-    if chosen not in FORMATS:
-        raise LabelsError(
-            f"expected a format of {', '.join(FORMATS)}, or a file whose suffix tells it "
-            f"({', '.join(SUFFIXES)}), got {file_format or str(out)!r}; name the format"
-        )
-    unknown = sorted(set(options) - set(options_of(chosen)))
-    if unknown:
-        raise LabelsError(
-            f"expected options of {chosen}: {', '.join(options_of(chosen))}; got "
-            f"{', '.join(unknown)}; leave them out, or choose another format"
-        )
-    return _WRITERS[chosen](path, name, out, **options)
+    chosen = file_format or format_of(out)
+    given = {
+        "units": units,
+        "simplify_px": simplify_px,
+        "object_type": object_type,
+        "segmentation": segmentation,
+        "level": level,
+    }
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if OPTIONS[key] != chosen:
+            raise LabelsError(
+                f"expected {key} for {OPTIONS[key]} alone, got it for {chosen}; leave it out"
+            )
+    exporters: dict[FileFormat, Callable[..., Exported]] = {
+        "geojson": export_geojson,
+        "coco": export_coco,
+        "tiff": export_tiff,
+        "csv": export_csv,
+    }
+    return exporters[chosen](
+        path,
+        name,
+        out,
+        box=box,
+        labels=labels,
+        plane=plane,
+        overwrite=overwrite,
+        progress=progress,
+        **options,
+    )

@@ -1,0 +1,1 @@
+"""Docks made from functions with typed parameters: export, verify, encode ahead."""

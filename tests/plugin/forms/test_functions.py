@@ -1,0 +1,141 @@
+"""What the forms do, as functions, on layers of a viewer without a window."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from label_files import blobs, write_labels
+from napari.components import ViewerModel
+from napari.layers import Image, Labels
+
+from napari_hrsam.errors import ConfigError, ImageError, LabelsError
+from napari_hrsam.plugin.forms.embed import encode_layer, prepare_encode
+from napari_hrsam.plugin.forms.export import export_layer, prepare_export
+from napari_hrsam.plugin.forms.verify import verify_layer
+from napari_hrsam.plugin.overlay.objects import FOLDER_KEY
+from napari_hrsam.storage.export.geojson import export_geojson
+from napari_hrsam.storage.labels.pyramid import create_labels, open_labels
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A folder with the labels "cells"."""
+    write_labels(tmp_path / "a.zarr", blobs((60, 80), 6), num_levels=2)
+    return tmp_path / "a.zarr"
+
+
+def test_a_layer_of_labels_on_disk_is_exported_as_the_command_line_does(
+    stored: Path, tmp_path: Path
+) -> None:
+    layer = Labels(np.zeros((4, 4), int), metadata={FOLDER_KEY: (str(stored), "cells")})
+    done = export_layer(layer, out=tmp_path / "of layer.geojson", simplify_px=1.0)
+    export_geojson(stored, "cells", tmp_path / "wanted.geojson", simplify_px=1.0)
+    assert done.num_objects == 6
+    texts = [(tmp_path / f"{name}.geojson").read_bytes() for name in ("of layer", "wanted")]
+    assert texts[0] == texts[1]
+    by_folder = export_layer(folder=stored, out=tmp_path / "by folder.csv")
+    assert by_folder.num_objects == 6
+
+
+@pytest.mark.parametrize("shape", [(1500, 40), (2, 30, 40)])
+def test_a_layer_in_memory_is_exported_as_it_is(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    labels = np.zeros(shape, np.int16)
+    labels[..., -20:-10, 5:30] = 300
+    labels[..., 2, 3] = 5
+    plane = "1" if len(shape) == 3 else ""
+    done = export_layer(Labels(labels), out=tmp_path / "a.tif", plane=plane)
+    assert done.num_objects == 2
+    np.testing.assert_array_equal(
+        tifffile.imread(tmp_path / "a.tif"), labels.reshape(-1, *shape[-2:])[-1]
+    )
+
+
+def test_labels_that_are_drawn_into_are_exported(tmp_path: Path) -> None:
+    with create_labels(tmp_path / "a.zarr", "cells", (40, 50)) as labels:
+        labels.write((5, 5, 15, 25), np.ones((10, 20), bool), 1)
+        done = export_layer(folder=tmp_path / "a.zarr", name="cells", out=tmp_path / "a.json")
+        assert done.num_objects == 1
+        with pytest.raises(LabelsError, match="open"):
+            verify_layer(folder=tmp_path / "a.zarr", name="cells", repair=True)
+        assert verify_layer(folder=tmp_path / "a.zarr", name="cells").is_sound
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["annotations"][0]["bbox"] == [5, 5, 20, 10]
+
+
+def test_what_belongs_to_another_format_is_left_out(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    assert export_layer(folder=stored, out=out, level=3, simplify_px=2.0).num_objects == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected labels, got none; choose"),
+        ({"out": None}, "expected a file to write, got none"),
+        ({"out": Path("a.bmp")}, "expected a file that ends in .geojson.*got 'a.bmp'"),
+        ({"box": "1,2,3"}, "expected a box y0, x0, y1, x1.*got '1,2,3'"),
+        ({"box": "5,5,5,9"}, "expected a box y0, x0, y1, x1.*got"),
+        ({"plane": "two"}, "expected the numbers of a plane.*got 'two'"),
+        ({"folder": Path("nowhere")}, "expected the name of a label image in nowhere, got none"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told_before_anything_is_done(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((LabelsError, ConfigError), match=message):
+        prepare_export(**{"out": Path("a.csv"), **options})
+
+
+def test_negative_values_of_a_layer_are_told_and_no_file_is_left(tmp_path: Path) -> None:
+    layer = Labels(np.full((5, 6), -2), name="masks")
+    with pytest.raises(LabelsError, match="from 0 to 4294967295 in the layer 'masks', got -2"):
+        export_layer(layer, out=tmp_path / "a.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_is_cancelled_leaves_no_file(stored: Path, tmp_path: Path) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_export(folder=stored, out=tmp_path / "a.csv")(stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_wrong_levels_are_found_and_repaired(stored: Path) -> None:
+    with open_labels(stored, "cells") as labels:
+        labels.levels[1][2:8, 2:8] = 99
+    assert not verify_layer(folder=stored).is_sound
+    report = verify_layer(folder=stored, repair=True)
+    assert report.problems
+    assert report.is_sound
+    assert not verify_layer(folder=stored).problems
+
+
+def test_a_layer_in_memory_cannot_be_verified() -> None:
+    with pytest.raises(LabelsError, match="labels on disk, got the layer 'masks'.*in memory"):
+        verify_layer(Labels(np.zeros((5, 6), int), name="masks"))
+
+
+def test_an_image_is_encoded_as_the_panel_sees_it_and_once(
+    viewer: ViewerModel, untrained_weights: Path, tmp_path: Path
+) -> None:
+    layer = viewer.add_image(np.random.default_rng(0).random((300, 400)), name="scene")
+    options: Any = {"model": str(untrained_weights), "folder": tmp_path, "among": viewer.layers}
+    first = encode_layer(layer, **options)
+    assert first.num_encoded == first.num_tiles > 0
+    assert encode_layer(layer, **options).num_at_hand == first.num_tiles
+    layer.contrast_limits = (0.2, 0.4)
+    assert encode_layer(layer, **options).num_encoded == first.num_tiles, "shown otherwise"
+
+
+def test_an_image_is_wanted() -> None:
+    with pytest.raises(ImageError, match="expected an image layer, got none"):
+        prepare_encode()
+    with pytest.raises(ConfigError, match="expected a box"):
+        prepare_encode(Image(np.zeros((9, 9))), box="a")
