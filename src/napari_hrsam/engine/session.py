@@ -440,6 +440,23 @@ class Session(EncodesAhead):
             )
         return self.edit(label, plane)
 
+    def model_input(self) -> NDArray[np.uint8]:
+        """Return what the model sees of the tile of the current object.
+
+        Returns
+        -------
+        (size, size, 3) uint8
+            Red, green, blue; of ``prediction.tile``, filled outside the image.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object.
+        ImageReadError
+            If its pixels cannot be read.
+        """
+        return self._tiles.pixels(self._drawing.required().prediction.tile).read()
+
     @property
     def needs_refining(self) -> bool:
         """Whether the current object's outline is coarser than `outline_level` wants it."""

@@ -570,6 +570,12 @@ class SegmentController:
         self._update(outlines_fully=is_full)
         self.worker.send(commands.SetOutline(0 if is_full else None))
 
+    def show_model_input(self, is_shown: bool) -> None:
+        """Show the tile of each object as the model sees it, in a layer under it, or do not."""
+        self._update(shows_input=is_shown)
+        if self.overlay is not None:
+            self.worker.send(commands.ShowInput(is_shown))
+
     def set_reads_ahead(self, reads_ahead: bool) -> None:
         """Encode tiles of the view while nothing else is asked for, or do not."""
         self._update(reads_ahead=reads_ahead)
@@ -635,6 +641,8 @@ class SegmentController:
         )
         self._on_canvas("tool")
         self._show_level()
+        if self.state.shows_input:
+            self.worker.send(commands.ShowInput(True))
         # It may have been changed while the model was loaded.
         self._follow_display()
 

@@ -63,7 +63,7 @@ class InferenceSession:
         self._outline_level: int | None = None
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
-        self._is_warm = False
+        self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
         self._hurry = threading.Event()
 
@@ -112,6 +112,8 @@ class InferenceSession:
                 session.cancel()
                 step = session.delete(command.label, command.plane)
                 self._num_committed -= 1
+            case commands.ShowInput():
+                self._shows_input = command.is_shown
             case commands.Cancel():
                 session.cancel()
             case commands.Undo():
@@ -254,6 +256,7 @@ class InferenceSession:
             can_redo=session.can_redo,
             num_committed=self._num_committed,
             taken=session.taken,
+            model_input=session.model_input() if self._shows_input and prediction else None,
             edit=step if isinstance(step, Edit) else None,
             **more,
         )

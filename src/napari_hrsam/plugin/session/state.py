@@ -13,7 +13,14 @@ from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session.messages import HINT_START, describe_error
 
-OUTLIVE_SESSIONS = ("model", "device", "pinned_level", "outlines_fully", "reads_ahead")
+OUTLIVE_SESSIONS = (
+    "model",
+    "device",
+    "pinned_level",
+    "outlines_fully",
+    "reads_ahead",
+    "shows_input",
+)
 
 
 class Phase(StrEnum):
@@ -50,6 +57,8 @@ class ControllerState:
         Whether outlines of large objects are refined at full resolution.
     reads_ahead
         Whether tiles of the view are encoded while nothing is asked for.
+    shows_input
+        Whether what the model sees is shown.
     labels_folder
         Where the objects are kept on disk; empty while they are in memory alone.
     is_beside_image
@@ -96,6 +105,7 @@ class ControllerState:
     pinned_level: int | None = None
     outlines_fully: bool = False
     reads_ahead: bool = True
+    shows_input: bool = False
     labels_folder: str = ""
     is_beside_image: bool = False
     encode_ms: float | None = None
