@@ -20,7 +20,7 @@ CONTROL = Qt.KeyboardModifier.ControlModifier
 KEYS = (
     *(
         (getattr(Qt.Key, f"Key_{name}"), NO_KEY)
-        for name in ("C", "C", "C", "Escape", "T", "B", "S", "L", "N", "E", "E", "Delete")
+        for name in ("C", "C", "C", "Escape", "T", "B", "S", "L", "N", "E", "E", "Delete", "H")
     ),
     *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in ("1", "P", "Z", "V", "M", "X")),
     (Qt.Key.Key_Z, CONTROL),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Labels, Layer
 
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.commands import Answer
@@ -229,6 +230,15 @@ class Overlay:
             )
         self.model_input.show(answer.model_input, None if prediction is None else prediction.tile)
         self.show_prompts()
+
+    def show_peek(self, prediction: Prediction | None) -> None:
+        """Show what a click would give; it is no object."""
+        if prediction is None:
+            self.preview.clear()
+            return
+        plane = prediction.tile.plane or (0,) * len(self.plane)
+        mask, step = prediction.level_mask, prediction.level_downsample
+        self.preview.show(mask, prediction.box, step, plane)
 
     def show_prompts(self) -> None:
         """Draw the prompts."""

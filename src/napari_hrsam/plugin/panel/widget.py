@@ -78,6 +78,7 @@ KEY_HELP = (
     ("Ctrl+Z", "takes the last step back"),
     ("Ctrl+Shift+Z", "repeats it"),
     ("T", "swaps adding and taking away"),
+    ("H", "shows under the mouse what a click would give, or no longer"),
     ("N", "shows another mask that the clicks may mean"),
     ("E", "changes the committed object under the mouse"),
     ("Delete", "deletes it"),

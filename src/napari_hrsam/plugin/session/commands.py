@@ -221,6 +221,15 @@ class NextTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Return what a first click would give, a prediction, if its tile is encoded; else None."""
+
+    point_yx: tuple[float, float]
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """Encode one tile around a part of the image: whether there is more to do."""
 
@@ -230,7 +239,17 @@ class ReadAhead:
 
 
 Command: TypeAlias = (
-    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | NextTurn | ReadAhead
+    Step
+    | WarmUp
+    | FindDevices
+    | Open
+    | UseModel
+    | SetOutline
+    | Save
+    | Close
+    | NextTurn
+    | Peek
+    | ReadAhead
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
+from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
@@ -145,6 +145,8 @@ class InferenceSession:
                 )
             case commands.Close():
                 self._close()
+            case commands.Peek():
+                return self._peek(command)
             case commands.ReadAhead():
                 if self._session is None or self._hurry.is_set():
                     return False
@@ -171,6 +173,20 @@ class InferenceSession:
         except Cancelled:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
+
+    def _peek(self, command: commands.Peek) -> Prediction | None:
+        session = self._session
+        if session is None or session.prediction is not None or self._hurry.is_set():
+            return None
+        try:
+            prediction = session.peek(command.point_yx, command.level, command.plane)
+        except (HRSAMError, Cancelled) as error:
+            logger.debug("nothing to show under the mouse: %s", error)
+            return None
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
+        return prediction
 
     def _next_candidate(self) -> commands.Answer:
         session = self._current

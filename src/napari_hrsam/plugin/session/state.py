@@ -20,6 +20,7 @@ OUTLIVE_SESSIONS = (
     "outlines_fully",
     "reads_ahead",
     "shows_input",
+    "peeks",
 )
 
 
@@ -57,6 +58,8 @@ class ControllerState:
         Whether outlines of large objects are refined at full resolution.
     reads_ahead
         Whether tiles of the view are encoded while nothing is asked for.
+    peeks
+        Whether what a click would give is shown under the mouse.
     shows_input
         Whether what the model sees is shown.
     labels_folder
@@ -105,6 +108,7 @@ class ControllerState:
     pinned_level: int | None = None
     outlines_fully: bool = False
     reads_ahead: bool = True
+    peeks: bool = False
     shows_input: bool = False
     labels_folder: str = ""
     is_beside_image: bool = False
