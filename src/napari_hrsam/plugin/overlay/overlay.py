@@ -79,6 +79,8 @@ class Overlay:
         Clicks, box and scribbles of the current object, answered or not.
     label
         Of the committed object that is being changed; 0 for a new one.
+    taken_prompts
+        What was known of that one when it was taken up.
     plane
         Where they lie along the axes before y and x.
     given_up
@@ -100,7 +102,7 @@ class Overlay:
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.label = 0
-        self._taken_prompts = Prompts()
+        self.taken_prompts = Prompts()
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
@@ -208,13 +210,13 @@ class Overlay:
         """Show that a committed object is being changed, before that is answered."""
         self._object_level = self.given_up = None
         self.label, self.plane = label, plane
-        self._taken_prompts = Prompts()
+        self.taken_prompts = Prompts()
 
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
         self.label = 0 if answer.taken is None else answer.taken.label
-        self._taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
+        self.taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
         if answer.edit is not None:
             self.given_up = None
         preview = self.preview
@@ -298,7 +300,7 @@ class Overlay:
             self.given_up = GivenUp(
                 prompts=self.prompts,
                 label=self.label,
-                taken_prompts=self._taken_prompts,
+                taken_prompts=self.taken_prompts,
                 plane=self.plane,
                 level=level if self._object_level is None else self._object_level,
                 strokes=self.preview.strokes(),

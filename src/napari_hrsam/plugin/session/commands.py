@@ -102,6 +102,42 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Give all pixels of some committed objects of a plane to the first; as `Delete` otherwise."""
+
+    labels: tuple[int, ...]
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Cut a committed object along a line (N, 2) in level-0 pixels; as `Delete` otherwise."""
+
+    label: int
+    line_yx: tuple[tuple[float, float], ...]
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FillHoles:
+    """Fill the holes of a committed object; as `Delete` otherwise."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Smooth:
+    """Smooth the outline of a committed object; as `Delete` otherwise."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+ObjectEdit: TypeAlias = Delete | Merge | Split | FillHoles | Smooth
+
+
+@dataclass(frozen=True, slots=True)
 class NextCandidate:
     """Show the next of the masks that the prompts may mean."""
 
@@ -150,7 +186,7 @@ class Describe:
 Step: TypeAlias = (
     Prompt
     | TakeUp
-    | Delete
+    | ObjectEdit
     | NextCandidate
     | ShowInput
     | Commit
@@ -332,6 +368,8 @@ class Answer:
         What the model sees of the prediction's tile, if that is to be shown.
     edit
         What this step changed in the label image, if anything.
+    changed_by
+        Name of the command that changed a committed object, or found nothing to change; else empty.
     is_undone
         Whether `edit` was undone by this step.
     is_cancelled
@@ -351,6 +389,7 @@ class Answer:
     candidate: tuple[int, int] = (0, 0)
     model_input: NDArray[np.uint8] | None = None
     edit: Edit | None = None
+    changed_by: str = ""
     is_undone: bool = False
     is_cancelled: bool = False
     strokes: Strokes | None = None

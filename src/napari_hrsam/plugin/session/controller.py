@@ -6,7 +6,8 @@ know nothing of each other, nor of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.prediction import Prediction
 
 _DONE = object()
+
+MAX_LOOKS = 50
+"""Places along a line at which it is looked for the object that is to be cut."""
 
 
 class SegmentController:
@@ -94,7 +98,9 @@ class SegmentController:
                 "B": partial(self.use_tool, DragTool.BOX),
                 "S": partial(self.use_tool, DragTool.SCRIBBLE),
                 "L": partial(self.use_tool, DragTool.LASSO),
+                "K": partial(self.use_tool, DragTool.CUT),
                 "E": partial(guard, self.edit_under_cursor),
+                "M": partial(guard, self.merge_under_cursor),
                 "Delete": partial(guard, self.delete_under_cursor),
                 "N": partial(guard, self.next_candidate),
                 "H": lambda: self.set_peeks(not state.peeks),
@@ -395,6 +401,10 @@ class SegmentController:
                 self.scribble(points, drag.is_positive)
             case DragTool.SCRIBBLE:
                 overlay.show_drag(overlay.prompts.with_scribble(points, drag.is_positive), plane)
+            case DragTool.CUT if drag.is_done:
+                self.cut(points)
+            case DragTool.CUT:
+                overlay.show_drag(overlay.prompts.with_scribble(points, False), plane)
             case DragTool.LASSO if drag.is_done:
                 self.lasso(points)
             case DragTool.LASSO:
@@ -452,6 +462,101 @@ class SegmentController:
             self._require_no_object(overlay, "deleting another one")
         overlay.forget_object()
         self.worker.send(commands.Delete(label, plane))
+
+    def merge(self, labels: Sequence[int]) -> None:
+        """Give all pixels of some committed objects of the plane that is shown to the first.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or an object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.Merge(tuple(labels), plane), labels)
+
+    def split(self, label: int, line_yx: Sequence[Sequence[float]]) -> None:
+        """Cut a committed object of the plane that is shown along a line in level-0 pixels.
+
+        Raises
+        ------
+        PromptError, SessionError
+            If the line is malformed, no session is ready, or an object is being drawn.
+        """
+        line = Scribble(points_yx=line_yx).points_yx  # type: ignore[arg-type]  # copied, checked
+        self._edit_object(lambda plane: commands.Split(label, line, plane), (label,))
+
+    def fill_holes(self, label: int) -> None:
+        """Fill the holes of a committed object of the plane that is shown.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or another object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.FillHoles(label, plane), (label,))
+
+    def smooth(self, label: int) -> None:
+        """Smooth the outline of a committed object of the plane that is shown.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or another object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.Smooth(label, plane), (label,))
+
+    def _edit_object(
+        self,
+        command: Callable[[tuple[int, ...]], commands.ObjectEdit],
+        labels: Sequence[int],
+    ) -> None:
+        overlay, plane = self._ready_for_prompt()
+        is_drawn_on = len(overlay.prompts) > len(overlay.taken_prompts)
+        if overlay.label not in labels or is_drawn_on:
+            self._require_no_object(overlay, "changing others")
+        overlay.forget_object()
+        self.worker.send(command(plane))
+
+    def merge_under_cursor(self) -> None:
+        """Merge the committed object under the mouse into the one that was taken up; see `merge`.
+
+        Raises
+        ------
+        PromptError
+            If none is under the mouse.
+        SessionError
+            If none was taken up.
+        """
+        first = self._ready().label
+        if not first:
+            raise SessionError(
+                "no object was taken up: point at the one that is to stay and press E, then at the "
+                "other one and press M"
+            )
+        self.merge((first, self._label_under_cursor("M")))
+
+    def cut(self, line_yx: Sequence[tuple[float, float]]) -> None:
+        """Cut the committed object that a line crosses most; see `split`.
+
+        Raises
+        ------
+        PromptError
+            If it crosses none.
+        """
+        overlay, plane = self._ready_for_prompt()
+        places = Scribble(points_yx=tuple(line_yx)).evenly(MAX_LOOKS).tolist()
+        seen = [
+            overlay.objects.label_at((y, x), plane) for y, x in places if overlay.view.holds((y, x))
+        ]
+        found = Counter(label for label in seen if label)
+        if not found:
+            raise PromptError(
+                "no committed object is under this line: draw it across the one to cut in two"
+            )
+        self.split(found.most_common(1)[0][0], line_yx)
+
+    def change_under_cursor(self, change: Callable[[int], None], key: str) -> None:
+        """Change the object that was taken up, else the one under the mouse."""
+        change(self._ready().label or self._label_under_cursor(key))
 
     def edit_under_cursor(self) -> None:
         """Take up the committed object under the mouse; see `edit`."""

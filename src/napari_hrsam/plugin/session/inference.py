@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ class InferenceSession:
         """
         if isinstance(command, commands.Prompt):
             return self._add_prompt(command, progress)
+        if isinstance(command, commands.ObjectEdit):
+            return self._edit_object(command)
         if isinstance(command, commands.Step):
             return self._take_step(command, progress)
         return self._apply_setting(command, progress)
@@ -108,10 +111,6 @@ class InferenceSession:
                 return self._show(command.image, progress)
             case commands.TakeUp():
                 session.edit(command.label, command.plane)
-            case commands.Delete():
-                session.cancel()
-                step = session.delete(command.label, command.plane)
-                self._num_committed -= 1
             case commands.ShowInput():
                 self._shows_input = command.is_shown
             case commands.Cancel():
@@ -173,6 +172,31 @@ class InferenceSession:
         except Cancelled:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
+
+    def _edit_object(self, command: commands.ObjectEdit) -> commands.Answer:
+        session, plane = self._current, command.plane
+        session.cancel()
+        edits: tuple[Edit | None, ...]
+        match command:
+            case commands.Delete():
+                edits = (session.delete(command.label, plane),)
+            case commands.Merge():
+                edits = (session.merge(command.labels, plane),)
+            case commands.Split():
+                edits = session.split(command.label, command.line_yx, plane)
+            case commands.FillHoles():
+                edits = (session.fill_holes(command.label, plane),)
+            case commands.Smooth():
+                edits = (session.smooth(command.label, plane=plane),)
+        done = [edit for edit in edits if edit is not None]
+        self._num_committed += sum(map(_num_new, done))
+        if not done:
+            return self._answer(changed_by=type(command).__name__)
+        box = done[0].box
+        for edit in done:
+            box = box.union(edit.box)
+        # One is told, with the place of all.
+        return self._answer(replace(done[-1], box=box), changed_by=type(command).__name__)
 
     def _peek(self, command: commands.Peek) -> Prediction | None:
         session = self._session
@@ -408,9 +432,8 @@ class InferenceSession:
 
 
 def _num_new(step: object) -> int:
-    """Return how many objects more there are after a step."""
-    kinds = {"draw": 1, "replace": 0, "delete": -1}
-    return kinds[step.kind] if isinstance(step, Edit) else 0
+    """Return how many objects a step drew: changed and deleted ones do not count."""
+    return int(isinstance(step, Edit) and step.kind == "draw")
 
 
 def _find_devices() -> tuple[str, ...]:
