@@ -1,0 +1,67 @@
+"""One import for all formats: which one a file is."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.importing.coco import import_coco, is_annotation
+from napari_hrsam.storage.importing.geojson import import_geojson, is_feature
+from napari_hrsam.storage.importing.json_items import items
+from napari_hrsam.storage.importing.objects import Imported
+from napari_hrsam.storage.labels.store import LabelStore
+
+ImportFormat = Literal["geojson", "coco"]
+
+_MAX_LOOKED = 1000
+"""Values of a file that are looked at to tell its format."""
+
+
+def import_format(file: str | PathLike[str]) -> ImportFormat | None:
+    """Tell what a file holds, by its beginning; None if it is neither GeoJSON nor COCO.
+
+    Raises
+    ------
+    LabelsError
+        If it cannot be read, or is no JSON.
+    """
+    for number, (key, value) in enumerate(items(Path(file))):
+        if (key == "type" and value in ("FeatureCollection", "Feature")) or is_feature(value):
+            return "geojson"
+        if key in ("", "annotations") and is_annotation(value):
+            return "coco"
+        if key == "images" and isinstance(value, dict) and {"id", "file_name"} <= value.keys():
+            return "coco"
+        if number == _MAX_LOOKED:
+            break
+    return None
+
+
+def import_objects(file: str | PathLike[str], labels: LabelStore, **options: Any) -> Imported:
+    """Draw the objects of a GeoJSON or COCO file into a label image.
+
+    Parameters
+    ----------
+    file, labels
+        As in `import_geojson`.
+    **options
+        Of `import_geojson` or `import_coco`.
+
+    Raises
+    ------
+    LabelsError
+        If it is neither, ``image`` is told for GeoJSON, or as in `import_geojson`.
+    """
+    found = import_format(file)
+    if found is None:
+        raise LabelsError(
+            f"expected GeoJSON with features, or COCO with images and annotations, got {file}, "
+            "which is neither; export the objects as one of these"
+        )
+    if found == "coco":
+        return import_coco(file, labels, **options)
+    if options.pop("image", None) is not None:
+        raise LabelsError("image is for COCO, but the file is GeoJSON; leave it out")
+    return import_geojson(file, labels, **options)
