@@ -54,14 +54,25 @@ def import_objects(file: str | PathLike[str], labels: LabelStore, **options: Any
     LabelsError
         If it is neither, ``image`` is told for GeoJSON, or as in `import_geojson`.
     """
+    if require_objects(file) == "coco":
+        return import_coco(file, labels, **options)
+    if options.pop("image", None) is not None:
+        raise LabelsError("image is for COCO, but the file is GeoJSON; leave it out")
+    return import_geojson(file, labels, **options)
+
+
+def require_objects(file: str | PathLike[str]) -> ImportFormat:
+    """Tell which format a file has.
+
+    Raises
+    ------
+    LabelsError
+        If it is neither GeoJSON nor COCO, or cannot be read.
+    """
     found = import_format(file)
     if found is None:
         raise LabelsError(
             f"expected GeoJSON with features, or COCO with images and annotations, got {file}, "
             "which is neither; export the objects as one of these"
         )
-    if found == "coco":
-        return import_coco(file, labels, **options)
-    if options.pop("image", None) is not None:
-        raise LabelsError("image is for COCO, but the file is GeoJSON; leave it out")
-    return import_geojson(file, labels, **options)
+    return found
