@@ -135,10 +135,10 @@ def _add_import(verbs: Commands) -> None:
     parser = _add_verb(
         verbs,
         "import",
-        "draw the objects of a GeoJSON or COCO file, each as one commit; exit status 1 if some were "
-        "skipped",
+        "draw the objects of a GeoJSON or COCO file, each as one commit; exit status 1 if some "
+        "were skipped",
         "napari-hrsam labels import slide.ome.zarr cells qupath.geojson\n"
-        "  napari-hrsam labels import objects.zarr cells coco.json --like photo.png --image photo.png",
+        "  napari-hrsam labels import objects.zarr cells coco.json --like a.png --image a.png",
     )
     parser.add_argument("file", metavar="FILE", help="GeoJSON, QuPath's or ours, or COCO")
     parser.add_argument(

@@ -65,9 +65,7 @@ def test_holes_are_left_out_and_parts_that_overlap_are_joined() -> None:
     corner=st.tuples(st.integers(-3, 6), st.integers(-3, 6)),
     as_text=st.booleans(),
 )
-def test_run_lengths_come_back(
-    pixels: np.ndarray, corner: tuple[int, int], as_text: bool
-) -> None:
+def test_run_lengths_come_back(pixels: np.ndarray, corner: tuple[int, int], as_text: bool) -> None:
     flat = pixels.T.ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.r_[0, edges, len(flat)])
@@ -132,5 +130,3 @@ def test_an_outline_that_crosses_too_many_rows_is_refused(monkeypatch: pytest.Mo
     corners = np.array([(0, 0), (10**9, 1)] * 300, float)
     with pytest.raises(LabelsError, match="crosses rows at most 2,000 times, got 18,000"):
         PolygonShape([[corners]]).within(WHOLE)
-
-

@@ -19,6 +19,7 @@ from napari_hrsam.storage.importing.objects import (
     Shape,
     Skipped,
     draw_objects,
+    extent,
 )
 from napari_hrsam.storage.importing.rle import mask_of
 from napari_hrsam.storage.importing.runs import PolygonShape
@@ -82,6 +83,21 @@ def import_coco(
         allow_outside=allow_outside,
         progress=progress,
     )
+
+
+def coco_extent(path: Path) -> tuple[int, int]:
+    """Return the height and width of a file's image, as it says, or up to the last object.
+
+    Raises
+    ------
+    LabelsError
+        If there are several images, or neither an image nor an object.
+    """
+    head = _head_of(path, None)
+    if head.shape_yx is not None:
+        (height, width), (y, x) = head.shape_yx, head.offset_yx
+        return height + y, width + x
+    return extent(path, _objects(path, head, head.offset_yx))
 
 
 @dataclass(frozen=True, slots=True)

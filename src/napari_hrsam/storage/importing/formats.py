@@ -6,12 +6,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.importing.coco import import_coco, is_annotation
-from napari_hrsam.storage.importing.geojson import import_geojson, is_feature
+from napari_hrsam.storage.importing.coco import coco_extent, import_coco, is_annotation
+from napari_hrsam.storage.importing.geojson import geojson_extent, import_geojson, is_feature
 from napari_hrsam.storage.importing.json_items import items
 from napari_hrsam.storage.importing.objects import Imported
-from napari_hrsam.storage.labels.store import LabelStore
+from napari_hrsam.storage.labels.store import ArrayLabels, LabelStore
 
 ImportFormat = Literal["geojson", "coco"]
 
@@ -76,3 +79,27 @@ def require_objects(file: str | PathLike[str]) -> ImportFormat:
             "which is neither; export the objects as one of these"
         )
     return found
+
+
+def drawn_alone(file: str | PathLike[str]) -> tuple[NDArray[np.uint32], Imported]:
+    """Draw a file of objects into a new label image of the size that the file tells.
+
+    Where it tells none, as QuPath's, the image ends with the objects. Ids are the file's where they
+    can be.
+
+    Returns
+    -------
+    (H, W) uint32, Imported
+
+    Raises
+    ------
+    LabelsError
+        As `import_objects`; if the file has no object, or the image is too large for memory.
+    """
+    is_coco = require_objects(file) == "coco"
+    path = Path(file)
+    shape = coco_extent(path) if is_coco else geojson_extent(path)
+    labels = ArrayLabels(shape)
+    # Objects may begin before the first pixel, where that is the only thing known of the image.
+    done = import_objects(file, labels, keep_ids=True, allow_outside=True)
+    return labels.array, done

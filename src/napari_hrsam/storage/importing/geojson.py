@@ -21,6 +21,7 @@ from napari_hrsam.storage.importing.objects import (
     Imported,
     Skipped,
     draw_objects,
+    extent,
 )
 from napari_hrsam.storage.importing.runs import PolygonShape
 from napari_hrsam.storage.labels.regions import Progress
@@ -85,11 +86,13 @@ def import_geojson(
         If the file cannot be read or is no GeoJSON, objects reach outside of the labels, or there
         is no such plane; then nothing was drawn.
     """
-    path = Path(file)
-    head = _head_of(path, labels, offset_yx or (0, 0), allow_outside=allow_outside)
+    path, offset = Path(file), offset_yx or (0, 0)
+    head = _head_of(path, offset)
+    if head.shape_yx is not None:
+        require_image(path, head.shape_yx, labels, offset, allow_outside=allow_outside)
     return draw_objects(
         str(path),
-        lambda: _objects(path, head, labels),
+        lambda: _objects(path, head, labels if plane is None else None),
         labels,
         plane=plane,
         keep_ids=keep_ids,
@@ -99,12 +102,27 @@ def import_geojson(
     )
 
 
+def geojson_extent(path: Path) -> tuple[int, int]:
+    """Return the height and width of a file's image, as our exports say, or up to the last object.
+
+    Raises
+    ------
+    LabelsError
+        If there is no object.
+    """
+    head = _head_of(path, (0, 0))
+    if head.shape_yx is not None:
+        return head.shape_yx
+    return extent(path, _objects(path, head, None))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Head:
     """What the coordinates of a file mean: level-0 pixels are ``numbers * scale + shift``."""
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
+    shape_yx: tuple[int, int] | None = None
     plane: tuple[int, ...] | None = None
     name: str = ""
 
@@ -114,9 +132,7 @@ class _Head:
         return placed
 
 
-def _head_of(
-    path: Path, labels: LabelStore, offset_yx: tuple[int, int], *, allow_outside: bool
-) -> _Head:
+def _head_of(path: Path, offset_yx: tuple[int, int]) -> _Head:
     is_geojson = False
     head: Any = None
     for key, value in items(path):
@@ -144,10 +160,7 @@ def _head_of(
             f"expected the member napari_hrsam of {path} as export_geojson writes it, got "
             f"{head!s:.80} ({error}); export the file again"
         ) from error
-    require_image(path, shape, labels, offset_yx, allow_outside=allow_outside)
-    # What came from one plane of a stack may go to labels of one plane.
-    fitting = plane if len(plane) == len(labels.plane_shape) else None
-    return _Head(scale, shift + offset, fitting, str(head.get("labels", "")))
+    return _Head(scale, shift + offset, shape, plane, str(head.get("labels", "")))
 
 
 def require_image(
@@ -171,8 +184,8 @@ def require_image(
     if not is_it and not allow_outside:
         raise LabelsError(
             f"expected objects of an image of shape {labels.shape_yx}, as the labels are, got "
-            f"those of one of shape {shape_yx} in {path}; choose the labels of the right image, or say "
-            "where its first pixel lies with offset_yx, or allow it with allow_outside "
+            f"those of one of shape {shape_yx} in {path}; choose the labels of the right image, or "
+            "say where its first pixel lies with offset_yx, or allow it with allow_outside "
             "(--allow-outside)"
         )
 
@@ -189,8 +202,8 @@ def is_feature(value: Any) -> bool:
     return isinstance(value, dict) and value.get("type") == "Feature" and "geometry" in value
 
 
-def _objects(path: Path, head: _Head, labels: LabelStore) -> Iterator[FoundObject | Skipped]:
-    """Go through the features of a file."""
+def _objects(path: Path, head: _Head, labels: LabelStore | None) -> Iterator[FoundObject | Skipped]:
+    """Go through the features of a file; their planes count where labels are given."""
     number, single = 0, {}
     for key, value in items(path):
         if key in ("", "features"):
@@ -202,7 +215,9 @@ def _objects(path: Path, head: _Head, labels: LabelStore) -> Iterator[FoundObjec
         yield _object(1, single, head, labels)
 
 
-def _object(number: int, feature: Any, head: _Head, labels: LabelStore) -> FoundObject | Skipped:
+def _object(
+    number: int, feature: Any, head: _Head, labels: LabelStore | None
+) -> FoundObject | Skipped:
     if not is_feature(feature):
         return Skipped(number, "", f"no GeoJSON feature: {feature!s:.60}")
     properties = feature.get("properties")
@@ -211,7 +226,10 @@ def _object(number: int, feature: Any, head: _Head, labels: LabelStore) -> Found
     geometry = feature["geometry"]
     try:
         polygons = list(_polygons(geometry, head, 0))
-        plane = _plane(geometry, labels)
+        plane = None if labels is None else _plane(geometry, labels)
+        if labels is not None and plane is None and head.plane is not None:
+            # What came from one plane of a stack may go to labels of one plane.
+            plane = head.plane if len(head.plane) == len(labels.plane_shape) else None
     except LabelsError as error:
         return Skipped(number, name, str(error))
     if not polygons:
@@ -229,7 +247,7 @@ def _object(number: int, feature: Any, head: _Head, labels: LabelStore) -> Found
         # Our exports tell the name of the labels where there is no class.
         "" if class_name == head.name else class_name,
         text_of(told.get("model")),
-        head.plane if plane is None else plane,
+        plane,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -222,6 +224,23 @@ def _looked_through(
             "(--allow-outside)"
         )
     return total
+
+
+def extent(path: Path, objects: Iterator[FoundObject | Skipped]) -> tuple[int, int]:
+    """Return the height and width of the smallest image that holds the objects of a file.
+
+    Raises
+    ------
+    LabelsError
+        If there is none.
+    """
+    ends = [found.shape.bounds[2:] for found in objects if isinstance(found, FoundObject)]
+    if not ends:
+        raise LabelsError(
+            f"expected objects in {path}, got none that can be drawn; export them again"
+        )
+    height, width = np.max(ends, axis=0).tolist()
+    return max(1, math.ceil(height)), max(1, math.ceil(width))
 
 
 def _reaches_outside(bounds: Bounds, height: int, width: int) -> bool:
