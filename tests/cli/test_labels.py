@@ -1,4 +1,4 @@
-"""`labels`: verify, compact and export from the command line."""
+"""`labels`: verify, compact, export and import from the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from label_files import blobs, write_labels
 
 from napari_hrsam.cli import main
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.label_image import create_labels
+from napari_hrsam.storage.label_image import create_labels, open_labels
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(*arguments: object) -> int:
     return main(["labels", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("verb", ["verify", "compact", "export"])
+@pytest.mark.parametrize("verb", ["verify", "compact", "export", "import"])
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(verb, "--help")
@@ -211,6 +211,42 @@ def test_labels_open_elsewhere_are_not_repaired(
         assert run("verify", tmp_path, "cells") == 0
         assert run("verify", tmp_path, "cells", "--repair") == 1
     assert "only writer" in capsys.readouterr().err
+
+
+def test_objects_are_imported_into_labels_that_are_made_for_an_image(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, made = tmp_path / "cells.geojson", tmp_path / "made.zarr"
+    run("export", slide, "cells", "--out", file)
+    image = tmp_path / "a.npy"
+    np.save(image, np.zeros((150, 200), np.uint8))
+    capsys.readouterr()
+    arguments = "import", made, "cells", file, "--keep-ids"
+    assert run(*arguments) == 1
+    assert "like" in capsys.readouterr().err
+    assert run(*arguments, "--like", image) == 0
+    assert "8 objects of" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        open_labels(made, "cells", "r").read(), open_labels(slide, "cells", "r").read()
+    )
+    # All pixels are taken now.
+    assert run(*arguments, "--json") == 1
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["num_objects"], figures["num_skipped"]) == (0, 8)
+    assert "belong to other objects" in figures["skipped"][0]["reason"]
+    assert run(*arguments, "--offset", "10,0", "--overwrite", "--allow-outside") == 0
+    assert "cut" in capsys.readouterr().err
+
+
+def test_no_labels_are_made_for_a_file_without_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    np.save(tmp_path / "a.npy", np.zeros((15, 20), np.uint8))
+    made = tmp_path / "made.zarr"
+    assert run("import", made, "cells", tmp_path / "a.json", "--like", tmp_path / "a.npy") == 1
+    assert "neither" in capsys.readouterr().err
+    assert not made.exists()
 
 
 def test_the_command_loads_neither_torch_nor_napari(slide: Path, tmp_path: Path) -> None:

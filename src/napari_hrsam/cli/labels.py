@@ -1,4 +1,4 @@
-"""``napari-hrsam labels``: verify, compact and export label images of any size."""
+"""``napari-hrsam labels``: verify, compact, export and import label images of any size."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ MAX_ROWS = 50
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the command ``labels`` with its three verbs."""
+    """Add the command ``labels`` with its verbs."""
     parser = add_command(
         commands,
         "labels",
-        summary="verify, compact and export OME-Zarr label images of any size",
+        summary="verify, compact, export and import OME-Zarr label images of any size",
         example="napari-hrsam labels verify slide.ome.zarr cells\n"
         "  napari-hrsam labels verify slide.ome.zarr cells --repair --json report.json\n"
         "  napari-hrsam labels compact slide.ome.zarr cells --out cells-to-share.zarr\n"
-        "  napari-hrsam labels export slide.ome.zarr cells --out cells.geojson",
+        "  napari-hrsam labels export slide.ome.zarr cells --out cells.geojson\n"
+        "  napari-hrsam labels import slide.ome.zarr cells qupath.geojson",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_verify(verbs)
     _add_compact(verbs)
     _add_export(verbs)
+    _add_import(verbs)
 
 
 def _add_verb(verbs: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -129,6 +131,49 @@ def _add_export(verbs: Commands) -> None:
     parser.set_defaults(run=lambda args: _export(parser, args))
 
 
+def _add_import(verbs: Commands) -> None:
+    parser = _add_verb(
+        verbs,
+        "import",
+        "draw the objects of a GeoJSON or COCO file, each as one commit; exit status 1 if some "
+        "were skipped",
+        "napari-hrsam labels import slide.ome.zarr cells qupath.geojson\n"
+        "  napari-hrsam labels import objects.zarr cells coco.json --like a.png --image a.png",
+    )
+    parser.add_argument("file", metavar="FILE", help="GeoJSON, QuPath's or ours, or COCO")
+    parser.add_argument(
+        "--like",
+        metavar="IMAGE",
+        help="make the labels, if they are not there, for this image; not needed where PATH is one",
+    )
+    parser.add_argument(
+        "--keep-ids", action="store_true", help="give objects the file's ids where they are free"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="take over pixels of other objects"
+    )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take a file of an image of another size; cut objects at the border",
+    )
+    parser.add_argument(
+        "--offset",
+        type=_offset,
+        metavar="Y,X",
+        help="where the file's first pixel lies in the labels, in full-size pixels (default: where "
+        "the file says, else 0,0; write --offset=-8,0 for negative ones)",
+    )
+    parser.add_argument(
+        "--plane",
+        type=_plane,
+        metavar="T[,Z]",
+        help="which plane of a stack all objects are drawn on (default: as the file says)",
+    )
+    parser.add_argument("--image", metavar="NAME", help="of COCO with several images: which one")
+    parser.set_defaults(run=_import)
+
+
 def _numbers(text: str, form: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -142,6 +187,14 @@ def _box(text: str) -> Box:
     if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
         raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}")
     return Box(*numbers)
+
+
+def _offset(text: str) -> tuple[int, int]:
+    form = "two whole numbers Y,X"
+    numbers = _numbers(text, form)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"expected {form}, got {text!r}")
+    return numbers[0], numbers[1]
 
 
 def _plane(text: str) -> tuple[int, ...]:
@@ -258,3 +311,34 @@ def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             )
         )
     say(f"wrote {done.path}")
+
+
+def _import(args: argparse.Namespace) -> int:
+    from napari_hrsam.storage.images.opening import open_image
+    from napari_hrsam.storage.importing.formats import require_objects
+    from napari_hrsam.storage.label_image import open_labels, open_or_create_labels
+    from napari_hrsam.storage.labels.names import local_folder
+
+    # Before labels are made for it.
+    require_objects(args.file)
+    path = local_folder(args.path)
+    if (path / "labels" / args.name).is_dir():
+        opened = open_labels(path, args.name)
+    else:
+        opened = open_or_create_labels(path, args.name, args.like and open_image(args.like))
+    with opened as labels:
+        done = labels.import_objects(
+            args.file,
+            image=args.image,
+            keep_ids=args.keep_ids,
+            overwrite=args.overwrite,
+            allow_outside=args.allow_outside,
+            offset_yx=args.offset,
+            plane=args.plane,
+            progress=show_progress,
+        )
+    if args.json:
+        put_json(args.json, {"num_objects": done.num_objects, **asdict(done)})
+    for line in done.lines(max_skipped=MAX_ROWS):
+        say(line)
+    return 1 if done.num_skipped else 0

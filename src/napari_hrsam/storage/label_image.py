@@ -9,6 +9,8 @@ from typing import Any, Literal, overload
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.export.formats import export_labels
 from napari_hrsam.storage.export.source import Exported
+from napari_hrsam.storage.importing.formats import import_objects
+from napari_hrsam.storage.importing.objects import Imported
 from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
 from napari_hrsam.storage.labels.compact import Compacted, compact_labels
 from napari_hrsam.storage.labels.making import make_labels
@@ -85,6 +87,28 @@ class LabelWriter(PyramidLabels, LabelImage):
         As `open_labels`. Of every method that writes also if the folder was moved, deleted or
         replaced meanwhile, or the process was forked.
     """
+
+    def import_objects(self, file: str | PathLike[str], **options: Any) -> Imported:
+        """Draw the objects of a GeoJSON or COCO file, each as one commit.
+
+        Parameters
+        ----------
+        file : path
+            QuPath's, ours, or another program's; what is inside tells which format it is.
+        **options
+            Such as ``keep_ids``, ``offset_yx``, ``plane``, ``overwrite``, ``allow_outside`` and
+            ``progress``; see `import_geojson` and `import_coco`.
+
+        Returns
+        -------
+        Imported
+
+        Raises
+        ------
+        LabelsError
+            If the file is neither, or as in `import_geojson`; then nothing was drawn.
+        """
+        return import_objects(file, self, **options)
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> LabelsReport:
         """Check metadata, chunks, levels and journal; see `verify_labels`.

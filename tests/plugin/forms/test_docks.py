@@ -16,7 +16,7 @@ from napari_hrsam.plugin.forms import export as export_module
 from napari_hrsam.plugin.forms.embed import EncodeForm
 from napari_hrsam.plugin.forms.export import ExportForm
 from napari_hrsam.plugin.forms.verify import VerifyForm
-from napari_hrsam.plugin.overlay.objects import FOLDER_KEY
+from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 TIMEOUT_MS = 120_000
 

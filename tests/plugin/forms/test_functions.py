@@ -17,9 +17,9 @@ from napari_hrsam.errors import ConfigError, ImageError, LabelsError
 from napari_hrsam.plugin.forms.embed import encode_layer, prepare_encode
 from napari_hrsam.plugin.forms.export import export_layer, prepare_export
 from napari_hrsam.plugin.forms.verify import verify_layer
-from napari_hrsam.plugin.overlay.objects import FOLDER_KEY
 from napari_hrsam.storage.export.geojson import export_geojson
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 
 @pytest.fixture

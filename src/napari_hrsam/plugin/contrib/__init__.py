@@ -1,1 +1,1 @@
-"""What napari finds through the manifest besides the panel: a reader and sample images."""
+"""What napari finds through the manifest besides the panel: readers, writers and sample images."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import napari.layers
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.plugin.contrib.label_layers import copied
 from napari_hrsam.plugin.forms.form import Form
 from napari_hrsam.plugin.forms.jobs import Job, Progress, at_once, box_of, whole_numbers
-from napari_hrsam.plugin.forms.labels_of import copied, labels_on_disk
+from napari_hrsam.plugin.forms.labels_of import labels_on_disk
 from napari_hrsam.storage.export.formats import OPTIONS, SUFFIXES, export_labels, format_of
 from napari_hrsam.storage.export.source import Exported
 
@@ -86,7 +87,7 @@ def prepare_export(
         if place is not None:
             return export_labels(place.path, place.name, out, progress=progress, **options)
         assert labels is not None
-        with copied(labels, progress) as file:
+        with copied(labels.data, labels.name, progress) as file:
             return export_labels(file.path, file.name, out, progress=progress, **options)
 
     return run

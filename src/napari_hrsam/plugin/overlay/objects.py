@@ -13,6 +13,7 @@ from napari.utils.colormaps import CyclicLabelColormap
 from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.canvas.coordinates import place, placement
 from napari_hrsam.plugin.overlay.levels import LabelView
+from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 if TYPE_CHECKING:
     import napari.components
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 MAX_THUMBNAIL_PIXELS = 2**24
 NUM_COLORS = 49
-
-FOLDER_KEY = "napari-hrsam labels"
-"""Metadata of a layer that shows a label image on disk: its path and its name."""
 
 COPY_KEY = "napari-hrsam copy"
 """Metadata of a layer of our own: path and name of the label image with a copy of its objects."""

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.modeling.registry import list_models
 from napari_hrsam.plugin.canvas.mouse import DragTool
-from napari_hrsam.plugin.overlay.objects import FOLDER_KEY, target_name
+from napari_hrsam.plugin.overlay.objects import target_name
 from napari_hrsam.plugin.panel.colours import ColourBox
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
@@ -52,6 +52,7 @@ from napari_hrsam.plugin.session.loading import AUTO_DEVICE, load_named_model, m
 from napari_hrsam.plugin.session.messages import describe_level, shown_message
 from napari_hrsam.plugin.session.state import ControllerState, Phase
 from napari_hrsam.plugin.session.targets import path_beside
+from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

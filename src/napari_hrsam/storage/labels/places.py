@@ -22,6 +22,9 @@ LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
 
 DEFAULT_NAME = "objects"
 
+FOLDER_KEY = "napari-hrsam labels"
+"""Metadata of a layer that shows a label image on disk: its path and its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:

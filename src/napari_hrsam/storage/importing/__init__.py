@@ -1,0 +1,1 @@
+"""Objects of other programs' files, drawn into a label image."""
