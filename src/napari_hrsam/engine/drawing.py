@@ -251,7 +251,7 @@ class Drawing:
         tile = self._tile_for(box, first_level, plane)
         logits = carried.logits_on(tile)
         prompts = prompts_of(logits, tile, carried, self._image.shape_yx)
-        if not self._is_present(prompts.points_yx[0], plane):
+        if prompts.points_yx and not self._is_present(prompts.points_yx[0], plane):
             prompts = box
         result, results = self._objects.predict(
             tile, prompts, to_low_res(logits), None, first_level
