@@ -23,7 +23,7 @@ from napari_hrsam.engine.over_planes import OverPlanes
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.taken_up import TakenUp
-from napari_hrsam.engine.tile_cache import TileCache
+from napari_hrsam.engine.tile_cache import NotEncodedError, TileCache
 from napari_hrsam.errors import LabelsError, SessionError
 from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
@@ -297,6 +297,37 @@ class Session(EncodesAhead, OverPlanes):
             self._drawing.require_data(np.array([point]), plane)
         return self._draw(prompts, level, plane)
 
+    def peek(
+        self, point_yx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
+    ) -> Prediction | None:
+        """Return what a first click would give, if nothing has to be encoded for it.
+
+        Nothing changes: there is no step to undo, and the current object stays.
+
+        Parameters
+        ----------
+        point_yx, level, plane
+            As in `click`.
+
+        Returns
+        -------
+        Prediction or None
+            None where a tile is neither in memory nor on disk.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`.
+        """
+        prompts = Prompts().with_click(point_yx, True).inside(self.image.shape_yx)
+        self._require_open()
+        self._drawing.require_data(np.array(prompts.points_yx), plane)
+        try:
+            with self._tiles.without_encoding():
+                return self._drawing.peek(prompts, self._first_level(level), plane)
+        except NotEncodedError:
+            return None
+
     def box(
         self, box_yxyx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
     ) -> Prediction:
@@ -448,6 +479,23 @@ class Session(EncodesAhead, OverPlanes):
                 "the object, or name its id: session.edit(label)"
             )
         return self.edit(label, plane)
+
+    def model_input(self) -> NDArray[np.uint8]:
+        """Return what the model sees of the tile of the current object.
+
+        Returns
+        -------
+        (size, size, 3) uint8
+            Red, green, blue; of ``prediction.tile``, filled outside the image.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object.
+        ImageReadError
+            If its pixels cannot be read.
+        """
+        return self._tiles.pixels(self._drawing.required().prediction.tile).read()
 
     @property
     def needs_refining(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from mouse_events import LEFT, RIGHT, mouse_event
@@ -255,3 +257,65 @@ def test_an_object_being_drawn_is_not_lost_to_another_one(
         with pytest.raises(SessionError, match="an object is being drawn: commit or cancel it"):
             action()
     assert started.state.num_prompts == 1
+
+
+def hover(viewer: ViewerModel, at: tuple[float, float]) -> None:
+    event = mouse_event(at, at[::-1], "mouse_move")
+    event.is_dragging = False
+    mouse_move_callbacks(viewer, event)
+
+
+def test_what_a_click_would_give_is_shown_under_the_mouse(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    hover(viewer, INSIDE)
+    started.wait()
+    assert not shown(started).any(), "off by default"
+    started.set_peeks(True)
+    hover(viewer, INSIDE)
+    started.wait()
+    assert not shown(started).any(), "nothing is encoded for it"
+    started.click(INSIDE)
+    started.cancel()
+    started.wait()
+    hover(viewer, INSIDE)
+    started.wait()
+    peeked = shown(started)
+    assert peeked.any()
+    assert not started.state.has_object
+    started.commit()
+    started.wait()
+    assert not target(started).any(), "it is no object"
+    hover(viewer, INSIDE)
+    started.click(INSIDE)
+    started.wait()
+    np.testing.assert_array_equal(shown(started), peeked)
+    hover(viewer, OTHER)
+    started.wait()
+    np.testing.assert_array_equal(shown(started), peeked, "an object stays as it is")
+    started.cancel()
+    started.wait()
+    hover(viewer, INSIDE)
+    started.wait()
+    started.set_peeks(False)
+    assert not shown(started).any()
+
+
+def test_of_many_moves_the_newest_is_answered(
+    started: SegmentController, viewer: ViewerModel, model: Any
+) -> None:
+    started.click(INSIDE)
+    started.cancel()
+    started.wait()
+    started.set_peeks(True)
+    num = model.num_decoded
+    for column in range(20):
+        hover(viewer, (30, 22 + column))
+    hover(viewer, OTHER)
+    started.wait()
+    assert model.num_decoded - num == 2, "the first and the newest"
+    assert shown(started)[OTHER]
+    assert not shown(started)[INSIDE]
+    hover(viewer, (-100, -100))
+    started.wait()
+    assert not shown(started).any(), "nothing is there"

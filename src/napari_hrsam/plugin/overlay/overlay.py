@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
 from napari_hrsam.plugin.canvas.view import ImageView
+from napari_hrsam.plugin.overlay.model_input import ModelInputDisplay
 from napari_hrsam.plugin.overlay.preview import PreviewLayer
 from napari_hrsam.plugin.overlay.prompts import PromptsDisplay
 from napari_hrsam.prompts import Prompts
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Labels, Layer
 
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.commands import Answer
@@ -109,6 +111,7 @@ class Overlay:
         self.preview = PreviewLayer(self._viewer, image)
         self.own.append(self.preview.layer)
         yield
+        self.model_input = ModelInputDisplay(self._viewer, image)
         self.shown_prompts = PromptsDisplay(self._viewer, image)
         self.own.append(self.shown_prompts.layer)
         for name in MOVE_EVENTS:
@@ -150,6 +153,7 @@ class Overlay:
         keeps_target
             Whether the layer with the objects stays even if it is empty.
         """
+        self.model_input.show(None, None)
         leaving = list(self.own)
         if not keeps_target and self.objects.is_disposable:
             leaving.append(self.target)
@@ -224,7 +228,17 @@ class Overlay:
             preview.show(
                 prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
             )
+        self.model_input.show(answer.model_input, None if prediction is None else prediction.tile)
         self.show_prompts()
+
+    def show_peek(self, prediction: Prediction | None) -> None:
+        """Show what a click would give; it is no object."""
+        if prediction is None:
+            self.preview.clear()
+            return
+        plane = prediction.tile.plane or (0,) * len(self.plane)
+        mask, step = prediction.level_mask, prediction.level_downsample
+        self.preview.show(mask, prediction.box, step, plane)
 
     def show_prompts(self) -> None:
         """Draw the prompts."""

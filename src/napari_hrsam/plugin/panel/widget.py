@@ -78,10 +78,11 @@ KEY_HELP = (
     ("Ctrl+Z", "takes the last step back"),
     ("Ctrl+Shift+Z", "repeats it"),
     ("T", "swaps adding and taking away"),
+    ("H", "shows under the mouse what a click would give, or no longer"),
     ("N", "shows another mask that the clicks may mean"),
     ("E", "changes the committed object under the mouse"),
     ("Delete", "deletes it"),
-    ("P, E, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
+    ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
 

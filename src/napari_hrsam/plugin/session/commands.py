@@ -106,6 +106,13 @@ class NextCandidate:
     """Show the next of the masks that the prompts may mean."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShowInput:
+    """Answer with what the model sees of the object's tile, from now on or no longer."""
+
+    is_shown: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """Write the object to the labels, with what the user painted on it, if anything."""
@@ -141,7 +148,17 @@ class Describe:
 
 
 Step: TypeAlias = (
-    Prompt | TakeUp | Delete | NextCandidate | Commit | Cancel | Undo | Redo | Show | Describe
+    Prompt
+    | TakeUp
+    | Delete
+    | NextCandidate
+    | ShowInput
+    | Commit
+    | Cancel
+    | Undo
+    | Redo
+    | Show
+    | Describe
 )
 """Commands that are answered with an `Answer`."""
 
@@ -204,6 +221,15 @@ class NextTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Return what a first click would give, a prediction, if its tile is encoded; else None."""
+
+    point_yx: tuple[float, float]
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """Encode one tile around a part of the image: whether there is more to do."""
 
@@ -213,7 +239,17 @@ class ReadAhead:
 
 
 Command: TypeAlias = (
-    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | NextTurn | ReadAhead
+    Step
+    | WarmUp
+    | FindDevices
+    | Open
+    | UseModel
+    | SetOutline
+    | Save
+    | Close
+    | NextTurn
+    | Peek
+    | ReadAhead
 )
 
 
@@ -292,6 +328,8 @@ class Answer:
         The committed object that the current one was; None for a new one.
     candidate
         Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
+    model_input : (size, size, 3) uint8
+        What the model sees of the prediction's tile, if that is to be shown.
     edit
         What this step changed in the label image, if anything.
     is_undone
@@ -311,6 +349,7 @@ class Answer:
     num_committed: int
     taken: TakenUp | None = None
     candidate: tuple[int, int] = (0, 0)
+    model_input: NDArray[np.uint8] | None = None
     edit: Edit | None = None
     is_undone: bool = False
     is_cancelled: bool = False

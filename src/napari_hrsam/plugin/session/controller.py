@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
 
+    from napari_hrsam.engine.prediction import Prediction
+
 _DONE = object()
 
 
@@ -95,6 +97,7 @@ class SegmentController:
                 "E": partial(guard, self.edit_under_cursor),
                 "Delete": partial(guard, self.delete_under_cursor),
                 "N": partial(guard, self.next_candidate),
+                "H": lambda: self.set_peeks(not state.peeks),
             },
             on_click=partial(guard, self.click_world),
             on_drag=partial(guard, self.drag),
@@ -104,9 +107,12 @@ class SegmentController:
         self._setup: Setup | None = None
         self._ending: Overlay | None = None
         self._described_label = 0
+        self._is_peeking = False
+        self._peek_at: tuple[float, ...] | None = None
         self._layer_watch = LayerWatch(viewer, self._on_layer_lost)
         self._display_watch = DisplayWatch(viewer, self._on_display, self._on_display_quiet)
         self.canvas.changed.connect(self._on_canvas)
+        self.canvas.hovered.connect(self._on_hover)
         self.worker.answered.connect(self._on_answer)
         self.worker.failed.connect(self._on_failure)
         self.worker.progress.connect(self._on_progress)
@@ -570,6 +576,18 @@ class SegmentController:
         self._update(outlines_fully=is_full)
         self.worker.send(commands.SetOutline(0 if is_full else None))
 
+    def show_model_input(self, is_shown: bool) -> None:
+        """Show the tile of each object as the model sees it, in a layer under it, or do not."""
+        self._update(shows_input=is_shown)
+        if self.overlay is not None:
+            self.worker.send(commands.ShowInput(is_shown))
+
+    def set_peeks(self, peeks: bool) -> None:
+        """Show under the mouse what a click would give, where that is encoded, or do not."""
+        self._update(peeks=peeks)
+        if not peeks:
+            self._show_peek(None)
+
     def set_reads_ahead(self, reads_ahead: bool) -> None:
         """Encode tiles of the view while nothing else is asked for, or do not."""
         self._update(reads_ahead=reads_ahead)
@@ -635,6 +653,8 @@ class SegmentController:
         )
         self._on_canvas("tool")
         self._show_level()
+        if self.state.shows_input:
+            self.worker.send(commands.ShowInput(True))
         # It may have been changed while the model was loaded.
         self._follow_display()
 
@@ -683,6 +703,8 @@ class SegmentController:
         match command:
             case commands.Open():
                 self.stop()
+            case commands.Peek():
+                self._is_peeking = False
             case commands.UseModel():
                 # The model before it is still in use.
                 self._go_on("")
@@ -726,6 +748,37 @@ class SegmentController:
                 tool = self.canvas.tool
                 back = f"{tool}; Esc or C goes back to clicking."
                 self._update(tool=back if tool and overlay is not None else "")
+
+    def _on_hover(self, world: Sequence[float]) -> None:
+        """Ask what a click under the mouse would give; one question at a time, the newest next."""
+        overlay = self.overlay
+        if overlay is None or not self.state.peeks or overlay.has_object or self.canvas.tool:
+            return
+        self._peek_at = tuple(world)
+        if self._is_peeking or self._display_watch.is_pending:
+            return
+        world, self._peek_at = self._peek_at, None
+        try:
+            position = overlay.view.position(world)
+        except PromptError:
+            return
+        if not overlay.view.holds(position.point_yx):
+            self._show_peek(None)
+            return
+        self._is_peeking = True
+        level = overlay.next_level(self.state.pinned_level)
+        self.worker.send(commands.Peek(position.point_yx, level, position.plane), self._on_peek)
+
+    def _on_peek(self, prediction: Prediction | None) -> None:
+        self._is_peeking = False
+        if self.state.peeks:
+            self._show_peek(prediction)
+        if self._peek_at is not None:
+            self._on_hover(self._peek_at)
+
+    def _show_peek(self, prediction: Prediction | None) -> None:
+        if self.overlay is not None and not self.overlay.has_object:
+            self.overlay.show_peek(prediction)
 
     def _on_paint(self) -> None:
         # napari reports some strokes before they are in the pixels.
@@ -864,6 +917,7 @@ class SegmentController:
         self.worker.cancel_loading()
         setup, overlay = self._setup, self.overlay
         self._setup = self.overlay = None
+        self._is_peeking, self._peek_at = False, None
         self._layer_watch.stop()
         self._display_watch.stop()
         if setup is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
+from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
@@ -63,7 +63,7 @@ class InferenceSession:
         self._outline_level: int | None = None
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
-        self._is_warm = False
+        self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
         self._hurry = threading.Event()
 
@@ -112,6 +112,8 @@ class InferenceSession:
                 session.cancel()
                 step = session.delete(command.label, command.plane)
                 self._num_committed -= 1
+            case commands.ShowInput():
+                self._shows_input = command.is_shown
             case commands.Cancel():
                 session.cancel()
             case commands.Undo():
@@ -143,6 +145,8 @@ class InferenceSession:
                 )
             case commands.Close():
                 self._close()
+            case commands.Peek():
+                return self._peek(command)
             case commands.ReadAhead():
                 if self._session is None or self._hurry.is_set():
                     return False
@@ -169,6 +173,20 @@ class InferenceSession:
         except Cancelled:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
+
+    def _peek(self, command: commands.Peek) -> Prediction | None:
+        session = self._session
+        if session is None or session.prediction is not None or self._hurry.is_set():
+            return None
+        try:
+            prediction = session.peek(command.point_yx, command.level, command.plane)
+        except (HRSAMError, Cancelled) as error:
+            logger.debug("nothing to show under the mouse: %s", error)
+            return None
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
+        return prediction
 
     def _next_candidate(self) -> commands.Answer:
         session = self._current
@@ -254,6 +272,7 @@ class InferenceSession:
             can_redo=session.can_redo,
             num_committed=self._num_committed,
             taken=session.taken,
+            model_input=session.model_input() if self._shows_input and prediction else None,
             edit=step if isinstance(step, Edit) else None,
             **more,
         )
