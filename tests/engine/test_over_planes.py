@@ -92,8 +92,8 @@ def test_a_committed_object_is_continued_under_its_id(
     assert prompts == session.prompts
     rows, columns = np.nonzero(prior > 0)
     scale = 4 * tile.downsample
-    assert abs((rows.mean() + 0.5) * scale + tile.box0.y0 - 56) < 2
-    assert abs((columns.mean() + 0.5) * scale + tile.box0.x0 - 44) < 2
+    assert abs((rows.mean() + 0.5) * scale + tile.box0.y0 - 56) <= scale / 2
+    assert abs((columns.mean() + 0.5) * scale + tile.box0.x0 - 44) <= scale / 2
     np.testing.assert_array_equal(everything(session.labels), before)
     assert session.carried is not None
     assert (session.carried.label, session.carried.plane) == (label, (1,))

@@ -1,6 +1,6 @@
-"""An object of one plane carried to another: its mask as a prior, and prompts made of it.
+"""An object of one plane carried to another: its mask as a prior, and a click in its middle.
 
-`benchmarks/planes.py` compares what the model is told.
+`benchmarks/planes.py` compares what the model is told: with a box, too, it is worse.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from napari_hrsam.engine.taken_up import as_logits, at_tile
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile
 from napari_hrsam.masks import ArrayMask, RegionMask
-from napari_hrsam.prompts import Prompts
 
 BOX_MARGIN = 1 / 8
-"""The box that the model is told is larger than the object by this share of its longer side, at
-each side: on the next plane the object may be larger."""
+"""The tile is chosen for a box larger than the object by this share of its longer side, at each
+side: on the next plane the object may be larger."""
 
 MAX_BETWEEN_PX = 2**24
 """Pixels of the box around both shapes between which others are interpolated: 4,096 x 4,096."""
@@ -49,7 +48,7 @@ class Carried:
     box: Box
 
     def loose_box(self, shape_yx: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the box that the model is told, cut at the image's border."""
+        """Return a box in which the object may lie on the next plane; cut at the image's border."""
         box = self.box.expand(math.ceil(BOX_MARGIN * max(self.box.shape_yx))).clip(shape_yx)
         return float(box.y0), float(box.x0), float(box.y1), float(box.x1)
 
@@ -65,31 +64,27 @@ class Carried:
         return np.count_nonzero(there & here) / union if union else 0.0
 
 
-def prompts_of(
-    logits: NDArray[np.float32], tile: Tile, carried: Carried, shape: tuple[int, int]
-) -> Prompts:
-    """Return a click at the deepest place of a mask, and a loose box around it.
+def click_in(
+    logits: NDArray[np.float32], tile: Tile, shape_yx: tuple[int, int]
+) -> tuple[float, float]:
+    """Return the deepest place of a mask in level-0 pixels (y, x).
 
     Parameters
     ----------
     logits : (tile.size_px, tile.size_px) float32
-        The mask on a tile.
+        The mask on a tile; above 0 somewhere.
     tile : Tile
-    carried : Carried
-        Where it comes from.
-    shape : (int, int)
-        Of the image in level-0 pixels.
+    shape_yx : (int, int)
+        Of the image.
     """
-    inside = logits > 0
-    around = Box.around(inside)
-    depth = distance_transform_edt(np.pad(inside[around.slices], 1))[1:-1, 1:-1]
-    places = np.unravel_index(int(np.argmax(depth)), depth.shape)
-    corners = (around.y0 + tile.y0, around.x0 + tile.x0)
-    point = tuple(
-        min(max(float((place + corner + 0.5) * tile.downsample - 0.5), 0.0), side - 1.0)
-        for place, corner, side in zip(places, corners, shape, strict=True)
+    around = Box.around(logits > 0)
+    depth = distance_transform_edt(np.pad(logits[around.slices] > 0, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    y, x = (
+        float((place + 0.5) * tile.downsample - 0.5)
+        for place in (row + around.y0 + tile.y0, column + around.x0 + tile.x0)
     )
-    return Prompts(points_yx=(point,), labels=(True,), box=carried.loose_box(shape))  # type: ignore[arg-type]
+    return min(max(y, 0.0), shape_yx[0] - 1.0), min(max(x, 0.0), shape_yx[1] - 1.0)
 
 
 def shape_between(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.carried import Carried, prompts_of
+from napari_hrsam.engine.carried import Carried, click_in
 from napari_hrsam.engine.click_correction import to_low_res
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.local_correction import STROKE_PLACES
@@ -259,9 +259,9 @@ class Drawing:
         box = Prompts(box=carried.loose_box(self._image.shape_yx))
         tile = self._tile_for(box, first_level, plane)
         logits = carried.logits_on(tile)
-        prompts = prompts_of(logits, tile, carried, self._image.shape_yx)
-        if prompts.points_yx and not self._is_present(prompts.points_yx[0], plane):
-            prompts = box
+        click = click_in(logits, tile, self._image.shape_yx)
+        # Where the image has no data, the model would see nothing but the fill.
+        prompts = Prompts().with_click(click, True) if self._is_present(click, plane) else box
         result, results = self._objects.predict(
             tile, prompts, to_low_res(logits), None, first_level
         )

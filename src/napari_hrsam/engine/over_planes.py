@@ -10,6 +10,7 @@ from operator import index
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_hrsam.engine.carried import Carried, shape_between
 from napari_hrsam.engine.commits import Commits
@@ -107,13 +108,15 @@ class OverPlanes(ABC):
         label: int | None = None,
         from_plane: tuple[int, ...] = (),
         *,
+        mask: NDArray[Any] | None = None,
         on_commit: Callable[[Edit], None] | None = None,
     ) -> Prediction:
         """Continue an object on another plane of the stack, where it becomes the current object.
 
-        The model is shown its mask, a box around that and a click in the middle, on the pixels of
-        the other plane. Prompts correct what it finds; `commit` writes it under the same id;
-        the plane that it comes from stays as it is. `prompts` begin with that box and click.
+        The model is shown its mask and a click in the middle of that, on the pixels of the other
+        plane (where these lack the middle, a box instead). Prompts correct what it finds; `commit`
+        writes it under the same id; the plane that it comes from stays as it is. `prompts` begin
+        with that click.
 
         Parameters
         ----------
@@ -124,6 +127,8 @@ class OverPlanes(ABC):
             committed first.
         from_plane : tuple of int
             Plane of the committed object.
+        mask : bool or integer array, optional
+            The current object as edited by hand, as in `commit`.
         on_commit : callable of Edit, optional
             Called after the commit of the current object, if there is something to commit.
 
@@ -150,7 +155,7 @@ class OverPlanes(ABC):
                 f"expected a plane on which object {label} is not drawn yet, got {plane}; change "
                 f"it there: session.edit({label}, plane={plane})"
             )
-        label = self._committed(label, on_commit)
+        label = self._committed(label, mask, on_commit)
         return self._carry(label, from_plane, plane)
 
     def propagate(
@@ -162,6 +167,7 @@ class OverPlanes(ABC):
         axis: int = -1,
         min_iou: float = MIN_IOU,
         min_overlap: float = MIN_OVERLAP,
+        mask: NDArray[Any] | None = None,
         progress: Progress | None = None,
         on_commit: Callable[[Edit], None] | None = None,
     ) -> PlanesReport:
@@ -184,6 +190,8 @@ class OverPlanes(ABC):
             It ends where the model thinks less of its own mask, 0..1.
         min_overlap : float
             It ends where the IoU with the plane before is less, 0..1.
+        mask : bool or integer array, optional
+            The current object as edited by hand, as in `commit`.
         progress : callable of (done, total), optional
             Called before every plane. What it raises ends the work; what is committed stays.
         on_commit : callable of Edit, optional
@@ -218,7 +226,7 @@ class OverPlanes(ABC):
             if on_commit is not None:
                 on_commit(edit)
 
-        label = self._committed(label, note)
+        label = self._committed(label, mask, note)
         reached: list[tuple[int, ...]] = []
         found: dict[str, Any] = {"stop": Stop.DONE}
         for done in range(abs(num_planes)):
@@ -344,11 +352,16 @@ class OverPlanes(ABC):
             )
         return step.label, step.prediction.tile.plane
 
-    def _committed(self, label: int, on_commit: Callable[[Edit], None] | None) -> int:
+    def _committed(
+        self,
+        label: int,
+        mask: NDArray[Any] | None,
+        on_commit: Callable[[Edit], None] | None,
+    ) -> int:
         """Commit the current object, if there is one; return its id."""
         if self._drawing.step is None:
             return label
-        edit = self.commit()
+        edit = self.commit(mask)
         if on_commit is not None and not edit.is_empty:
             on_commit(edit)
         return edit.label

@@ -249,6 +249,12 @@ class Session(EncodesAhead, OverPlanes):
         return None if step is None else step.carried
 
     @property
+    def begun_with(self) -> Prompts:
+        """The prompts that an object had when it was taken up or continued; none of a new one."""
+        steps = self._drawing.steps
+        return steps[0].prompts if steps and steps[0].label else Prompts()
+
+    @property
     def can_undo(self) -> bool:
         """Whether `undo` would change something."""
         return not self._is_closed and bool(self._drawing.steps or self._commits.newest_done)

@@ -42,6 +42,7 @@ from napari_hrsam.plugin.panel.parts import (
     narrow,
     row,
 )
+from napari_hrsam.plugin.panel.planes import PlanesBox
 from napari_hrsam.plugin.panel.qt_binding import binding_warning
 from napari_hrsam.plugin.panel.target import TargetBox
 from napari_hrsam.plugin.panel.window import ContextGuard, WindowKeys, focus_canvas
@@ -82,6 +83,7 @@ KEY_HELP = (
     ("N", "shows another mask that the clicks may mean"),
     ("E", "changes the committed object under the mouse"),
     ("Delete", "deletes it"),
+    ("Shift+Left, Right", "continues the object on the previous or next plane of a stack"),
     ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
@@ -245,12 +247,13 @@ class SegmentWidget(QWidget):
             partial(guard, self._save),
         )
         self.folder_button = button("Open their folder", "", self._open_folder)
-        self.level_box = LevelBox(controller)
+        self.level_box, self.planes_box = LevelBox(controller), PlanesBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         section.form.addRow(row(*self.tool_buttons.values()))
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.next_button, self.delete_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
+        section.form.addRow(self.planes_box)
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
         section.form.addRow(self.level_box)
@@ -370,6 +373,7 @@ class SegmentWidget(QWidget):
         self.facts_label.setText(_facts(state, "" if image is None else image.name))
         self.facts_label.setToolTip(state.labels_folder)
         self.level_box.show_state(state)
+        self.planes_box.show_state(state)
         if state.progress is None:
             self.progress_bar.setRange(0, 0 if state.is_busy else 1)
         else:
