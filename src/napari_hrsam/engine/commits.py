@@ -67,19 +67,23 @@ class Commits:
         box: Box,
         region: RegionMask,
         taken: TakenUp | None,
+        label: int,
         *,
         overwrite: bool,
         prompts: Prompts,
         model: str,
         plane: tuple[int, ...],
     ) -> Edit:
-        """Write a new object under a new id, or one that was taken up under its own."""
+        """Write a new object under a new id (label 0), or one that has an id under that.
+
+        One that was taken up replaces what it was on the plane.
+        """
         labels, plane = self.labels, self.plane(plane)
         if taken is None:
             return labels.write(
                 box,
                 region,
-                labels.next_label(),
+                label or labels.next_label(),
                 overwrite=overwrite,
                 prompts=prompts,
                 model=model,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine.carried import Carried, click_in
+from napari_hrsam.engine.click_correction import to_low_res
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.local_correction import STROKE_PLACES
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
@@ -32,7 +34,7 @@ class Step:
 
     ``focused`` is the embedding that was refined for the object, if that is done: steps share it,
     and it goes with them. ``first_level`` is where the object was first looked at. ``taken`` is
-    what it was in the label image before.
+    what it was in the label image before, ``carried`` what it was on the plane that it comes from.
     """
 
     prompts: Prompts
@@ -40,6 +42,13 @@ class Step:
     focused: Embedding | None
     first_level: int
     taken: TakenUp | None = None
+    carried: Carried | None = None
+
+    @property
+    def label(self) -> int:
+        """The id that it has in the label image; 0 for a new object."""
+        known = self.taken or self.carried
+        return 0 if known is None else known.label
 
 
 class Drawing:
@@ -145,8 +154,10 @@ class Drawing:
         consistent = prompts.consistent()
         result = self._objects.obey(result, consistent)
         prediction = self._prediction(result, results, consistent, started)
-        taken = None if step is None else step.taken
-        self._take(Step(prompts, prediction, result.focused, first_level, taken))
+        new = Step(prompts, prediction, result.focused, first_level)
+        if step is not None:
+            new = replace(new, taken=step.taken, carried=step.carried)
+        self._take(new)
         return prediction
 
     def peek(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Prediction:
@@ -233,11 +244,38 @@ class Drawing:
         self._take(Step(taken.prompts, prediction, None, first_level, taken))
         return prediction
 
+    def carry(self, carried: Carried, first_level: int, plane: tuple[int, ...]) -> Prediction:
+        """Begin with an object of another plane: the model is shown its mask, and looks for it.
+
+        Parameters
+        ----------
+        carried : Carried
+        first_level : int
+            Level at which a new object would be looked at.
+        plane : tuple of int
+            Where it is looked for.
+        """
+        started = time.perf_counter()
+        box = Prompts(box=carried.loose_box(self._image.shape_yx))
+        tile = self._tile_for(box, first_level, plane)
+        logits = carried.logits_on(tile)
+        click = click_in(logits, tile, self._image.shape_yx)
+        # Where the image has no data, the model would see nothing but the fill.
+        prompts = Prompts().with_click(click, True) if self._is_present(click, plane) else box
+        result, results = self._objects.predict(
+            tile, prompts, to_low_res(logits), None, first_level
+        )
+        prediction = self._prediction(result, results, prompts, started)
+        self._take(Step(prompts, prediction, result.focused, first_level, carried=carried))
+        return prediction
+
     def follow(self, steps: tuple[Step, ...]) -> None:
         """Take the steps of another drawing on the same image, shown otherwise."""
         for step in steps:
             if step.taken is not None and not self.steps:
                 self._take(replace(step, focused=None))
+            elif step.carried is not None and not self.steps:
+                self.carry(step.carried, step.first_level, step.prediction.tile.plane)
             else:
                 self.draw(step.prompts, step.first_level, step.prediction.tile.plane)
 

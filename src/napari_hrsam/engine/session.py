@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine import object_edits
+from napari_hrsam.engine.carried import Carried
 from napari_hrsam.engine.commits import Commits
 from napari_hrsam.engine.drawing import Drawing, Step
 from napari_hrsam.engine.embed import Progress
@@ -19,6 +20,7 @@ from napari_hrsam.engine.local_correction import STROKE_PLACES
 from napari_hrsam.engine.object_predictor import ObjectPredictor
 from napari_hrsam.engine.outline import Refiner
 from napari_hrsam.engine.outline_network import OutlineNetwork
+from napari_hrsam.engine.over_planes import OverPlanes
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.taken_up import TakenUp
@@ -39,11 +41,12 @@ EditT = TypeVar("EditT", bound=Edit | None)
 __all__ = ["Edit", "Prediction", "Session"]
 
 
-class Session(EncodesAhead):
+class Session(EncodesAhead, OverPlanes):
     """Draw objects on one image by clicks, scribbles and boxes; commit them to a label image.
 
     A session belongs to one thread at a time. It changes the label image only in `commit`,
-    `delete`, `undo` and `redo`, and never the image.
+    `delete`, `undo`, `redo`, and, in stacks, `continue_on`, `propagate` and `interpolate`; the
+    image, never.
 
     Parameters
     ----------
@@ -241,6 +244,18 @@ class Session(EncodesAhead):
         """The object of the label image that the current one was; None for a new one."""
         step = self._drawing.step
         return None if step is None else step.taken
+
+    @property
+    def carried(self) -> Carried | None:
+        """The object of another plane that the current one continues; None if it is of its own."""
+        step = self._drawing.step
+        return None if step is None else step.carried
+
+    @property
+    def begun_with(self) -> Prompts:
+        """The prompts that an object had when it was taken up or continued; none of a new one."""
+        steps = self._drawing.steps
+        return steps[0].prompts if steps and steps[0].label else Prompts()
 
     @property
     def can_undo(self) -> bool:
@@ -561,9 +576,10 @@ class Session(EncodesAhead):
     ) -> Edit:
         """Write the current object to the label image, and end it.
 
-        It gets a new id. One that was taken up by `edit` keeps its own: its pixels that are no
-        longer in the mask become background, in the same edit. If it is as it was, nothing is
-        written, and the edit that is returned `is_empty`.
+        It gets a new id. One that was continued from another plane keeps its id. One that was
+        taken up by `edit` keeps its own, too: its pixels that are no longer in the mask become
+        background, in the same edit. If it is as it was, nothing is written, and the edit that is
+        returned `is_empty`.
 
         Parameters
         ----------
@@ -598,6 +614,7 @@ class Session(EncodesAhead):
             prediction.box,
             region,
             step.taken,
+            step.label,
             overwrite=overwrite,
             prompts=self.prompts,
             model=self._predictor.name,

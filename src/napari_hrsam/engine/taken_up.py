@@ -19,7 +19,7 @@ from napari_hrsam.engine.outline import outline_distance
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Tile, TileGrid, best_level, downsample, pixel_of
-from napari_hrsam.masks import BlockMask
+from napari_hrsam.masks import BlockMask, RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.labels.store import Edit, LabelStore
 
@@ -228,7 +228,7 @@ def prediction_of(
     tile = TileGrid(shape, grid.tile_px, level, grid.plane).smallest_holding(
         np.concatenate([prompts.extent_yx(), corners])
     )
-    logits = _as_logits(_at_tile(mask, box, tile))
+    logits = as_logits(at_tile(mask, box, tile))
     return Prediction(
         multiscale=StoredMask(tile, logits, shape, stored=mask),
         iou=1.0,
@@ -275,7 +275,7 @@ def _extent(mask: BlockMask) -> Box:
     return found
 
 
-def _at_tile(mask: BlockMask, box: Box, tile: Tile) -> NDArray[np.bool_]:
+def at_tile(mask: RegionMask, box: Box, tile: Tile) -> NDArray[np.bool_]:
     """Return a mask in pixels of a tile: those that it covers at least by half.
 
     Where that would lose most of it, as of a thin line, those that it touches.
@@ -302,7 +302,7 @@ def _at_tile(mask: BlockMask, box: Box, tile: Tile) -> NDArray[np.bool_]:
     return inside if inside.sum() >= 0.5 * covered.sum() else covered > 0
 
 
-def _as_logits(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+def as_logits(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return logits that rise with the distance from the outline; their sign is the mask."""
     distance = np.minimum((outline_distance(inside) - 0.5) * PRIOR_SLOPE, MAX_PRIOR)
     logits: NDArray[np.float32] = np.where(inside, distance, -distance).astype(np.float32)

@@ -40,7 +40,9 @@ class GivenUp:
     label
         Of the committed object that was being changed; 0 for a new one.
     taken_prompts
-        What was known of that one before anything was added.
+        What was known of that one, or of one that was continued, before anything was added.
+    carried
+        Id and plane of the object that it continued.
     """
 
     prompts: Prompts
@@ -49,6 +51,7 @@ class GivenUp:
     plane: tuple[int, ...]
     level: int
     strokes: Strokes | None
+    carried: tuple[int, tuple[int, ...]] | None = None
 
 
 class Overlay:
@@ -103,6 +106,8 @@ class Overlay:
         self.prompts = Prompts()
         self.label = 0
         self.taken_prompts = Prompts()
+        self._carried: tuple[int, tuple[int, ...]] | None = None
+        self._is_expected = False
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
@@ -212,12 +217,19 @@ class Overlay:
         self.label, self.plane = label, plane
         self.taken_prompts = Prompts()
 
+    def expect(self, plane: tuple[int, ...]) -> None:
+        """Show that an object is being continued on a plane, before that is answered."""
+        self.forget_object()
+        self._object_level = self.given_up = None
+        self.plane, self._is_expected = plane, True
+
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
         self.label = 0 if answer.taken is None else answer.taken.label
-        self.taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
-        if answer.edit is not None:
+        self.taken_prompts, self._carried = answer.begun_with, answer.carried
+        self._is_expected = False
+        if answer.edit is not None or answer.earlier_edits:
             self.given_up = None
         preview = self.preview
         preview.put_strokes(answer.strokes)
@@ -258,7 +270,7 @@ class Overlay:
     @property
     def has_object(self) -> bool:
         """Whether there is a current object: prompts, answered or not, or one that is changed."""
-        return len(self.prompts) > 0 or self.label > 0
+        return len(self.prompts) > 0 or self.label > 0 or self._is_expected
 
     @property
     def elsewhere(self) -> str:
@@ -296,7 +308,7 @@ class Overlay:
         level
             At which a new object would be looked at.
         """
-        if self.has_object:
+        if self.has_object and not self._is_expected:
             self.given_up = GivenUp(
                 prompts=self.prompts,
                 label=self.label,
@@ -304,6 +316,7 @@ class Overlay:
                 plane=self.plane,
                 level=level if self._object_level is None else self._object_level,
                 strokes=self.preview.strokes(),
+                carried=self._carried,
             )
         self.forget_object()
         self.preview.clear()
@@ -311,4 +324,5 @@ class Overlay:
     def forget_object(self) -> None:
         """Show no prompts any more."""
         self.prompts, self.label = Prompts(), 0
+        self._carried, self._is_expected = None, False
         self.show_prompts()

@@ -42,6 +42,7 @@ from napari_hrsam.plugin.panel.parts import (
     narrow,
     row,
 )
+from napari_hrsam.plugin.panel.planes import PlanesBox
 from napari_hrsam.plugin.panel.qt_binding import binding_warning
 from napari_hrsam.plugin.panel.target import TargetBox
 from napari_hrsam.plugin.panel.window import ContextGuard, WindowKeys, focus_canvas
@@ -85,6 +86,7 @@ KEY_HELP = (
     ("Delete", "deletes it"),
     ("M", "merges the one under the mouse into the one that was taken up with E"),
     ("K", "drags cut a committed object in two"),
+    ("Shift+Left, Right", "continues the object on the previous or next plane of a stack"),
     ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
@@ -259,7 +261,7 @@ class SegmentWidget(QWidget):
             partial(guard, self._save),
         )
         self.folder_button = button("Open their folder", "", self._open_folder)
-        self.level_box = LevelBox(controller)
+        self.level_box, self.planes_box = LevelBox(controller), PlanesBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
         tools = list(self.tool_buttons.values())
         section.form.addRow(row(*tools[:2]))
@@ -268,6 +270,7 @@ class SegmentWidget(QWidget):
         section.form.addRow(row(self.next_button, self.delete_button))
         section.form.addRow(row(self.fill_button, self.smooth_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
+        section.form.addRow(self.planes_box)
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
         section.form.addRow(self.level_box)
@@ -388,6 +391,7 @@ class SegmentWidget(QWidget):
         self.facts_label.setText(_facts(state, "" if image is None else image.name))
         self.facts_label.setToolTip(state.labels_folder)
         self.level_box.show_state(state)
+        self.planes_box.show_state(state)
         if state.progress is None:
             self.progress_bar.setRange(0, 0 if state.is_busy else 1)
         else:

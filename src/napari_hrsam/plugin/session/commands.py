@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.labels.kept import KeptArray
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
+    from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.taken_up import TakenUp
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.loading import ModelRequest
-    from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.images.layers import LayerImage
     from napari_hrsam.storage.labels.store import Edit
 
@@ -99,6 +100,47 @@ class Delete:
 
     label: int
     plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContinueOn:
+    """Continue an object on another plane, where it becomes the current one.
+
+    Attributes
+    ----------
+    plane, from_plane
+        Where to, and where it is.
+    label
+        Of a committed object; None: the current one, which is committed first.
+    strokes
+        What the user painted on the current one, if anything.
+    """
+
+    plane: tuple[int, ...]
+    from_plane: tuple[int, ...]
+    label: int | None
+    strokes: Strokes | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Propagate:
+    """Continue an object plane by plane, and commit it on each, while the model is sure of it.
+
+    Attributes
+    ----------
+    num_planes
+        How many; negative: towards plane 0.
+    axis
+        Of the plane, along which to go.
+    label, from_plane, strokes
+        As of `ContinueOn`.
+    """
+
+    num_planes: int
+    axis: int
+    from_plane: tuple[int, ...]
+    label: int | None
+    strokes: Strokes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +229,8 @@ Step: TypeAlias = (
     Prompt
     | TakeUp
     | ObjectEdit
+    | ContinueOn
+    | Propagate
     | NextCandidate
     | ShowInput
     | Commit
@@ -362,6 +406,14 @@ class Answer:
         Objects committed in this session and not undone.
     taken
         The committed object that the current one was; None for a new one.
+    carried
+        Id and plane of the object that the current one continues; None for one of this plane.
+    begun_with
+        The prompts that the current object had when it was taken up or continued.
+    earlier_edits
+        What was changed in the label image before `edit`, and not answered yet.
+    planes
+        How far an object was propagated by this step, and why no further.
     candidate
         Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
     model_input : (size, size, 3) uint8
@@ -372,6 +424,8 @@ class Answer:
         Name of the command that changed a committed object, or found nothing to change; else empty.
     is_undone
         Whether `edit` was undone by this step.
+    is_halted
+        Whether the step was a propagation that was given up; what it committed stays.
     is_cancelled
         Whether the step was a commit that was given up: the object is still the current one.
     strokes
@@ -386,11 +440,16 @@ class Answer:
     can_redo: bool
     num_committed: int
     taken: TakenUp | None = None
+    carried: tuple[int, tuple[int, ...]] | None = None
+    begun_with: Prompts = field(default_factory=Prompts)
+    earlier_edits: tuple[Edit, ...] = ()
+    planes: PlanesReport | None = None
     candidate: tuple[int, int] = (0, 0)
     model_input: NDArray[np.uint8] | None = None
     edit: Edit | None = None
     changed_by: str = ""
     is_undone: bool = False
+    is_halted: bool = False
     is_cancelled: bool = False
     strokes: Strokes | None = None
     is_shown_anew: bool = False

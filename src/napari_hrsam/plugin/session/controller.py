@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.storage.labels.store import Edit
 
 _DONE = object()
 
@@ -103,6 +104,8 @@ class SegmentController:
                 "M": partial(guard, self.merge_under_cursor),
                 "Delete": partial(guard, self.delete_under_cursor),
                 "N": partial(guard, self.next_candidate),
+                "Shift-Right": partial(guard, self.continue_on, 1),
+                "Shift-Left": partial(guard, self.continue_on, -1),
                 "H": lambda: self.set_peeks(not state.peeks),
             },
             on_click=partial(guard, self.click_world),
@@ -112,6 +115,7 @@ class SegmentController:
         )
         self._setup: Setup | None = None
         self._ending: Overlay | None = None
+        self._newest_edit: Edit | None = None
         self._described_label = 0
         self._is_peeking = False
         self._peek_at: tuple[float, ...] | None = None
@@ -567,6 +571,101 @@ class SegmentController:
         overlay = self._ready()
         self.delete(overlay.label or self._label_under_cursor("Delete"))
 
+    def continue_on(self, step: int = 1, label: int | None = None) -> None:
+        """Continue an object on the next plane of a stack, or the one before; the view goes along.
+
+        It becomes the current object there; `commit` writes it under the same id.
+
+        Parameters
+        ----------
+        step
+            Planes to go along the last axis before y and x; negative: back.
+        label
+            A committed object of the plane that is shown. By default the current object, which is
+            committed first, else the object under the mouse, else the one committed last.
+
+        Raises
+        ------
+        PromptError
+            If there is no such plane, no object, or the current one is on another plane.
+        SessionError
+            If no session is ready, the image is no stack, or a label is given while an object is
+            being drawn.
+        """
+        overlay, plane, axis = self._ready_for_planes()
+        following = list(plane)
+        following[axis] += step
+        size = overlay.image.image.plane_shape[axis]
+        if not 0 <= following[axis] < size:
+            raise PromptError(
+                f"the stack ends here: expected a plane from 0 to {size - 1}, got {following[axis]}"
+            )
+        label = self._label_to_continue(overlay, plane, label)
+        self._begin_anew()
+        strokes = overlay.preview.take_strokes()
+        there = tuple(following)
+        overlay.expect(there)
+        overlay.view.show_plane(there)
+        self._show_message(messages.LOOKING)
+        self.worker.send(commands.ContinueOn(there, plane, label, strokes))
+
+    def propagate(self, num_planes: int, label: int | None = None) -> None:
+        """Continue an object over several planes, and commit it on each, while the model is sure.
+
+        `cancel` ends it; what is committed until then stays, and each plane can be undone.
+
+        Parameters
+        ----------
+        num_planes
+            How many along the last axis before y and x; negative: back.
+        label
+            As of `continue_on`.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As of `continue_on`.
+        """
+        overlay, plane, axis = self._ready_for_planes()
+        label = self._label_to_continue(overlay, plane, label)
+        self._begin_anew()
+        strokes = overlay.preview.take_strokes()
+        overlay.forget_object()
+        command = commands.Propagate(num_planes, axis, plane, label, strokes)
+        self._show_message(messages.describe_planes(0, abs(num_planes)))
+        self.worker.send(command)
+
+    def _ready_for_planes(self) -> tuple[Overlay, tuple[int, ...], int]:
+        """Return the plane that is shown, and the axis along which objects are continued."""
+        overlay, plane = self._ready_for_prompt()
+        axes = [axis for axis, size in enumerate(overlay.image.image.plane_shape) if size > 1]
+        if not axes:
+            raise SessionError(
+                f"'{overlay.image.layer.name}' is no stack: there is no other plane to go to"
+            )
+        return overlay, plane, axes[-1]
+
+    def _label_to_continue(
+        self, overlay: Overlay, plane: tuple[int, ...], label: int | None
+    ) -> int | None:
+        """Return the id of a committed object; None for the current one."""
+        if label is not None:
+            self._require_no_object(overlay, "continuing another one")
+            return label
+        if overlay.has_object:
+            return None
+        position = overlay.view.position(self._viewer.cursor.position)
+        if overlay.view.holds(position.point_yx):
+            label = overlay.objects.label_at(position.point_yx, plane)
+        edit = self._newest_edit
+        if not label and edit is not None and edit.plane == plane and edit.kind != "delete":
+            label = edit.label
+        if not label:
+            raise PromptError(
+                "no object to continue: draw one, or point at a committed one, then press the key"
+            )
+        return label
+
     def _label_under_cursor(self, key: str) -> int:
         overlay = self._ready()
         position = overlay.view.position(self._viewer.cursor.position)
@@ -616,7 +715,7 @@ class SegmentController:
             return
         overlay = self._ready()
         if not overlay.has_object and self.state.progress and self.worker.cancel_commit():
-            self._show_message("Giving up the commit ...")
+            self._show_message("Stopping ...")
             return
         self._begin_anew()
         overlay.give_up_object(overlay.next_level(self.state.pinned_level))
@@ -752,6 +851,7 @@ class SegmentController:
             can_undo=opened.can_undo,
             can_redo=opened.can_redo,
             levels=overlay.levels,
+            is_stack=any(size > 1 for size in overlay.image.image.plane_shape),
             labels_folder=opened.folder,
             is_beside_image=setup.is_beside_image,
             message=f"{messages.describe_opened(opened, setup.image)}{self._hint()}",
@@ -778,12 +878,18 @@ class SegmentController:
         overlay = self.overlay
         # A commit may be made after its session was stopped.
         shown = overlay or self._ending
-        if shown is not None and answer.edit is not None:
-            shown.objects.edited(answer.edit)
+        edits = (*answer.earlier_edits, *([] if answer.edit is None else [answer.edit]))
+        for edit in edits:
+            if shown is not None:
+                shown.objects.edited(edit)
+        if edits:
+            self._newest_edit = None if answer.is_undone else edits[-1]
         if overlay is None or not is_newest:
             self._update(progress=None)
             return
         overlay.show_answer(answer)
+        if answer.planes is not None and answer.planes.planes:
+            overlay.view.show_plane(answer.planes.planes[-1])
         is_given_up = overlay.given_up is not None
         changes: dict[str, Any] = {}
         if answer.prediction is not None:
@@ -813,15 +919,21 @@ class SegmentController:
             case commands.UseModel():
                 # The model before it is still in use.
                 self._go_on("")
-            case commands.Commit() if is_newest and self.overlay is not None:
+            case commands.Commit() | commands.ContinueOn() | commands.Propagate() if (
+                is_newest and self.overlay is not None
+            ):
                 self.overlay.preview.put_strokes(command.strokes)
+                if not isinstance(command, commands.Commit):
+                    self.overlay.view.show_plane(command.from_plane)
         if isinstance(command, commands.Step):
             self._update(progress=None)
         self.state.report(error)
 
     def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if not isinstance(command, commands.Commit):
+        if isinstance(command, commands.Propagate):
+            self._show_message(messages.describe_planes(done, total), progress=(done, total))
+        elif not isinstance(command, commands.Commit):
             self.state.update(progress=None if is_done else (done, total))
             # Whoever clicked meanwhile has to read that it did not count.
             if self.state.message != messages.STILL_LOADING:
@@ -973,6 +1085,10 @@ class SegmentController:
             taken = object_.taken_prompts
             overlay.take_up(object_.label, plane)
             self.worker.send(commands.TakeUp(object_.label, plane))
+        elif object_.carried:
+            taken = object_.taken_prompts
+            label, from_plane = object_.carried
+            self.worker.send(commands.ContinueOn(plane, from_plane, label))
         overlay.ask(prompts, plane)
         overlay.preview.put_strokes(object_.strokes)
         if prompts.box is not None and prompts.box != taken.box:
@@ -1020,6 +1136,7 @@ class SegmentController:
     ) -> None:
         self.canvas.stop()
         self.worker.cancel_loading()
+        self._newest_edit = None
         setup, overlay = self._setup, self.overlay
         self._setup = self.overlay = None
         self._is_peeking, self._peek_at = False, None

@@ -64,6 +64,7 @@ class InferenceSession:
         self._outline_level: int | None = None
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
+        self._untold_edits: list[Edit] = []
         self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
         self._hurry = threading.Event()
@@ -111,6 +112,10 @@ class InferenceSession:
                 return self._show(command.image, progress)
             case commands.TakeUp():
                 session.edit(command.label, command.plane)
+            case commands.ContinueOn():
+                return self._continue_on(command, progress)
+            case commands.Propagate():
+                return self._propagate(command, progress)
             case commands.ShowInput():
                 self._shows_input = command.is_shown
             case commands.Cancel():
@@ -230,13 +235,61 @@ class InferenceSession:
             logger.debug("not looked at again: shown otherwise once more")
         return self._answer(is_shown_anew=True)
 
-    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
-        prediction = self._current.prediction
-        mask = None
-        if prediction is not None and strokes is not None:
-            mask = apply_strokes(
-                prediction.level_mask, prediction.box, strokes, prediction.level_downsample
+    def _continue_on(self, command: commands.ContinueOn, progress: Progress) -> commands.Answer:
+        # Whoever gives it up meanwhile has the object before committed all the same.
+        self._prompt = progress
+        try:
+            self._current.continue_on(
+                command.plane,
+                command.label,
+                command.from_plane,
+                mask=self._painted(command.strokes),
+                on_commit=self._note,
             )
+        except Cancelled:
+            logger.debug("not continued: it was given up")
+        finally:
+            self._prompt = None
+        return self._answer()
+
+    def _propagate(self, command: commands.Propagate, progress: Progress) -> commands.Answer:
+        def go_on(done: int, total: int) -> None:
+            if self._hurry.is_set():
+                raise Cancelled
+            progress(done, total)
+
+        try:
+            report = self._current.propagate(
+                command.num_planes,
+                command.label,
+                command.from_plane,
+                axis=command.axis,
+                mask=self._painted(command.strokes),
+                progress=go_on,
+                on_commit=self._note,
+            )
+        except Cancelled:
+            return self._answer(is_halted=True)
+        finally:
+            progress.finish()
+        return self._answer(planes=report)
+
+    def _note(self, edit: Edit) -> None:
+        """Remember a commit of several, for the next answer."""
+        self._untold_edits.append(edit)
+        self._num_committed += _num_new(edit)
+
+    def _painted(self, strokes: Strokes | None) -> NDArray[np.bool_] | None:
+        """Return the current object as painted over; None if it is as predicted."""
+        prediction = self._current.prediction
+        if prediction is None or strokes is None:
+            return None
+        return apply_strokes(
+            prediction.level_mask, prediction.box, strokes, prediction.level_downsample
+        )
+
+    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
+        mask = self._painted(strokes)
         try:
             edit = self._write_object(mask, progress)
         except Cancelled:
@@ -285,7 +338,8 @@ class InferenceSession:
 
     def _answer(self, step: Any = None, **more: Any) -> commands.Answer:
         session = self._current
-        prediction = session.prediction
+        prediction, carried = session.prediction, session.carried
+        edits, self._untold_edits = self._untold_edits, []
         if prediction is not None:
             # Computed here, so that the viewer need not wait for it.
             _ = prediction.level_mask
@@ -296,6 +350,9 @@ class InferenceSession:
             can_redo=session.can_redo,
             num_committed=self._num_committed,
             taken=session.taken,
+            carried=None if carried is None else (carried.label, carried.plane),
+            begun_with=session.begun_with,
+            earlier_edits=tuple(edits),
             model_input=session.model_input() if self._shows_input and prediction else None,
             edit=step if isinstance(step, Edit) else None,
             **more,

@@ -76,12 +76,20 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
     plane_name
         Names planes; empty for a flat image.
     """
-    edit, prediction = answer.edit, answer.prediction
+    edit = answer.edit
+    if answer.is_halted or answer.planes is not None:
+        return _describe_propagated(answer, plane_name)
     if answer.is_cancelled:
         return "The commit was given up; the object is still there. C commits, Esc cancels."
     if edit is not None:
         plane = plane_name(edit.plane)
         return _describe_edit(edit, plane, answer.changed_by, is_undone=answer.is_undone)
+    return _describe_current(answer, plane_name)
+
+
+def _describe_current(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+    """Say what the current object is like."""
+    prediction = answer.prediction
     if prediction is None and answer.changed_by in _NO_CHANGE:
         return _NO_CHANGE[answer.changed_by]
     if prediction is None:
@@ -97,6 +105,9 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
             "was, Delete deletes it."
         )
     found = describe_object(num_pixels, prediction.level_downsample)
+    if answer.carried is not None and answer.prompts == answer.begun_with:
+        label, there = answer.carried
+        found = f"Object {label} continued from {plane_name(there)}. {found}"
     if answer.candidate[1]:
         found = f"Mask {answer.candidate[0]} of {answer.candidate[1]}. {found} N: the next."
     return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
@@ -158,6 +169,27 @@ def shown_message(state: ControllerState) -> str:
     # While a tool has the mouse, a click adds nothing.
     message = state.message.replace(HINT_CLICK, "").strip()
     return f"{message} {state.tool}".strip()
+
+
+def _describe_propagated(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+    report = answer.planes
+    if report is None:
+        return f"Stopped: {_num_planes(len(answer.earlier_edits))} committed. Ctrl+Z undoes each."
+    drawn = f"Object {report.label} was committed on {_num_planes(len(report.planes))}"
+    if report.planes:
+        drawn = f"{drawn}, as far as {plane_name(report.planes[-1])}"
+    if report.stopped_at is None:
+        return f"{drawn}: {report.stop}."
+    return f"{drawn}. Not on {plane_name(report.stopped_at)}: {report.stop}."
+
+
+def _num_planes(num: int) -> str:
+    return {0: "no plane", 1: "1 plane"}.get(num, f"{num} planes")
+
+
+def describe_planes(done: int, total: int) -> str:
+    """Say how far an object is propagated."""
+    return f"Continuing the object: {done} of {total} planes. Cancel stops it."
 
 
 def describe_outline(done: int, total: int) -> str:

@@ -45,13 +45,15 @@ class ControllerState:
     model, device
         Name or path of the model in use and where it runs; empty strings before one was loaded.
     progress
-        What is done and what there is in all while weights are being downloaded (bytes) or an
-        outline is refined (tiles), else None.
+        What is done and what there is in all while weights are being downloaded (bytes), an
+        outline is refined (tiles) or an object propagated (planes), else None.
     level
         Level of the current object, or the one that the next would be looked at; None while
         stopped.
     levels
         The finest and the coarsest level of the image; None while stopped.
+    is_stack
+        Whether the image has several planes.
     pinned_level
         The level at which new objects are looked at, at every zoom; None: that of the zoom.
     outlines_fully
@@ -105,6 +107,7 @@ class ControllerState:
     progress: tuple[int, int] | None = None
     level: int | None = None
     levels: tuple[int, int] | None = None
+    is_stack: bool = False
     pinned_level: int | None = None
     outlines_fully: bool = False
     reads_ahead: bool = True

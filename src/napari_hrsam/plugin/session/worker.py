@@ -152,7 +152,10 @@ class Worker:
             case commands.Cancel():
                 self._object.cancel()
                 self._object = progress
-            case commands.Commit():
+            case commands.ContinueOn():
+                # Prompts from now on belong to the object there.
+                self._object = progress
+            case commands.Commit() | commands.Propagate():
                 # Prompts from now on belong to the next object.
                 self._object = Progress()
                 self._commit = progress = self._reporting(command)

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.labels.chunks import Chunk, ChunkGrid, OneLabel, labels_of
-from napari_hrsam.storage.labels.store import no_such_label
+from napari_hrsam.storage.labels.store import NoSuchLabelError, no_such_label
 
 MAX_SEARCHED_PX = 2**26
 """Pixels of the finest level that is searched whole at first: 8,192 x 8,192."""
@@ -101,7 +100,7 @@ class _Search:
                 return box
             box = larger
 
-    def nothing(self, level: int) -> LabelsError:
+    def nothing(self, level: int) -> NoSuchLabelError:
         """Return the error for an object that is not there; it names the ids next to its own."""
         near: set[int] = set()
         for place, chunk in self._chunks(level, Box.of_shape(self._grids[level].shape_yx)):

@@ -505,13 +505,17 @@ def changed_pixels(
     return changed
 
 
-def no_such_label(label: int, values: NDArray[Any]) -> LabelsError:
+class NoSuchLabelError(LabelsError):
+    """No pixel of a plane has an id."""
+
+
+def no_such_label(label: int, values: NDArray[Any]) -> NoSuchLabelError:
     """Return the error for an id that no pixel has, beside an array of those that there are."""
     below = int(values.max(initial=0, where=(values > 0) & (values < label)))
     above = int(values.min(initial=np.iinfo(values.dtype).max, where=values > label))
     near = [str(near) for near in (below, above) if near and (values == near).any()]
     there = f"the nearest there are {' and '.join(near)}" if near else "there is no object at all"
-    return LabelsError(
+    return NoSuchLabelError(
         f"expected the id of an object of the label image, got {label}; {there}. Point at the "
         "object, or name its plane, if there are several"
     )
