@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari_hrsam.modeling.checkpoints import load_model
     from napari_hrsam.modeling.registry import ModelInfo, list_models
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.plugin.panel.console import segment_in
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
     from napari_hrsam.storage.export.coco import export_coco
@@ -76,6 +77,7 @@ __all__ = [
     "open_image",
     "open_labels",
     "segment",
+    "segment_in",
     "verify_labels",
 ]
 
@@ -113,6 +115,7 @@ _HOMES = {
     "open_image": "napari_hrsam.storage.images.opening",
     "open_labels": "napari_hrsam.storage.label_image",
     "segment": "napari_hrsam.engine.segment",
+    "segment_in": "napari_hrsam.plugin.panel.console",
     "verify_labels": "napari_hrsam.storage.labels.check",
 }
 

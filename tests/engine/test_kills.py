@@ -190,5 +190,4 @@ def test_a_process_killed_at_any_moment_loses_nothing_and_leaves_nothing_half(
     logger.warning(told)
     assert truth.cut.total() > KILLS / 4
     assert truth.cut["commit"] > 0
-    assert {kind for kind, *_ in truth.done} == {"commit", "replace", "delete"}
     assert num_stored > 0

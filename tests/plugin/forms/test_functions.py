@@ -38,7 +38,7 @@ def test_a_layer_of_labels_on_disk_is_exported_as_the_command_line_does(
     assert done.num_objects == 6
     texts = [(tmp_path / f"{name}.geojson").read_bytes() for name in ("of layer", "wanted")]
     assert texts[0] == texts[1]
-    by_folder = export_layer(folder=stored, out=tmp_path / "by folder.csv")
+    by_folder = export_layer(folder=str(stored), out=str(tmp_path / "by folder.csv"))
     assert by_folder.num_objects == 6
 
 

@@ -44,6 +44,7 @@ def ones(box: Box) -> NDArray[np.bool_]:
 KILLED = """
 import os, sys, numpy as np
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.files import safe_files
 from napari_hrsam.storage.label_image import open_labels
 labels = open_labels(sys.argv[1], "cells")
@@ -57,6 +58,11 @@ def killed(path):
 safe_files._rename = killed
 if sys.argv[2] == "commit":
     labels.write(Box(0, 0, 1000, 1000), np.ones((1000, 1000), bool), 3, overwrite=True)
+elif sys.argv[2] == "replace":
+    mask = ArrayMask(Box(0, 0, 1000, 1000), np.ones((1000, 1000), bool))
+    labels.replace(1, labels.find(1), mask, overwrite=True)
+elif sys.argv[2] == "delete":
+    labels.replace(1, labels.find(1), None)
 elif sys.argv[2] == "undo":
     labels.revert(labels.history().done[-1])
 else:
@@ -64,7 +70,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("what", ["commit", "undo", "redo"])
+@pytest.mark.parametrize("what", ["commit", "replace", "delete", "undo", "redo"])
 @pytest.mark.parametrize("num_renamed", [0, 2])
 def test_a_change_that_never_returned_is_put_back_on_opening(
     labels: LabelWriter, tmp_path: Path, what: str, num_renamed: int

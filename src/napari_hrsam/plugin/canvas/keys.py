@@ -7,6 +7,19 @@ from typing import Any, Protocol
 
 Action = Callable[[], None]
 
+TAKEN_FROM_NAPARI = {
+    "B": ("move_shapes_selection_to_back", "toggle_preserve_labels"),
+    "C": ("auto_contrast_once",),
+    "Delete": ("delete_selected_points", "delete_selected_shapes"),
+    "E": ("activate_add_ellipse_mode", "activate_labels_erase_mode"),
+    "Escape": ("finish_drawing_shape", "reset_polygon"),
+    "L": ("activate_add_line_mode", "activate_labels_picker_mode"),
+    "S": ("activate_points_select_mode", "activate_select_mode"),
+    "T": ("activate_add_path_mode",),
+}
+"""What our keys do in napari by default; they are ours on the session's layers while one runs. Its
+modes keep their digits: 1 erases, 5 picks a label."""
+
 
 class _Bindable(Protocol):
     def bind_key(self, key: str, func: Any, *, overwrite: bool = ...) -> Any: ...

@@ -63,7 +63,7 @@ def prepare_export(
     LabelsError, ConfigError
         If something is missing or wrong; see `napari_hrsam.export_csv`.
     """
-    if out is None or not out.name:
+    if out is None or not Path(out).name:
         raise LabelsError("expected a file to write, got none; choose one, such as cells.geojson")
     chosen = format_of(out)
     given = {

@@ -38,6 +38,9 @@ from napari_hrsam.plugin.session.messages import describe_error
 
 if TYPE_CHECKING:
     import napari.viewer
+    from qtpy.QtGui import QShowEvent
+
+LABEL_MARGIN_PX = 12
 
 
 class Form(QWidget):
@@ -167,10 +170,6 @@ class Form(QWidget):
         combos = self.fields.native.findChildren(QComboBox)
         for combo in combos:
             narrow(combo)
-        names = self.fields.native.findChildren(QLabel)
-        widest_px = max(name.sizeHint().width() for name in names)
-        for name in names:
-            name.setFixedWidth(widest_px)
         self._quiet_input = QuietInput(
             [*combos, *self.fields.native.findChildren(QAbstractSpinBox)], lambda: None
         )
@@ -190,6 +189,17 @@ class Form(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(content)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Let the fields begin below one another; napari's font is known from now on."""
+        super().showEvent(event)
+        names = self.fields.native.findChildren(QLabel)
+        widest_px = 0
+        for name in names:
+            name.ensurePolished()
+            widest_px = max(widest_px, name.fontMetrics().horizontalAdvance(name.text()))
+        for name in names:
+            name.setFixedWidth(widest_px + LABEL_MARGIN_PX)
 
     def _refresh_layers(self) -> None:
         self.fields.reset_choices()

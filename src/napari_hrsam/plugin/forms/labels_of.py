@@ -46,6 +46,7 @@ def labels_on_disk(layer: Labels | None, folder: Path | None, name: str) -> Labe
             "expected labels, got none; choose a Labels layer, or the folder of an OME-Zarr image "
             "or of labels"
         )
+    folder = Path(folder)
     if name.strip():
         return LabelFile(folder, name.strip())
     names = label_names(folder)

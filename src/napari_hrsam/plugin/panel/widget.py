@@ -81,7 +81,7 @@ KEY_HELP = (
     ("N", "shows another mask that the clicks may mean"),
     ("E", "changes the committed object under the mouse"),
     ("Delete", "deletes it"),
-    ("P, E, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
+    ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
 

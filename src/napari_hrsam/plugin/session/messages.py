@@ -155,7 +155,7 @@ def describe_level(level: int) -> str:
 
 def describe_committed(label: int, objects: ObjectsLayer) -> str:
     """Say that an object was committed already, and how it is changed."""
-    edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (E)"
+    edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (1)"
     how = f", or {edit}" if objects.is_paintable else ""
     return (
         f"This is object {label}, committed already. E changes it, Delete deletes it{how}. "
