@@ -27,7 +27,8 @@ from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
+from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -506,6 +507,7 @@ class Session(EncodesAhead):
         mask: NDArray[Any] | None = None,
         *,
         overwrite: bool = False,
+        object_class: str | None = None,
         progress: Progress | None = None,
     ) -> Edit:
         """Write the current object to the label image, and end it.
@@ -521,6 +523,9 @@ class Session(EncodesAhead):
             ``prediction.level_mask``. Where it is as predicted, the prediction counts.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
+        object_class : str, optional
+            Name of its class, which is added to the label image if there is none; "" for none. By
+            default an object that was taken up keeps its own, and a new one has none.
         progress : callable of (done, total), optional
             As in `refine_outline`, which is done first where it is needed.
 
@@ -551,6 +556,12 @@ class Session(EncodesAhead):
             prompts=self.prompts,
             model=self._predictor.name,
             plane=prediction.tile.plane,
+            drawn=DrawnAs(
+                object_class=object_class,
+                level=prediction.level,
+                # What was taken up and left as it was has no estimate of the model.
+                score=float(prediction.iou) if len(self.prompts) else None,
+            ),
         )
         self._drawing.end()
         return edit
@@ -580,6 +591,30 @@ class Session(EncodesAhead):
         edit = self._commits.delete(label, plane)
         self._drawing.end()
         return edit
+
+    def change_properties(self, make: Callable[[Properties], PropertiesChange]) -> Edit | None:
+        """Change classes of the label image, or those of objects, as one step to undo.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the change of what is told now, such as
+            ``lambda told: told.setting_class([3, 5], "nucleus")``.
+
+        Returns
+        -------
+        Edit or None
+            None if all of it is so already.
+
+        Raises
+        ------
+        LabelsError
+            If the class is unusable, or the label image cannot be written to.
+        SessionError
+            If the session is closed.
+        """
+        self._require_open()
+        return self.labels.change_properties(make(self.labels.properties))
 
     def cancel(self) -> None:
         """Drop the current object; `redo` brings it back until the next prompt."""

@@ -9,6 +9,7 @@ from napari_hrsam.storage.labels.kept import KeptArray
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.loading import ModelRequest
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.images.layers import LayerImage
+    from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
     from napari_hrsam.storage.labels.store import Edit
 
 LabelsPlace: TypeAlias = KeptArray | LabelFile | OwnPlace
@@ -108,9 +110,25 @@ class NextCandidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
-    """Write the object to the labels, with what the user painted on it, if anything."""
+    """Write the object to the labels, with what the user painted on it, if anything.
+
+    Attributes
+    ----------
+    strokes
+        What was painted.
+    object_class
+        Name of its class; None: as it is.
+    """
 
     strokes: Strokes | None
+    object_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangeProperties:
+    """Change classes, or those of objects; what is to change is made of what is told then."""
+
+    make: Callable[[Properties], PropertiesChange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +159,17 @@ class Describe:
 
 
 Step: TypeAlias = (
-    Prompt | TakeUp | Delete | NextCandidate | Commit | Cancel | Undo | Redo | Show | Describe
+    Prompt
+    | TakeUp
+    | Delete
+    | NextCandidate
+    | Commit
+    | ChangeProperties
+    | Cancel
+    | Undo
+    | Redo
+    | Show
+    | Describe
 )
 """Commands that are answered with an `Answer`."""
 
@@ -199,6 +227,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class ListObjects:
+    """Tell which objects there are, as far as that takes no pixel on disk: an `ObjectList`."""
+
+
+@dataclass(frozen=True, slots=True)
 class NextTurn:
     """Do nothing: what follows it is for the next turn of the window's event loop."""
 
@@ -213,7 +246,17 @@ class ReadAhead:
 
 
 Command: TypeAlias = (
-    Step | WarmUp | FindDevices | Open | UseModel | SetOutline | Save | Close | NextTurn | ReadAhead
+    Step
+    | WarmUp
+    | FindDevices
+    | Open
+    | UseModel
+    | SetOutline
+    | Save
+    | ListObjects
+    | Close
+    | NextTurn
+    | ReadAhead
 )
 
 
@@ -298,6 +341,8 @@ class Answer:
         Whether `edit` was undone by this step.
     is_cancelled
         Whether the step was a commit that was given up: the object is still the current one.
+    newest
+        Where a commit was undone: the newest one of its object that still counts.
     strokes
         Of a commit that was given up.
     is_shown_anew
@@ -313,6 +358,7 @@ class Answer:
     candidate: tuple[int, int] = (0, 0)
     edit: Edit | None = None
     is_undone: bool = False
+    newest: Edit | None = None
     is_cancelled: bool = False
     strokes: Strokes | None = None
     is_shown_anew: bool = False

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
-from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
+from napari_hrsam.plugin.overlay.strokes import apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
 from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.loading import (
@@ -97,11 +97,13 @@ class InferenceSession:
         return self._apply_setting(command, progress)
 
     def _take_step(self, command: commands.Step, progress: Progress) -> commands.Answer:
-        session, more = self._current, {}
+        session, more = self._current, {}  # type: Session, dict[str, Any]
         step: object = None
         match command:
             case commands.Commit():
-                return self._commit(command.strokes, progress)
+                return self._commit(command, progress)
+            case commands.ChangeProperties():
+                step = session.change_properties(command.make)
             case commands.NextCandidate():
                 return self._next_candidate()
             case commands.Show():
@@ -117,6 +119,8 @@ class InferenceSession:
             case commands.Undo():
                 step, more = session.undo(), {"is_undone": True}
                 self._num_committed -= _num_new(step)
+                if isinstance(step, Edit) and step.box.area:
+                    more["newest"] = session.labels.newest_of(step.label, step.plane)
             case commands.Redo():
                 step = session.redo()
                 self._num_committed += _num_new(step)
@@ -141,6 +145,8 @@ class InferenceSession:
                 _write(
                     command.path, self._read_labels() if command.array is None else command.array
                 )
+            case commands.ListObjects():
+                return None if self._session is None else self._session.labels.object_list()
             case commands.Close():
                 self._close()
             case commands.ReadAhead():
@@ -188,7 +194,8 @@ class InferenceSession:
             logger.debug("not looked at again: shown otherwise once more")
         return self._answer(is_shown_anew=True)
 
-    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
+    def _commit(self, command: commands.Commit, progress: Progress) -> commands.Answer:
+        strokes = command.strokes
         prediction = self._current.prediction
         mask = None
         if prediction is not None and strokes is not None:
@@ -196,7 +203,7 @@ class InferenceSession:
                 prediction.level_mask, prediction.box, strokes, prediction.level_downsample
             )
         try:
-            edit = self._write_object(mask, progress)
+            edit = self._write_object(mask, command.object_class, progress)
         except Cancelled:
             return self._answer(is_cancelled=True, strokes=strokes)
         finally:
@@ -204,14 +211,16 @@ class InferenceSession:
         self._num_committed += _num_new(edit)
         return self._answer(edit)
 
-    def _write_object(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
+    def _write_object(
+        self, mask: NDArray[np.bool_] | None, object_class: str | None, progress: Progress
+    ) -> Edit:
         def go_on(done: int, total: int) -> None:
             if self._hurry.is_set():
                 raise Cancelled
             progress(done, total)
 
         try:
-            return self._current.commit(mask=mask, progress=go_on)
+            return self._current.commit(mask=mask, object_class=object_class, progress=go_on)
         except Cancelled:
             if progress.is_cancelled:
                 raise
@@ -219,7 +228,7 @@ class InferenceSession:
         prediction = self._current.prediction
         assert prediction is not None
         self._current.outline_level = prediction.multiscale.level
-        return self._current.commit(mask=mask)
+        return self._current.commit(mask=mask, object_class=object_class)
 
     @property
     def _current(self) -> Session:
@@ -390,7 +399,7 @@ class InferenceSession:
 
 def _num_new(step: object) -> int:
     """Return how many objects more there are after a step."""
-    kinds = {"draw": 1, "replace": 0, "delete": -1}
+    kinds = {"draw": 1, "replace": 0, "delete": -1, "properties": 0}
     return kinds[step.kind] if isinstance(step, Edit) else 0
 
 

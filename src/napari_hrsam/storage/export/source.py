@@ -25,16 +25,6 @@ from napari_hrsam.storage.labels.stored import ZARR_METADATA, StoredLabels
 
 logger = logging.getLogger(__name__)
 
-SYMBOLS = {
-    "micrometer": "µm",
-    "nanometer": "nm",
-    "millimeter": "mm",
-    "centimeter": "cm",
-    "meter": "m",
-    "angstrom": "Å",
-}
-"""Short forms of the commonest units of OME-Zarr."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:

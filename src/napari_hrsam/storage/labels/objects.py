@@ -20,6 +20,16 @@ Plane = tuple[int, ...]
 Key = tuple[Plane, int]
 """A plane, and the id of an object in it."""
 
+UNIT_SYMBOLS = {
+    "micrometer": "µm",
+    "nanometer": "nm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+    "angstrom": "Å",
+}
+"""Short forms of the commonest units of OME-Zarr."""
+
 ROWS = 1024
 """Rows of an array that are measured at once."""
 
@@ -77,6 +87,11 @@ class ObjectRow:
     level: int | None = None
     score: float | None = None
 
+    @property
+    def unit_symbol(self) -> str:
+        """Short form of the unit, where it has a common one."""
+        return UNIT_SYMBOLS.get(self.unit, self.unit)
+
 
 class Commit(Protocol):
     """What is read of an edit, or of a row of the journal."""
@@ -131,6 +146,8 @@ class ObjectList:
     ----------
     properties : Properties
         Classes and colours now.
+    pixel_area, unit
+        As given.
     """
 
     def __init__(
@@ -143,7 +160,7 @@ class ObjectList:
         has_others: bool = False,
     ) -> None:
         self.properties = properties or Properties()
-        self._pixel_area, self._unit = pixel_area, unit
+        self.pixel_area, self.unit = pixel_area, unit
         self._has_others = has_others
         self._known: dict[Key, _Known] = {}
         self._measured: set[Plane] = set()
@@ -237,8 +254,8 @@ class ObjectList:
             row,
             object_class=self.properties.of(row.label).object_class,
             color=self.properties.color_of(row.label),
-            area=None if row.area_px is None else row.area_px * self._pixel_area,
-            unit=self._unit,
+            area=None if row.area_px is None else row.area_px * self.pixel_area,
+            unit=self.unit,
         )
 
     def _take(
