@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import ArrayLabels, Edit, LabelStore
+from napari_hrsam.storage.labels.store import ArrayLabels, DrawnAs, Edit, LabelStore
 
 MAX_LABELS_PX = 2**28
 """Pixels of an image whose labels are kept in memory when none are given: 1 GiB of uint32."""
@@ -73,6 +74,7 @@ class Commits:
         prompts: Prompts,
         model: str,
         plane: tuple[int, ...],
+        drawn: DrawnAs,
     ) -> Edit:
         """Write a new object under a new id (label 0), or one that has an id under that.
 
@@ -88,6 +90,8 @@ class Commits:
                 prompts=prompts,
                 model=model,
                 plane=plane,
+                # An id of an array may have been another object's.
+                drawn=replace(drawn, object_class=drawn.object_class or ""),
             )
         edit = labels.replace(
             taken.label,
@@ -97,7 +101,13 @@ class Commits:
             prompts=prompts,
             model=model,
             plane=plane,
+            drawn=drawn,
         )
+        if edit is not None:
+            return edit
+        if drawn.object_class is not None:
+            change = labels.properties.setting_class((taken.label,), drawn.object_class)
+            edit = labels.change_properties(change)
         if edit is not None:
             return edit
         return Edit(

@@ -30,7 +30,8 @@ from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
+from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -572,6 +573,7 @@ class Session(EncodesAhead, OverPlanes):
         mask: NDArray[Any] | None = None,
         *,
         overwrite: bool = False,
+        object_class: str | None = None,
         progress: Progress | None = None,
     ) -> Edit:
         """Write the current object to the label image, and end it.
@@ -588,6 +590,9 @@ class Session(EncodesAhead, OverPlanes):
             ``prediction.level_mask``. Where it is as predicted, the prediction counts.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
+        object_class : str, optional
+            Name of its class, which is added to the label image if there is none; "" for none. By
+            default an object that was taken up keeps its own, and a new one has none.
         progress : callable of (done, total), optional
             As in `refine_outline`, which is done first where it is needed.
 
@@ -619,6 +624,12 @@ class Session(EncodesAhead, OverPlanes):
             prompts=self.prompts,
             model=self._predictor.name,
             plane=prediction.tile.plane,
+            drawn=DrawnAs(
+                object_class=object_class,
+                level=prediction.level,
+                # What was taken up and left as it was has no estimate of the model.
+                score=float(prediction.iou) if len(self.prompts) else None,
+            ),
         )
         self._drawing.end()
         return edit
@@ -752,6 +763,30 @@ class Session(EncodesAhead, OverPlanes):
         return self._edited(
             object_edits.smooth(self.labels, label, radius_px, self._commits.plane(plane))
         )
+
+    def change_properties(self, make: Callable[[Properties], PropertiesChange]) -> Edit | None:
+        """Change classes of the label image, or those of objects, as one step to undo.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the change of what is told now, such as
+            ``lambda told: told.setting_class([3, 5], "nucleus")``.
+
+        Returns
+        -------
+        Edit or None
+            None if all of it is so already.
+
+        Raises
+        ------
+        LabelsError
+            If the class is unusable, or the label image cannot be written to.
+        SessionError
+            If the session is closed.
+        """
+        self._require_open()
+        return self.labels.change_properties(make(self.labels.properties))
 
     def cancel(self) -> None:
         """Drop the current object; `redo` brings it back until the next prompt."""

@@ -13,8 +13,11 @@ from napari_hrsam.storage.importing.formats import import_objects
 from napari_hrsam.storage.importing.objects import Imported
 from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
 from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+from napari_hrsam.storage.labels.listing import list_objects, measure_into
 from napari_hrsam.storage.labels.making import make_labels
 from napari_hrsam.storage.labels.names import local_folder
+from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow
+from napari_hrsam.storage.labels.properties import ObjectClass, Properties, read_properties
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.regions import Progress
 from napari_hrsam.storage.labels.stored import StoredLabels
@@ -58,6 +61,55 @@ class LabelImage(StoredLabels):
             as `export_csv`.
         """
         return export_labels(self.path, self.name, out, **options)
+
+    @property
+    def properties(self) -> Properties:
+        """The classes, and what is told of each object, as it is read now."""
+        return read_properties(self.folder)
+
+    @property
+    def classes(self) -> tuple[ObjectClass, ...]:
+        """The classes: their names, colours and digits."""
+        return self.properties.classes
+
+    def object_list(self) -> ObjectList:
+        """Return the objects that journal and metadata tell; no pixel is read."""
+        return list_objects(self)
+
+    def objects(
+        self,
+        plane: tuple[int, ...] | None = None,
+        *,
+        measure: bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[ObjectRow]:
+        """List the objects: class, area, box, and what the journal knows of each.
+
+        Parameters
+        ----------
+        plane : tuple of int, optional
+            Index over the axes before y and x; by default all planes.
+        measure : bool, optional
+            Whether all pixels are read, one region at a time in memory. By default only where the
+            journal does not know all objects and their areas, as with another program's labels.
+        progress : callable (done, total), optional
+            Counts what is read; what it raises ends the work.
+
+        Returns
+        -------
+        list of ObjectRow
+            By plane and id.
+
+        Raises
+        ------
+        LabelsError
+            If there is no such plane, or a chunk cannot be read.
+        """
+        wanted = None if plane is None else self.plane(plane)
+        found = self.object_list()
+        if found.needs_measuring if measure is None else measure:
+            measure_into(found, self, wanted, progress)
+        return found.rows(wanted)
 
     def verify(self, *, repair: bool = False, progress: Progress | None = None) -> LabelsReport:
         """Check metadata, chunks, levels and journal; see `verify_labels`."""

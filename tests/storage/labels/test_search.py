@@ -10,8 +10,9 @@ import pytest
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels import search
-from napari_hrsam.storage.labels.pyramid import PyramidLabels, create_labels, open_labels
+from napari_hrsam.storage.labels.pyramid import PyramidLabels
 
 SHAPE = (3001, 4003)
 

@@ -62,6 +62,14 @@ def world_position(
     return np.asarray(world / _layer_units(viewer, layer), dtype=float)
 
 
+def pixel_area(layer: Layer) -> tuple[float, str]:
+    """Return the area of a pixel of a layer, and its unit of length; (1, "") without one."""
+    unit = layer.units[-1]
+    if str(unit) == "pixel" or layer.units[-2] != unit:
+        return 1.0, ""
+    return float(abs(layer.scale[-2] * layer.scale[-1])), str(unit)
+
+
 def _layer_units(viewer: napari.components.ViewerModel, layer: Layer) -> np.ndarray:
     """Return (layer.ndim,) lengths of the layer's world per length of the viewer's."""
     factors = np.ones(layer.ndim)

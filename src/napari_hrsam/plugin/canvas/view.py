@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.image_input import ImageInput
 
 
+MIN_SHOWN_PX = 24
+"""Pixels of the image that are shown at least when the view goes to an object."""
+
+SURROUNDINGS = 3.0
+"""How many times larger than the object what is shown then is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place in an image.
@@ -97,6 +104,27 @@ class ImageView:
         first = self._viewer.dims.ndim - self._layer.ndim
         for axis in range(len(plane)):
             self._viewer.dims.set_point(first + axis, float(world[axis]))
+
+    def show_box(self, box: Box) -> None:
+        """Move the view so that a box, in level-0 pixels, and some of its surroundings fill it."""
+        position = self._centre()
+        corners = []
+        for place in ((box.y0 - 0.5, box.x0 - 0.5), (box.y1 - 0.5, box.x1 - 0.5)):
+            position[-2:] = place
+            world = world_position(self._viewer, self._layer, position)
+            corners.append(np.asarray(world, dtype=float)[-2:])
+        first, last = corners
+        side = max(float(np.abs(last - first).max()), MIN_SHOWN_PX * self._pixel_world())
+        camera = self._viewer.scene.camera
+        camera.center = (0.0, *((first + last) / 2))
+        camera.zoom = min(self._viewer.canvas.size) / (side * SURROUNDINGS)
+
+    def _pixel_world(self) -> float:
+        """Return the side of a level-0 pixel in the viewer's world."""
+        position = self._centre()
+        first = world_position(self._viewer, self._layer, position)
+        position[-2:] += 1
+        return float(np.abs(world_position(self._viewer, self._layer, position) - first)[-2:].max())
 
     def plane_name(self, plane: tuple[int, ...]) -> str:
         """Name a plane as napari's sliders do, such as "z 11"; empty for a flat image."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.storage.export.source import SYMBOLS
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.objects import UNIT_SYMBOLS
 from napari_hrsam.storage.labels.places import FOLDER_KEY, LabelFile, readable
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -40,7 +40,7 @@ def stored_layer(file: LabelFile) -> LayerData:
         "metadata": {FOLDER_KEY: (str(labels.path), labels.name)},
     }
     # napari refuses units that it does not know.
-    if all(unit in SYMBOLS for unit in ome.units):
+    if all(unit in UNIT_SYMBOLS for unit in ome.units):
         options["units"] = ome.units
     # It takes no pyramid of one level.
     return list(labels.levels) if is_pyramid else labels.levels[0], options, "labels"

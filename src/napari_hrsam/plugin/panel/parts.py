@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
-from qtpy.QtGui import QKeyEvent
+from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QComboBox,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 MIN_WIDTH_PX = 300
+SWATCH_PX = 10
 ERROR_COLORS = {"on dark": "#ff6b6b", "on light": "#b3261e"}
 
 
@@ -40,6 +41,27 @@ class Notifier(QObject):
     def notify(self) -> None:
         """Emit `notified`; callable from any thread."""
         self.notified.emit()
+
+
+class Links:
+    """Signals that are connected to slots, until they are let go of.
+
+    Parameters
+    ----------
+    *links
+        Pairs of a psygnal signal and a slot.
+    """
+
+    def __init__(self, *links: tuple[Any, Callable[..., Any]]) -> None:
+        self._links = links
+        for signal, slot in links:
+            signal.connect(slot)
+
+    def close(self) -> None:
+        """Disconnect them; does nothing the second time."""
+        for signal, slot in self._links:
+            signal.disconnect(slot)
+        self._links = ()
 
 
 class Section(QWidget):
@@ -188,6 +210,16 @@ def error_style(viewer: napari.components.ViewerModel) -> str:
     red, green, blue = get_theme(viewer.theme).background.as_rgb_tuple()[:3]
     is_dark = red + green + blue < 3 * 128
     return f"color: {ERROR_COLORS['on dark' if is_dark else 'on light']}; font-weight: bold;"
+
+
+def swatch(color: tuple[int, int, int]) -> QIcon:
+    """Make a small square of a colour, the same where it is selected."""
+    picture = QPixmap(SWATCH_PX, SWATCH_PX)
+    picture.fill(QColor(*color))
+    made = QIcon()
+    for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected, QIcon.Mode.Disabled):
+        made.addPixmap(picture, mode)
+    return made
 
 
 def row(*widgets: QWidget) -> QWidget:

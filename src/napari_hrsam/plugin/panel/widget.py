@@ -30,8 +30,10 @@ from napari_hrsam.plugin.panel.colours import ColourBox
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
 from napari_hrsam.plugin.panel.model import TOOLTIP_LOADING, ModelBox
+from napari_hrsam.plugin.panel.objects import ObjectsSection
 from napari_hrsam.plugin.panel.parts import (
     Column,
+    Links,
     Notifier,
     QuietInput,
     Section,
@@ -87,6 +89,10 @@ KEY_HELP = (
     ("M", "merges the one under the mouse into the one that was taken up with E"),
     ("K", "drags cut a committed object in two"),
     ("Shift+Left, Right", "continues the object on the previous or next plane of a stack"),
+    (
+        "Alt+1 to 9",
+        "gives it its class: the current object, the selected rows, or the one under it",
+    ),
     ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
 )
 
@@ -143,7 +149,13 @@ class SegmentWidget(QWidget):
         self.controller.state.failed.connect(self._notify)
         napari_viewer.events.theme.connect(self._show_state)
         self._keys = WindowKeys(self, self.controller.canvas.actions)
-        watches = (self._choices, ContextGuard(napari_viewer, self))
+        section = self.objects_section
+        watches = (
+            self._choices,
+            ContextGuard(napari_viewer, self),
+            section.links,
+            section.model.links,
+        )
         self.destroyed.connect(partial(_let_go, self.controller, watches))
         application = QApplication.instance()
         if application is not None:
@@ -158,7 +170,15 @@ class SegmentWidget(QWidget):
     # ------------------------------------------------------------------ building
 
     def _build(self) -> None:
-        column = Column([self._build_input(), self._build_drawing(), self._build_help()])
+        self.objects_section = ObjectsSection(self.controller)
+        column = Column(
+            [
+                self._build_input(),
+                self._build_drawing(),
+                self.objects_section,
+                self._build_help(),
+            ]
+        )
         boxes: list[QComboBox | QSpinBox] = column.findChildren(QComboBox)
         boxes += column.findChildren(QSpinBox)
         self._quiet_input = QuietInput(boxes, partial(focus_canvas, self))
@@ -524,15 +544,15 @@ def _facts(state: ControllerState, image: str) -> str:
 
 
 def _let_go(
-    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard, ...], *_: Any
+    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard | Links, ...], *_: Any
 ) -> None:
-    controller.close()
     for watch in watches:
         watch.close()
+    controller.close()
 
 
 def _finish(
-    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard, ...]
+    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard | Links, ...]
 ) -> None:
     _let_go(controller, watches)
     controller.worker.join()

@@ -10,6 +10,7 @@ from napari_hrsam.storage.labels.kept import KeptArray
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.loading import ModelRequest
     from napari_hrsam.storage.images.layers import LayerImage
+    from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
     from napari_hrsam.storage.labels.store import Edit
 
 LabelsPlace: TypeAlias = KeptArray | LabelFile | OwnPlace
@@ -193,9 +195,25 @@ class ShowInput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
-    """Write the object to the labels, with what the user painted on it, if anything."""
+    """Write the object to the labels, with what the user painted on it, if anything.
+
+    Attributes
+    ----------
+    strokes
+        What was painted.
+    object_class
+        Name of its class; None: as it is.
+    """
 
     strokes: Strokes | None
+    object_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangeProperties:
+    """Change classes, or those of objects; what is to change is made of what is told then."""
+
+    make: Callable[[Properties], PropertiesChange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +252,7 @@ Step: TypeAlias = (
     | NextCandidate
     | ShowInput
     | Commit
+    | ChangeProperties
     | Cancel
     | Undo
     | Redo
@@ -296,6 +315,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class ListObjects:
+    """Tell which objects there are, as far as that takes no pixel on disk: an `ObjectList`."""
+
+
+@dataclass(frozen=True, slots=True)
 class NextTurn:
     """Do nothing: what follows it is for the next turn of the window's event loop."""
 
@@ -318,18 +342,11 @@ class ReadAhead:
     plane: tuple[int, ...]
 
 
+Question: TypeAlias = FindDevices | ListObjects | Peek | ReadAhead
+"""Commands that change nothing, and are answered with what they ask for."""
+
 Command: TypeAlias = (
-    Step
-    | WarmUp
-    | FindDevices
-    | Open
-    | UseModel
-    | SetOutline
-    | Save
-    | Close
-    | NextTurn
-    | Peek
-    | ReadAhead
+    Step | Question | WarmUp | Open | UseModel | SetOutline | Save | Close | NextTurn
 )
 
 
@@ -428,6 +445,8 @@ class Answer:
         Whether the step was a propagation that was given up; what it committed stays.
     is_cancelled
         Whether the step was a commit that was given up: the object is still the current one.
+    newest
+        Where a commit was undone: the newest one of its object that still counts.
     strokes
         Of a commit that was given up.
     is_shown_anew
@@ -450,6 +469,7 @@ class Answer:
     changed_by: str = ""
     is_undone: bool = False
     is_halted: bool = False
+    newest: Edit | None = None
     is_cancelled: bool = False
     strokes: Strokes | None = None
     is_shown_anew: bool = False

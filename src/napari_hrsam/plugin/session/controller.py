@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_hrsam.errors import HRSAMError, PromptError, SessionError
+from napari_hrsam.errors import HRSAMError, LabelsError, PromptError, SessionError
 from napari_hrsam.plugin.canvas.canvas import Canvas
-from napari_hrsam.plugin.canvas.coordinates import box_between
+from napari_hrsam.plugin.canvas.coordinates import box_between, pixel_area
 from napari_hrsam.plugin.canvas.display_watch import DisplayWatch
 from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
 from napari_hrsam.plugin.canvas.mouse import Drag, DragTool
@@ -31,17 +31,21 @@ from napari_hrsam.plugin.session.loading import (
     load_named_model,
     model_label,
 )
+from napari_hrsam.plugin.session.objects_list import CommittedObjects, labels_of
 from napari_hrsam.plugin.session.setup import Setup
 from napari_hrsam.plugin.session.state import ControllerState, Phase
 from napari_hrsam.plugin.session.targets import MemoryTarget, Target
 from napari_hrsam.plugin.session.worker import Worker
 from napari_hrsam.prompts import Prompts, Scribble
+from napari_hrsam.storage.labels.properties import Properties
 
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
 
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.storage.labels.objects import Key, ObjectList
+    from napari_hrsam.storage.labels.properties import PropertiesChange
     from napari_hrsam.storage.labels.store import Edit
 
 _DONE = object()
@@ -75,6 +79,8 @@ class SegmentController:
         The way to the inference thread.
     overlay
         The layers of the running session, or None.
+    objects
+        The committed objects and their classes.
     """
 
     def __init__(
@@ -107,12 +113,18 @@ class SegmentController:
                 "Shift-Right": partial(guard, self.continue_on, 1),
                 "Shift-Left": partial(guard, self.continue_on, -1),
                 "H": lambda: self.set_peeks(not state.peeks),
+                **{
+                    f"Alt-{digit}": partial(guard, self.assign_key, digit) for digit in range(1, 10)
+                },
             },
             on_click=partial(guard, self.click_world),
             on_drag=partial(guard, self.drag),
             is_subtracting=lambda: state.is_subtracting,
             drag_tool=lambda: state.drag_tool,
         )
+        self.objects = CommittedObjects(self.worker)
+        self.objects.classes_changed.connect(self._on_classes)
+        self._taken_class: str | None = None
         self._setup: Setup | None = None
         self._ending: Overlay | None = None
         self._newest_edit: Edit | None = None
@@ -243,6 +255,7 @@ class SegmentController:
         """
         if self.worker.is_closed:
             return
+        self.objects.cancel()
         self.worker.close()
         self.canvas.close()
         if self.overlay is not None:
@@ -313,6 +326,9 @@ class SegmentController:
             label = overlay.objects.label_at(position.point_yx, position.plane)
         if label and label != self._described_label:
             self._described_label = label
+            key = self.objects.key_of(label, position.plane)
+            if key is not None:
+                self.objects.picked.emit(key)
             self._show_message(messages.describe_committed(label, overlay.objects))
             return
         self._described_label = 0
@@ -449,6 +465,7 @@ class SegmentController:
         overlay, plane = self._ready_for_prompt()
         self._require_no_object(overlay, "changing another one")
         self._begin_anew()
+        self._taken_class = None
         overlay.take_up(label, plane)
         self._show_message(messages.LOOKING)
         self.worker.send(commands.TakeUp(label, plane))
@@ -682,6 +699,121 @@ class SegmentController:
         if overlay.has_object:
             raise SessionError(f"an object is being drawn: commit or cancel it before {what}")
 
+    def show_object(self, key: Key) -> None:
+        """Move the view to a committed object, and to its plane.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or there is no such object.
+        """
+        overlay, row = self._ready(), self.objects.row(key)
+        if row is None:
+            raise SessionError(f"expected a committed object to show, got {key[1]}, which is gone")
+        overlay.view.show_plane(self._image_plane(overlay, row.plane))
+        overlay.view.show_box(row.box)
+
+    def _image_plane(self, overlay: Overlay, plane: tuple[int, ...]) -> tuple[int, ...]:
+        """Return a plane of the labels as one of the image: axes of length 1 may differ."""
+        num = len(overlay.plane)
+        return plane if len(plane) == num else (0,) * num
+
+    def edit_object(self, key: Key) -> None:
+        """Take up a committed object of any plane; see `edit`."""
+        overlay = self._ready()
+        self._require_no_object(overlay, "changing another one")
+        self.show_object(key)
+        self.edit(key[1])
+
+    def delete_objects(self, keys: Sequence[Key]) -> None:
+        """Delete committed objects of any plane, each as one step to undo; see `delete`."""
+        overlay = self._ready()
+        self._require_no_object(overlay, "deleting others")
+        for plane, label in keys:
+            self.worker.send(commands.Delete(label, self._image_plane(overlay, plane)))
+
+    # ------------------------------------------------------------------ classes
+
+    def assign_class(self, name: str) -> None:
+        """Give the current object a class, else the selected ones, else the one under the mouse.
+
+        The current object gets it when it is committed, and so do the new ones after it.
+
+        Parameters
+        ----------
+        name
+            Of the class, which is added if there is none; "" for none.
+
+        Raises
+        ------
+        PromptError
+            If there is neither.
+        SessionError
+            If no session is ready.
+        """
+        overlay = self._ready()
+        if overlay.label:
+            self._taken_class = name
+        elif overlay.has_object:
+            self._update(object_class=name)
+        else:
+            labels = labels_of(self.objects.selected) or (self._label_under_cursor("its key"),)
+            self.change_classes(partial(Properties.setting_class, labels=labels, name=name))
+            return
+        self._show_message(messages.describe_class(name))
+
+    def assign_key(self, digit: int) -> None:
+        """Assign the class with a digit from 1 to 9; see `assign_class`.
+
+        Raises
+        ------
+        LabelsError
+            If no class has it.
+        """
+        self._ready()
+        found = self.objects.class_with(digit)
+        if found is None:
+            raise LabelsError(
+                f"expected a class with the digit {digit}, got none; add one under Objects in the "
+                "panel"
+            )
+        self.assign_class(found.name)
+
+    def change_classes(self, make: Callable[[Properties], PropertiesChange]) -> None:
+        """Change classes, or those of objects, as one step to undo; see `Properties`.
+
+        Parameters
+        ----------
+        make
+            Makes the change of what is told when it is made.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready.
+        """
+        self._ready()
+        self.worker.send(commands.ChangeProperties(make))
+
+    def choose_class(self, name: str) -> None:
+        """Give new objects a class from now on; "" for none."""
+        self._update(object_class=name)
+
+    def _on_classes(self) -> None:
+        if self.objects.properties.get(self.state.object_class) is None:
+            self._update(object_class="")
+
+    def _list_objects(self, opened: commands.Opened, found: ObjectList | None) -> None:
+        overlay = self.overlay
+        if found is None or overlay is None:
+            return
+        labels = opened.labels
+        if not found.unit:
+            # Labels in memory tell no size of a pixel; the image's layer may.
+            found.pixel_area, found.unit = pixel_area(overlay.image.layer)
+        planes = () if labels is None else tuple(labels.levels[0].shape[:-2])
+        self.objects.begin(found, None if labels is None else labels.file, planes)
+
     def commit(self) -> None:
         """Write the current object, as painted over by hand, to the target.
 
@@ -702,8 +834,10 @@ class SegmentController:
                 "There is nothing to commit yet: no pixel is marked. Click on the object."
             )
             return
+        object_class = self._taken_class if overlay.label else self.state.object_class
+        self._taken_class = None
         overlay.forget_object()
-        self.worker.send(commands.Commit(overlay.preview.take_strokes()))
+        self.worker.send(commands.Commit(overlay.preview.take_strokes(), object_class))
 
     def cancel(self) -> None:
         """Give up the current object, or the commit under way, or the loading of a model.
@@ -860,6 +994,7 @@ class SegmentController:
         self._show_level()
         if self.state.shows_input:
             self.worker.send(commands.ShowInput(True))
+        self.worker.send(commands.ListObjects(), partial(self._list_objects, opened))
         # It may have been changed while the model was loaded.
         self._follow_display()
 
@@ -880,10 +1015,12 @@ class SegmentController:
         shown = overlay or self._ending
         edits = (*answer.earlier_edits, *([] if answer.edit is None else [answer.edit]))
         for edit in edits:
-            if shown is not None:
+            if shown is not None and edit.box.area:
                 shown.objects.edited(edit)
         if edits:
             self._newest_edit = None if answer.is_undone else edits[-1]
+        if overlay is not None:
+            self.objects.answered(answer)
         if overlay is None or not is_newest:
             self._update(progress=None)
             return
@@ -1142,6 +1279,7 @@ class SegmentController:
         self._is_peeking, self._peek_at = False, None
         self._layer_watch.stop()
         self._display_watch.stop()
+        self.objects.end()
         if setup is not None:
             if overlay is not None:
                 overlay.disconnect()

@@ -92,30 +92,42 @@ class InferenceSession:
         Answer, Opened, tuple of device names, bool or None
             As the command says; None of a loading that was given up.
         """
-        if isinstance(command, commands.Prompt):
-            return self._add_prompt(command, progress)
-        if isinstance(command, commands.ObjectEdit):
-            return self._edit_object(command)
-        if isinstance(command, commands.Step):
-            return self._take_step(command, progress)
-        return self._apply_setting(command, progress)
-
-    def _take_step(self, command: commands.Step, progress: Progress) -> commands.Answer:
-        session, more = self._current, {}
-        step: object = None
+        result: Any = None
         match command:
             case commands.Commit():
-                return self._commit(command.strokes, progress)
+                result = self._commit(command, progress)
+            case commands.Show():
+                result = self._show(command.image, progress)
+            case commands.ContinueOn():
+                result = self._continue_on(command, progress)
+            case commands.Propagate():
+                result = self._propagate(command, progress)
+            case commands.Open():
+                result = self._open(command, progress)
+            case commands.UseModel():
+                result = self._use_model(command.request, progress)
+            case _ if isinstance(command, commands.Prompt):
+                result = self._add_prompt(command, progress)
+            case _ if isinstance(command, commands.ObjectEdit):
+                result = self._edit_object(command)
+            case _ if isinstance(command, commands.Step):
+                result = self._take_step(command)
+            case _ if isinstance(command, commands.Question):
+                result = self._reply(command)
+            case _:
+                self._set(command)
+        return result
+
+    def _take_step(self, command: commands.Step) -> commands.Answer:
+        session, more = self._current, {}  # type: Session, dict[str, Any]
+        step: object = None
+        match command:
             case commands.NextCandidate():
                 return self._next_candidate()
-            case commands.Show():
-                return self._show(command.image, progress)
+            case commands.ChangeProperties():
+                step = session.change_properties(command.make)
             case commands.TakeUp():
                 session.edit(command.label, command.plane)
-            case commands.ContinueOn():
-                return self._continue_on(command, progress)
-            case commands.Propagate():
-                return self._propagate(command, progress)
             case commands.ShowInput():
                 self._shows_input = command.is_shown
             case commands.Cancel():
@@ -123,22 +135,32 @@ class InferenceSession:
             case commands.Undo():
                 step, more = session.undo(), {"is_undone": True}
                 self._num_committed -= _num_new(step)
+                if isinstance(step, Edit) and step.box.area:
+                    more["newest"] = session.labels.newest_of(step.label, step.plane)
             case commands.Redo():
                 step = session.redo()
                 self._num_committed += _num_new(step)
         return self._answer(step, **more)
 
-    def _apply_setting(self, command: commands.Command, progress: Progress) -> Any:
+    def _reply(self, command: commands.Question) -> Any:
+        session, has_time = self._session, not self._hurry.is_set()
         match command:
-            case commands.WarmUp():
-                return self._warm_up()
             case commands.FindDevices():
                 # Whoever closes the window meanwhile does not wait for torch.
-                return () if self._hurry.is_set() else _find_devices()
-            case commands.Open():
-                return self._open(command, progress)
-            case commands.UseModel():
-                return self._use_model(command.request, progress)
+                return _find_devices() if has_time else ()
+            case commands.ListObjects():
+                return None if session is None else session.labels.object_list()
+            case commands.Peek():
+                return self._peek(command)
+            case commands.ReadAhead():
+                if session is None or not has_time:
+                    return False
+                return session.read_ahead(command.box0, command.level, command.plane)
+
+    def _set(self, command: commands.Command) -> None:
+        match command:
+            case commands.WarmUp():
+                self._warm_up()
             case commands.SetOutline():
                 self._outline_level = command.level
                 if self._session is not None:
@@ -149,13 +171,6 @@ class InferenceSession:
                 )
             case commands.Close():
                 self._close()
-            case commands.Peek():
-                return self._peek(command)
-            case commands.ReadAhead():
-                if self._session is None or self._hurry.is_set():
-                    return False
-                return self._session.read_ahead(command.box0, command.level, command.plane)
-        return None
 
     # ------------------------------------------------------------------ steps
 
@@ -288,10 +303,11 @@ class InferenceSession:
             prediction.level_mask, prediction.box, strokes, prediction.level_downsample
         )
 
-    def _commit(self, strokes: Strokes | None, progress: Progress) -> commands.Answer:
+    def _commit(self, command: commands.Commit, progress: Progress) -> commands.Answer:
+        strokes = command.strokes
         mask = self._painted(strokes)
         try:
-            edit = self._write_object(mask, progress)
+            edit = self._write_object(mask, command.object_class, progress)
         except Cancelled:
             return self._answer(is_cancelled=True, strokes=strokes)
         finally:
@@ -299,14 +315,16 @@ class InferenceSession:
         self._num_committed += _num_new(edit)
         return self._answer(edit)
 
-    def _write_object(self, mask: NDArray[np.bool_] | None, progress: Progress) -> Edit:
+    def _write_object(
+        self, mask: NDArray[np.bool_] | None, object_class: str | None, progress: Progress
+    ) -> Edit:
         def go_on(done: int, total: int) -> None:
             if self._hurry.is_set():
                 raise Cancelled
             progress(done, total)
 
         try:
-            return self._current.commit(mask=mask, progress=go_on)
+            return self._current.commit(mask=mask, object_class=object_class, progress=go_on)
         except Cancelled:
             if progress.is_cancelled:
                 raise
@@ -314,7 +332,7 @@ class InferenceSession:
         prediction = self._current.prediction
         assert prediction is not None
         self._current.outline_level = prediction.multiscale.level
-        return self._current.commit(mask=mask)
+        return self._current.commit(mask=mask, object_class=object_class)
 
     @property
     def _current(self) -> Session:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
+    from napari_hrsam.storage.labels.properties import PropertiesChange
     from napari_hrsam.storage.labels.store import Edit
 
 logger = logging.getLogger(__name__)
@@ -135,11 +136,25 @@ _CHANGES = {
 
 def _describe_edit(edit: Edit, plane: str, changed_by: str, *, is_undone: bool) -> str:
     where = f"Object {edit.label} on {plane}" if plane else f"Object {edit.label}"
+    if edit.kind == "properties" and edit.change is not None:
+        return _describe_properties(edit.change, is_undone=is_undone)
     if edit.is_empty:
         return f"{where} was put back as it was: nothing was changed."
     if changed_by in _CHANGES:
         return f"{where} {_CHANGES[changed_by]} Ctrl+Z takes that back."
     return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"
+
+
+def _describe_properties(change: PropertiesChange, *, is_undone: bool) -> str:
+    labels = change.labels
+    if not labels:
+        return "The classes are as they were before." if is_undone else "The classes were changed."
+    which = f"Object {labels[0]}" if len(labels) == 1 else f"{len(labels):,} objects"
+    names = {sides[not is_undone].object_class for *sides, _ in change.objects}
+    (name,) = names if len(names) == 1 else ("",)
+    if len(names) == 1 and change.objects[0][0].object_class != change.objects[0][1].object_class:
+        return f"{which}: class '{name}'." if name else f"{which}: no class."
+    return f"{which}: {'as before' if is_undone else 'changed in the list'}."
 
 
 def describe_object(num_pixels: int, step: int) -> str:
@@ -224,6 +239,11 @@ def warn_of_image(image: ImageInput) -> str:
     if image.channels and image.layer not in image.seen:
         warning += f"The model does not see '{name}' itself, but the layers chosen as colours. "
     return warning
+
+
+def describe_class(name: str) -> str:
+    """Say which class the current object gets."""
+    return f"Class '{name}'. C commits the object." if name else "No class. C commits the object."
 
 
 def describe_opened(opened: Opened, image: ImageInput) -> str:

@@ -84,6 +84,8 @@ class ControllerState:
         Whether the current object is one that was committed before.
     has_object
         Whether there is a current object.
+    object_class
+        Name of the class that new objects get; empty for none.
     tool
         Which tool has the mouse, if clicks do not add to the object; else empty.
     elsewhere
@@ -125,6 +127,7 @@ class ControllerState:
     drag_tool: DragTool = DragTool.PAN
     is_editing: bool = False
     has_object: bool = False
+    object_class: str = ""
     tool: str = ""
     elsewhere: str = ""
     covered_by: str = ""

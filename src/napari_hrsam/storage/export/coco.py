@@ -33,7 +33,9 @@ def export_coco(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a COCO JSON file: one image, one category, one annotation per object.
+    """Write a COCO JSON file: one image, one category per class, one annotation per object.
+
+    Objects without a class are of the first category, which is named like the label image.
 
     The image is the box (by default the whole plane): coordinates and run lengths begin at its
     corner. ``area`` is the number of pixels, ``bbox`` x, y, width, height in pixels, ``id`` the
@@ -61,17 +63,22 @@ def export_coco(
     with new_file(out, overwrite=overwrite) as partial:
         table = part.measured(progress)
         with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(_head(Path(path), name, part.box))[:-1] + ', "annotations": [')
+            classes = [one.name for one in part.properties.classes]
+            head = _head(Path(path), name, part.box, classes)
+            file.write(json.dumps(head)[:-1] + ', "annotations": [')
             separator = "\n"
             for index, outline in part.outlines(table, progress):
+                own = part.properties.of(outline.label).object_class
+                category = classes.index(own) + 2 if own else 1
                 annotation = _annotation(table, index, outline, part.box, segmentation)
+                annotation["category_id"] = category
                 file.write(separator + json.dumps(annotation, separators=(",", ":")))
                 separator = ",\n"
             file.write("\n]}\n")
     return written(out, len(table))
 
 
-def _head(path: Path, name: str, box: Box) -> dict[str, Any]:
+def _head(path: Path, name: str, box: Box, classes: list[str]) -> dict[str, Any]:
     return {
         "info": {
             "description": f"label image {name!r}",
@@ -81,7 +88,10 @@ def _head(path: Path, name: str, box: Box) -> dict[str, Any]:
         "images": [
             {"id": 1, "file_name": path.name, "width": box.width, "height": box.height},
         ],
-        "categories": [{"id": 1, "name": name, "supercategory": ""}],
+        "categories": [
+            {"id": number, "name": each, "supercategory": ""}
+            for number, each in enumerate([name, *classes], start=1)
+        ],
     }
 
 
@@ -92,7 +102,6 @@ def _annotation(
     return {
         "id": outline.label,
         "image_id": 1,
-        "category_id": 1,
         "segmentation": _segmentation(outline, box, segmentation),
         "area": int(table.area_px[index]),
         "bbox": [place.x0, place.y0, place.width, place.height],

@@ -41,8 +41,9 @@ def export_geojson(
     Outlines run along pixel edges, so that filling them gives back every pixel; holes are rings of
     their own, and an object in several parts (also parts that touch at a corner only) is a
     MultiPolygon. Exteriors turn from +x to +y. The properties are those of QuPath: ``objectType``,
-    ``name``, ``classification`` and ``measurements`` (named like the columns of `export_csv`),
-    besides ``label``, and ``model``, ``committed`` and ``prompts`` where the journal knows them.
+    ``name``, ``classification`` (name and colour of the class; without one the name of the label
+    image) and ``measurements`` (named like the columns of `export_csv`), besides ``label``, and
+    ``model``, ``committed`` and ``prompts`` where the journal knows them.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def export_geojson(
                     "objectType": object_type,
                     "name": str(outline.label),
                     "label": outline.label,
-                    "classification": {"name": name},
+                    "classification": _classification(part, outline.label),
                     "measurements": _measurements(measured, index, outline),
                 }
                 known = journal_cells(commits.get(outline.label))
@@ -126,6 +127,13 @@ def _head(part: Part, units: Units, simplify_px: float) -> dict[str, Any]:
         else "x, y in unit; the centre of pixel (0, 0) lies at translation_yx"
     )
     return head
+
+
+def _classification(part: Part, label: int) -> dict[str, Any]:
+    """Tell the class of an object, as QuPath does; without one it is of the label image's kind."""
+    name, color = part.properties.of(label).object_class, part.properties.color_of(label)
+    told: dict[str, Any] = {"name": name or part.labels.name}
+    return told if color is None else {**told, "color": list(color)}
 
 
 def _measurements(

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -18,20 +19,11 @@ from napari_hrsam.storage.export.edges import trace_outlines
 from napari_hrsam.storage.export.measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export.outlines import Outline
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
+from napari_hrsam.storage.labels.properties import Properties, read_properties
 from napari_hrsam.storage.labels.regions import Progress
 from napari_hrsam.storage.labels.stored import ZARR_METADATA, StoredLabels
 
 logger = logging.getLogger(__name__)
-
-SYMBOLS = {
-    "micrometer": "µm",
-    "nanometer": "nm",
-    "millimeter": "mm",
-    "centimeter": "cm",
-    "meter": "m",
-    "angstrom": "Å",
-}
-"""Short forms of the commonest units of OME-Zarr."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +45,7 @@ class Exported:
     num_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """A part of a label image to be exported.
 
@@ -113,6 +105,11 @@ class Part:
             only=self.only,
             progress=_half(progress, 1),
         )
+
+    @cached_property
+    def properties(self) -> Properties:
+        """Classes and colours of the objects."""
+        return read_properties(self.labels.folder)
 
     def commits(self) -> dict[int, CommitFacts]:
         """Return what the journal tells of each object; nothing if it cannot be read."""

@@ -33,13 +33,13 @@ def export_csv(
 ) -> Exported:
     """Write a CSV table with one row per object, sorted by label.
 
-    Columns: ``label``; ``area_px`` (level-0 pixels), ``centroid_y_px``, ``centroid_x_px`` (pixel
-    centres at whole numbers), ``y0_px`` to ``x1_px`` (half-open box), ``perimeter_px`` (Crofton
-    formula, four directions), ``equivalent_diameter_px``, ``major_axis_px``, ``minor_axis_px`` (of
-    the ellipse with the same second moments); the same in ``unit`` (names without ``_px``), from
-    the scale and translation of the OME metadata, and ``eccentricity``; ``parts`` (joined by sides,
-    not by corners), ``holes``; and from the journal, where it knows the object, ``model``,
-    ``committed`` (UTC) and ``prompts``.
+    Columns: ``label``; ``class`` (empty for none); ``area_px`` (level-0 pixels),
+    ``centroid_y_px``, ``centroid_x_px`` (pixel centres at whole numbers), ``y0_px`` to ``x1_px``
+    (half-open box), ``perimeter_px`` (Crofton formula, four directions),
+    ``equivalent_diameter_px``, ``major_axis_px``, ``minor_axis_px`` (of the ellipse with the same
+    second moments); the same in ``unit`` (names without ``_px``), from the scale and translation of
+    the OME metadata, and ``eccentricity``; ``parts`` (joined by sides, not by corners), ``holes``;
+    and from the journal, where it knows the object, ``model``, ``committed`` (UTC) and ``prompts``.
 
     Parameters
     ----------
@@ -81,11 +81,12 @@ def export_csv(
         commits = part.commits()
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["label", *columns, "unit", *JOURNAL_COLUMNS])
+            writer.writerow(["label", "class", *columns, "unit", *JOURNAL_COLUMNS])
             unit = part.labels.unit or "pixel"
             rows = zip(table.labels.tolist(), *columns.values(), strict=True)
-            for row in rows:
-                writer.writerow([*row, unit, *journal_cells(commits.get(row[0]))])
+            for label, *row in rows:
+                own = part.properties.of(label).object_class
+                writer.writerow([label, own, *row, unit, *journal_cells(commits.get(label))])
     return written(out, len(table))
 
 

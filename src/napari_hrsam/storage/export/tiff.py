@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 import napari_hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike
-from napari_hrsam.storage.export.source import SYMBOLS, Exported, Part, new_file, part_of, written
+from napari_hrsam.storage.export.source import Exported, Part, new_file, part_of, written
+from napari_hrsam.storage.labels.objects import UNIT_SYMBOLS
 from napari_hrsam.storage.labels.regions import Progress, RegionGrid, region_grid
 from napari_hrsam.storage.labels.stored import StoredLabels
 
@@ -162,7 +163,7 @@ def _place(labels: StoredLabels, level: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {"axes": "YX", "Name": labels.name}
     options: dict[str, Any] = {"metadata": metadata}
     if labels.unit:
-        symbol = SYMBOLS.get(labels.unit)
+        symbol = UNIT_SYMBOLS.get(labels.unit)
         if symbol:
             metadata.update(PhysicalSizeY=height, PhysicalSizeX=width)
             metadata.update(PhysicalSizeYUnit=symbol, PhysicalSizeXUnit=symbol)

@@ -193,7 +193,7 @@ def _missing_objects(
     commits: tuple[CommitFacts, ...], found: dict[tuple[int, ...], set[int]]
 ) -> Iterator[Problem]:
     """Find the objects of the journal of which no pixel is there, and that nothing has covered."""
-    done = [commit for commit in commits if commit.is_done]
+    done = [commit for commit in commits if commit.is_done and commit.kind != "properties"]
     newest = {(commit.plane, commit.label): number for number, commit in enumerate(done)}
     boxes: dict[tuple[tuple[int, ...], int], Box] = {}
     for commit in done:

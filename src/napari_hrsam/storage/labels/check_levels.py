@@ -414,7 +414,8 @@ def _committed(labels: StoredLabels) -> set[int]:
         return set()
     first: dict[int, str] = {}
     for commit in facts.commits:
-        first.setdefault(commit.label, commit.kind)
+        if commit.kind != "properties":
+            first.setdefault(commit.label, commit.kind)
     return {label for label, kind in first.items() if kind == "draw"}
 
 

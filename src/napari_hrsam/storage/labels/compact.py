@@ -19,6 +19,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import discard
 from napari_hrsam.storage.labels.journal_facts import read_journal
+from napari_hrsam.storage.labels.properties import OWN_KEY
 from napari_hrsam.storage.labels.regions import Progress, region_grid
 from napari_hrsam.storage.labels.stored import StoredFiles, StoredLabels
 
@@ -70,10 +71,10 @@ def compact_labels(
 ) -> Compacted:
     """Write a copy of a label image whose chunks are packed into shards, and compare it.
 
-    The copy is a folder of labels alone, with the same levels, axes, scales and colours, and
-    without the journal. It is OME-Zarr 0.5 on zarr v3 in any case, as zarr v2 (OME-Zarr 0.4) has no
-    shards. Shards in which there are no labels are not written. The original is only read; go on
-    drawing there, because every change of a shard writes all of it.
+    The copy is a folder of labels alone, with the same levels, axes, scales, classes and colours,
+    and without the journal. It is OME-Zarr 0.5 on zarr v3 in any case, as zarr v2 (OME-Zarr 0.4)
+    has no shards. Shards in which there are no labels are not written. The original is only read;
+    go on drawing there, because every change of a shard writes all of it.
 
     Parameters
     ----------
@@ -165,7 +166,7 @@ def _made(labels: StoredLabels, folder: Path) -> list[zarr.Array[Any]]:
                 compressors=[ZstdCodec(level=5)],
             )
         )
-    group.attrs["ome"] = _attributes(labels)
+    group.attrs.update(_attributes(labels))
     return arrays
 
 
@@ -186,7 +187,8 @@ def _attributes(labels: StoredLabels) -> dict[str, Any]:
     label.pop("version", None)
     # The image does not lie beside the copy.
     label.pop("source", None)
-    return {"version": _VERSION, "multiscales": [image], "image-label": label}
+    own = {OWN_KEY: attributes[OWN_KEY]} if OWN_KEY in attributes else {}
+    return {"ome": {"version": _VERSION, "multiscales": [image], "image-label": label}, **own}
 
 
 def _copy(

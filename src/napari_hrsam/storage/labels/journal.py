@@ -44,7 +44,16 @@ from napari_hrsam.storage.labels.journal_rows import (
     require_tables,
     stored_id,
 )
-from napari_hrsam.storage.labels.store import Edit, EditKind, History
+from napari_hrsam.storage.labels.properties import PropertiesChange
+from napari_hrsam.storage.labels.store import (
+    MAX_AREAS,
+    NOT_SAID,
+    DrawnAs,
+    Edit,
+    EditKind,
+    History,
+    area_changes,
+)
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -56,7 +65,8 @@ MAX_POINTS = 1_000_000
 _NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 # What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
 _APPLIED, _CHANGING, _NEW = range(3)
-_OF_OBJECT = "is_done AND label = ? AND plane = ?"
+# Edits of classes alone have no box.
+_OF_OBJECT = "is_done AND label = ? AND plane = ? AND y0 IS NOT NULL"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -162,6 +172,8 @@ class Journal:
                     ("identity", uuid.uuid4().hex),
                     ("next_label", stored_id(next_label)),
                     ("looked_ns", looked_ns),
+                    # Whether there are objects, or pixels, that no edit tells.
+                    ("has_others", int(next_label > 1)),
                 ]
                 database.executemany("INSERT INTO facts VALUES (?, ?)", facts)
             finally:
@@ -209,6 +221,9 @@ class Journal:
         """
         with self._transaction() as execute:
             self._raise_next_label(highest_label + 1)
+            if highest_label > 0:
+                # Of what we wrote ourselves the stamps are known: somebody else did.
+                execute("INSERT OR REPLACE INTO facts VALUES ('has_others', 1)")
             execute("INSERT OR REPLACE INTO facts VALUES ('looked_ns', ?)", [looked_ns])
             execute("DELETE FROM seen WHERE changed_ns < ?", [looked_ns])
 
@@ -221,6 +236,8 @@ class Journal:
         prompts: Prompts,
         model: str,
         kind: EditKind = "draw",
+        drawn: DrawnAs = NOT_SAID,
+        change: PropertiesChange | None = None,
     ) -> JournalEdit | None:
         """Write down a new edit as pending and not done.
 
@@ -232,35 +249,46 @@ class Journal:
         JournalEdit or None
             None if there were no blocks.
         """
-        time, said = clock.time(), prompts_text(prompts, kind)
-        if len(said) > MAX_TEXT:
-            raise LabelsError(
-                f"expected prompts of at most {MAX_TEXT} characters, got {len(said)} for "
-                f"{len(prompts)} clicks and scribbles; draw the object with fewer"
-            )
+        time, box, areas = clock.time(), Box(0, 0, 0, 0), {label: 0} if label else {}
         with self._transaction() as execute:
-            row = [stored_id(label), json.dumps(plane), said, model, time, _NEW]
+            row = [stored_id(label), json.dumps(plane), model, time, _NEW]
             number = execute(
                 "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
-                " VALUES (?, ?, ?, ?, ?, 0, ?)",
+                " VALUES (?, ?, '', ?, ?, 0, ?)",
                 row,
             ).lastrowid
             assert number is not None
-            box = Box(0, 0, 0, 0)
             for block in blocks:
                 box = box.union(block.box)
                 execute(
                     "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
                     [number, *_numbers(block.box), *pack(block, self._dtype)],
                 )
-            if box.area == 0:
+                found = area_changes(block.before, block.changed, label, block.box.area)
+                # One more than are told is enough to know that none are.
+                for other, area in found.items():
+                    if other in areas or len(areas) <= MAX_AREAS:
+                        areas[other] = areas.get(other, 0) + area
+            if box.area == 0 and kind != "properties":
                 execute("ROLLBACK")
                 return None
-            execute(
-                "UPDATE edits SET y0 = ?, x0 = ?, y1 = ?, x1 = ? WHERE number = ?",
-                [*_numbers(box), number],
+            is_told = len(areas) <= MAX_AREAS and kind != "properties"
+            said = prompts_text(
+                prompts,
+                kind,
+                level=drawn.level,
+                score=drawn.score,
+                areas=[*areas.items()] if is_told else None,
+                properties=change.told() if change else None,
             )
-            self._raise_next_label(label + 1)
+            _require_short(said, prompts)
+            execute("UPDATE edits SET prompts = ? WHERE number = ?", [said, number])
+            if box.area:
+                execute(
+                    "UPDATE edits SET y0 = ?, x0 = ?, y1 = ?, x1 = ? WHERE number = ?",
+                    [*_numbers(box), number],
+                )
+                self._raise_next_label(label + 1)
         return JournalEdit(
             label=label,
             box=box,
@@ -269,6 +297,10 @@ class Journal:
             time=time,
             plane=plane,
             kind=kind,
+            level=drawn.level,
+            score=drawn.score,
+            areas=areas if is_told else None,
+            change=change or None,
             number=number,
             journal=self.identity,
         )
@@ -451,6 +483,10 @@ class Journal:
             time=edit.time,
             plane=edit.plane,
             kind=edit.kind,
+            level=edit.level,
+            score=edit.score,
+            areas=edit.areas,
+            change=edit.change,
             number=edit.number,
             journal=self.identity,
         )
@@ -505,6 +541,15 @@ class Journal:
                 f"{path.parent} away and open the labels again: they start a new journal, without "
                 "the undo of earlier commits"
             ) from error
+
+
+def _require_short(said: str, prompts: Prompts) -> None:
+    if len(said) > MAX_TEXT:
+        raise LabelsError(
+            f"expected prompts, and classes of objects, of at most {MAX_TEXT} characters in one "
+            f"change, got {len(said)} with {len(prompts)} clicks and scribbles; draw the object "
+            "with fewer, or change the classes of fewer objects at once"
+        )
 
 
 def _of_object(label: int, plane: tuple[int, ...]) -> tuple[Any, ...]:

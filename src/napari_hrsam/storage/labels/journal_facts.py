@@ -19,6 +19,7 @@ from napari_hrsam.storage.labels.journal_rows import (
     require_few_pending,
     require_tables,
 )
+from napari_hrsam.storage.labels.properties import PropertiesChange
 from napari_hrsam.storage.labels.store import EditKind
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
@@ -45,8 +46,10 @@ class CommitFacts:
         Clicks, scribbles and boxes that led to it.
     is_done, is_pending : bool
         Whether it counts (it may have been taken back), and whether it may be carried out in part.
-    kind : "draw", "replace" or "delete"
+    kind : "draw", "replace", "delete" or "properties"
         As in `Edit`.
+    level, score, areas, change
+        As in `Edit`; None where it was not written down.
     """
 
     label: int
@@ -58,6 +61,10 @@ class CommitFacts:
     is_done: bool
     is_pending: bool
     kind: EditKind
+    level: int | None = None
+    score: float | None = None
+    areas: dict[int, int] | None = None
+    change: PropertiesChange | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +77,13 @@ class JournalFacts:
         The lowest id that was never used.
     commits : tuple of CommitFacts
         Oldest first.
+    has_others : bool
+        Whether there may be objects, or pixels of them, that no commit tells.
     """
 
     next_label: int
     commits: tuple[CommitFacts, ...]
+    has_others: bool = True
 
     @property
     def pending(self) -> tuple[CommitFacts, ...]:
@@ -85,7 +95,7 @@ class JournalFacts:
         return {
             commit.label: commit
             for commit in self.commits
-            if commit.is_done and commit.plane == plane
+            if commit.is_done and commit.plane == plane and commit.kind != "properties"
         }
 
 
@@ -117,7 +127,14 @@ def read_journal(folder: Path) -> JournalFacts | None:
             (next_label,) = database.execute(
                 "SELECT value FROM facts WHERE name = 'next_label'"
             ).fetchone()
-            return JournalFacts(next_label=id_of(next_label), commits=tuple(_commits(database)))
+            told = database.execute("SELECT value FROM facts WHERE name = 'has_others'").fetchone()
+            commits = tuple(_commits(database))
+            # A journal that does not say so is an older one.
+            drawn = (commit.label for commit in commits if commit.kind == "draw")
+            has_others = min(drawn, default=2) > 1 if told is None else bool(told[0])
+            return JournalFacts(
+                next_label=id_of(next_label), commits=commits, has_others=has_others
+            )
     # ValueError and the like: what is written in a row is none of ours.
     except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
         raise LabelsError(
@@ -153,4 +170,8 @@ def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
             is_done=bool(is_done),
             is_pending=bool(is_pending),
             kind=edit.kind,
+            level=edit.level,
+            score=edit.score,
+            areas=edit.areas,
+            change=edit.change,
         )

@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts, Scribble
-from napari_hrsam.storage.labels.store import EditKind
+from napari_hrsam.storage.labels.properties import PropertiesChange
+from napari_hrsam.storage.labels.store import MAX_AREAS, EditKind
 
 VERSION = 2
 MAX_TEXT = 4 * 2**20
@@ -64,6 +65,10 @@ class EditRow:
     model: str
     time: float
     kind: EditKind
+    level: int | None
+    score: float | None
+    areas: dict[int, int] | None
+    change: PropertiesChange | None
 
 
 def require_tables(database: sqlite3.Connection) -> None:
@@ -126,16 +131,33 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
     if not isinstance(model, str) or len(model) > MAX_TEXT:
         raise ValueError("no name of a model")
     said = _json(prompts)
+    kind = _kind(said)
+    # Of an edit of classes alone no pixel is told, and perhaps no object.
+    is_flat = kind == "properties"
+    level, score, change = said.get("level"), said.get("score"), said.get("properties")
     return EditRow(
         number=whole(number, 1),
-        label=id_of(label),
+        label=0 if is_flat and label == 0 else id_of(label),
         plane=tuple(whole(index, 0) for index in indices),
-        box=box_from(ends),
+        box=Box(0, 0, 0, 0) if is_flat and ends == [None] * 4 else box_from(ends),
         prompts=prompts_from(said),
         model=model,
         time=_number(time),
-        kind=_kind(said),
+        kind=kind,
+        level=None if level is None else whole(level, -100),
+        score=None if score is None else _number(score),
+        areas=_areas(said.get("areas")),
+        change=None if change is None else PropertiesChange.of(change),
     )
+
+
+def _areas(said: Any) -> dict[int, int] | None:
+    """Return the areas that were told; an older journal tells none."""
+    if said is None:
+        return None
+    if not isinstance(said, list) or len(said) > MAX_AREAS:
+        raise ValueError(f"no areas: {str(said)[:80]!r}")
+    return {whole(label, 1, 2**64 - 1): whole(area, -(2**63)) for label, area in said}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,8 +200,11 @@ def box_from(ends: list[Any]) -> Box:
     return Box(y0, x0, y1, x1)
 
 
-def prompts_text(prompts: Prompts, kind: EditKind = "draw") -> str:
-    """Return prompts, and what is done with the object, as they are kept."""
+def prompts_text(prompts: Prompts, kind: EditKind = "draw", **more: Any) -> str:
+    """Return prompts, what is done with the object, and what else there is to tell of the edit.
+
+    What is None is left out: what an older version tells has none of it.
+    """
     said: dict[str, Any] = {
         "points_yx": prompts.points_yx,
         "labels": prompts.labels,
@@ -187,7 +212,9 @@ def prompts_text(prompts: Prompts, kind: EditKind = "draw") -> str:
     }
     if prompts.scribbles:
         said["scribbles"] = [asdict(scribble) for scribble in prompts.scribbles]
-    return json.dumps(said if kind == "draw" else {**said, "kind": kind})
+    if kind != "draw":
+        said["kind"] = kind
+    return json.dumps(said | {key: value for key, value in more.items() if value is not None})
 
 
 def prompts_from(said: Any) -> Prompts:

@@ -14,9 +14,11 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.images.layers import LayerImage
+from napari_hrsam.storage.labels.objects import ObjectList, measure_array
 from napari_hrsam.storage.labels.places import DEFAULT_NAME, LabelFile, OwnPlace
+from napari_hrsam.storage.labels.properties import PropertiesChange
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
-from napari_hrsam.storage.labels.store import ArrayEdit, ArrayLabels, Edit
+from napari_hrsam.storage.labels.store import NOT_SAID, ArrayEdit, ArrayLabels, DrawnAs, Edit
 
 if TYPE_CHECKING:
     from napari_hrsam.masks import RegionMask
@@ -86,6 +88,7 @@ class KeptLabels(ArrayLabels):
             )
         if takes_up:
             array[...] = copy.read(Box.of_shape(self.shape_yx))
+        self._properties = copy.properties
         self._copy = copy
         self._copied: dict[Edit, Edit] = {}
 
@@ -103,6 +106,7 @@ class KeptLabels(ArrayLabels):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit:
         """Write one object, as `ArrayLabels.write`, and copy it.
 
@@ -112,12 +116,25 @@ class KeptLabels(ArrayLabels):
             Also if it cannot be copied; the array is as before then.
         """
         edit = super().write(
-            box, mask, label, overwrite=overwrite, prompts=prompts, model=model, plane=plane
+            box,
+            mask,
+            label,
+            overwrite=overwrite,
+            prompts=prompts,
+            model=model,
+            plane=plane,
+            drawn=drawn,
         )
         written = (edit.after == label) & (edit.before != label)
         with self._or_not_at_all(edit):
             self._copied[edit] = self._copy.write(
-                edit.box, written, label, overwrite=True, prompts=prompts, model=model
+                edit.box,
+                written,
+                label,
+                overwrite=True,
+                prompts=prompts,
+                model=model,
+                drawn=drawn,
             )
         return edit
 
@@ -131,6 +148,7 @@ class KeptLabels(ArrayLabels):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit | None:
         """Replace or delete an object, as `ArrayLabels.replace`, and copy it.
 
@@ -142,7 +160,14 @@ class KeptLabels(ArrayLabels):
             Also if it cannot be copied; the array is as before then.
         """
         edit = super().replace(
-            label, box, mask, overwrite=overwrite, prompts=prompts, model=model, plane=plane
+            label,
+            box,
+            mask,
+            overwrite=overwrite,
+            prompts=prompts,
+            model=model,
+            plane=plane,
+            drawn=drawn,
         )
         if edit is None:
             return None
@@ -150,12 +175,36 @@ class KeptLabels(ArrayLabels):
         now = None if mask is None else ArrayMask(whole, self.array[whole.slices] == label)
         with self._or_not_at_all(edit):
             copied = self._copy.replace(
-                label, whole, now, overwrite=True, prompts=prompts, model=model
+                label, whole, now, overwrite=True, prompts=prompts, model=model, drawn=drawn
             )
         # The copy lacks what others wrote into the array: there may be nothing to do.
         if copied is not None:
             self._copied[edit] = copied
         return edit
+
+    def change_properties(self, change: PropertiesChange) -> ArrayEdit | None:
+        """Change classes and what is told of objects, in both; see `ArrayLabels`.
+
+        Raises
+        ------
+        LabelsError
+            If the copy cannot be written to; all is as before then.
+        """
+        edit = super().change_properties(change)
+        if edit is None:
+            return None
+        with self._or_not_at_all(edit):
+            copied = self._copy.change_properties(change)
+        if copied is not None:
+            self._copied[edit] = copied
+        return edit
+
+    def object_list(self) -> ObjectList:
+        """Return the objects of the array, with what the copy knows of those that it has."""
+        found = self._copy.object_list()
+        found.properties = self.properties
+        found.measured((0,) * len(self._copy.plane_shape), measure_array(self.array))
+        return found
 
     @contextmanager
     def _or_not_at_all(self, edit: ArrayEdit) -> Iterator[None]:

@@ -28,13 +28,26 @@ from napari_hrsam.storage.labels.highest_label import highest_label
 from napari_hrsam.storage.labels.journal import Journal, JournalEdit
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
 from napari_hrsam.storage.labels.journal_rows import Bounds
+from napari_hrsam.storage.labels.listing import list_objects
 from napari_hrsam.storage.labels.making import require_listed
+from napari_hrsam.storage.labels.objects import ObjectList
+from napari_hrsam.storage.labels.properties import (
+    Properties,
+    PropertiesChange,
+    PropertiesFile,
+    read_properties,
+)
 from napari_hrsam.storage.labels.search import find_label
 from napari_hrsam.storage.labels.store import (
+    NOT_SAID,
+    ClassedObjects,
+    DrawnAs,
     Edit,
     EditKind,
     History,
+    class_change,
     no_free_pixel,
+    only_label,
     region_of,
     require_fits,
 )
@@ -53,7 +66,7 @@ class _Failed:
     is_new: bool
 
 
-class PyramidLabels(StoredLabels):
+class PyramidLabels(StoredLabels, ClassedObjects):
     """An OME-Zarr label image that a session commits to: ours, or another program's.
 
     Every level shows every commit: coarser levels hold the majority of the labels, background not
@@ -79,6 +92,7 @@ class PyramidLabels(StoredLabels):
         super().__init__(path, name, "r+")
         require_small_chunks(self)
         self._writer = LevelWriter(self, self._require_places)
+        self._properties_file = PropertiesFile(self.folder, self._require_places)
         self._failed: _Failed | None = None
         self._is_closed = False
         self._process = os.getpid()
@@ -86,6 +100,7 @@ class PyramidLabels(StoredLabels):
         self._promised: dict[int, int] = {}
         with ExitStack() as undo:
             undo.callback(self._writer.close)
+            undo.callback(self._properties_file.close)
             self._lock = WriterLock(_made(self.folder / JOURNAL_FILE.parent))
             undo.callback(self._lock.release)
             self._journal = self._open_journal()
@@ -101,6 +116,7 @@ class PyramidLabels(StoredLabels):
             )
             undo.callback(self._places.close)
             self._put_back_what_is_pending()
+            self._properties = read_properties(self.folder)
             # Now that nobody else writes.
             require_listed(self.path, name)
             self._close_all = undo.pop_all()
@@ -213,6 +229,7 @@ class PyramidLabels(StoredLabels):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> JournalEdit:
         """Write one object at every level. When this returns, a killed program cannot lose it.
 
@@ -227,7 +244,7 @@ class PyramidLabels(StoredLabels):
             Its id, 1 or more.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
-        prompts, model
+        prompts, model, drawn
             Kept in the journal.
         plane : tuple of int
             Index over the axes before y and x; may be left out where they all have length 1.
@@ -251,7 +268,7 @@ class PyramidLabels(StoredLabels):
         plane = self.plane(plane)
         with self._turn():
             changes = self._writer.changes(box, region, label, plane, overwrite=overwrite)
-            edit = self._carried_out(changes, label, plane, "draw", prompts, model)
+            edit = self._carried_out(changes, label, plane, "draw", prompts, model, drawn)
             if edit is None:
                 raise no_free_pixel(label, region, box)
             thread = threading.get_ident()
@@ -272,6 +289,7 @@ class PyramidLabels(StoredLabels):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> JournalEdit | None:
         """Replace an object at every level, or delete it, in one edit; as safe as `write`.
 
@@ -284,7 +302,7 @@ class PyramidLabels(StoredLabels):
             background; see `find`.
         mask : RegionMask or None
             Its new pixels, in the image; None deletes it.
-        overwrite, prompts, model, plane
+        overwrite, prompts, model, plane, drawn
             As in `write`.
 
         Returns
@@ -312,9 +330,53 @@ class PyramidLabels(StoredLabels):
                 ):
                     raise no_free_pixel(label, region, mask.box)
                 kind: EditKind = "delete" if mask is None else "replace"
-                return self._carried_out(changes, label, plane, kind, prompts, model)
+                return self._carried_out(changes, label, plane, kind, prompts, model, drawn)
             finally:
                 self._writer.forget()
+
+    @property
+    def properties(self) -> Properties:
+        """The classes, and what is told of each object."""
+        return self._properties
+
+    def change_properties(self, change: PropertiesChange) -> JournalEdit | None:
+        """Change classes and what is told of objects, as one edit; as safe as `write`.
+
+        Parameters
+        ----------
+        change : PropertiesChange
+            As `properties` makes it, e.g. ``labels.properties.setting_class(ids, "nucleus")``.
+
+        Returns
+        -------
+        JournalEdit or None
+            None if it is nothing.
+
+        Raises
+        ------
+        LabelsError
+            If the metadata cannot be written to; they are as before then.
+        """
+        if not change:
+            return None
+        with self._turn():
+            edit = self._journal.record(
+                (),
+                label=only_label(change),
+                plane=(0,) * len(self.plane_shape),
+                prompts=Prompts(),
+                model="",
+                kind="properties",
+                change=change,
+            )
+            assert edit is not None
+            self._carry_out(edit, is_done=True, is_new=True)
+        return edit
+
+    def object_list(self) -> ObjectList:
+        """Return the objects that the journal tells, to be kept up to date by edits."""
+        with self._turn():
+            return list_objects(self)
 
     def _carried_out(
         self,
@@ -324,6 +386,7 @@ class PyramidLabels(StoredLabels):
         kind: EditKind,
         prompts: Prompts | None,
         model: str,
+        drawn: DrawnAs,
     ) -> JournalEdit | None:
         """Write a change down in the journal and carry it out; None if there is none."""
         try:
@@ -334,6 +397,8 @@ class PyramidLabels(StoredLabels):
                 prompts=prompts or Prompts(),
                 model=model,
                 kind=kind,
+                drawn=drawn,
+                change=class_change(self._properties, label, drawn),
             )
             if edit is not None:
                 self._carry_out(edit, is_done=True, is_new=True)
@@ -401,14 +466,15 @@ class PyramidLabels(StoredLabels):
                 logger.exception("could not take back a failed change of %s", self.folder)
             raise
         self._failed = None
-        self._writer.drop_backups()
+        self._drop_backups()
 
     def _take_back(self) -> None:
         assert self._failed is not None
         edit, was_done, is_new = self._failed.edit, self._failed.was_done, self._failed.is_new
         # Said already, unless an interruption came right after it was applied.
         self._journal.mark_pending(edit, was_done=was_done, is_new=is_new)
-        self._writer.put_back()
+        self._put_files_back()
+        self._properties = read_properties(self.folder)
         self._note_put_back(edit, was_done=was_done, is_new=is_new)
         self._failed = None
 
@@ -424,10 +490,18 @@ class PyramidLabels(StoredLabels):
                 self._put(pending.edit, is_done=pending.is_done)
                 self._note_put_back(pending.edit, was_done=pending.is_done, is_new=pending.is_new)
             except BaseException:
-                self._writer.put_back()
+                self._put_files_back()
                 raise
-            self._writer.drop_backups()
+            self._drop_backups()
         self._writer.forget()
+
+    def _put_files_back(self) -> None:
+        self._writer.put_back()
+        self._properties_file.put_back()
+
+    def _drop_backups(self) -> None:
+        self._writer.drop_backups()
+        self._properties_file.drop_backups()
 
     def _note_put_back(self, edit: JournalEdit, *, was_done: bool, is_new: bool) -> None:
         if is_new:
@@ -437,7 +511,10 @@ class PyramidLabels(StoredLabels):
 
     def _put(self, edit: JournalEdit, *, is_done: bool) -> None:
         """Write the labels after the edit (or before it) at every level; safe to do twice."""
-        self._writer.put(edit.plane, edit.label, self._journal.blocks(edit), is_done=is_done)
+        if edit.box.area:
+            self._writer.put(edit.plane, edit.label, self._journal.blocks(edit), is_done=is_done)
+        if edit.change is not None:
+            self._properties = self._properties_file.put(edit.change, is_done=is_done)
 
     def _own(self, edit: Edit) -> JournalEdit:
         self._require_open()

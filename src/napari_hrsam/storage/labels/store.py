@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time as clock
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,6 +16,14 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import BLOCK_PX, ArrayMask, EmptyMask, RegionMask
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow, measure_array
+from napari_hrsam.storage.labels.properties import (
+    Color,
+    ObjectClass,
+    ObjectProperties,
+    Properties,
+    PropertiesChange,
+)
 
 MAX_UNDO_BYTES = 512 * 2**20
 """Memory for what undo of commits in memory needs; beyond it the oldest commits become final."""
@@ -21,8 +31,34 @@ MAX_UNDO_BYTES = 512 * 2**20
 MAX_DENSE_PIXELS = 2**30
 """Pixels of the largest new label image that is made in memory: 4 GiB of uint32."""
 
-EditKind = Literal["draw", "replace", "delete"]
-"""What an edit does: draw a new object, replace the pixels of one, or delete it."""
+MAX_AREAS = 10_000
+"""Objects whose areas an edit tells; of one that changes more it tells none."""
+
+EditKind = Literal["draw", "replace", "delete", "properties"]
+"""What an edit does: draw a new object, replace the pixels of one, or delete it; or change classes
+and colours alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnAs:
+    """What is kept of an object beside its pixels, prompts and model.
+
+    Attributes
+    ----------
+    object_class : str or None
+        Name of its class, which is added if there is none; empty for none; None: as it is.
+    level : int or None
+        Pyramid level at which it was drawn.
+    score : float or None
+        The model's own estimate of the mask's IoU.
+    """
+
+    object_class: str | None = None
+    level: int | None = None
+    score: float | None = None
+
+
+NOT_SAID = DrawnAs()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,8 +79,15 @@ class Edit:
         When it was committed, in seconds since 1970.
     plane : tuple of int
         Index over the non-spatial axes of the label image; empty for a 2-D one.
-    kind : "draw", "replace" or "delete"
-        A new object, other pixels for one that was there, or an object taken away.
+    kind : "draw", "replace", "delete" or "properties"
+        A new object, other pixels for one that was there, an object taken away, or classes and
+        colours alone; the box is empty then, and the label 0 unless there is one object.
+    level, score
+        As in `DrawnAs`.
+    areas : mapping of int to int, or None
+        How many pixels each object got (or lost, below 0); None if that is not known.
+    change : PropertiesChange or None
+        What it changes of classes and colours.
     """
 
     label: int
@@ -54,11 +97,20 @@ class Edit:
     time: float = 0.0
     plane: tuple[int, ...] = ()
     kind: EditKind = "draw"
+    level: int | None = None
+    score: float | None = None
+    areas: Mapping[int, int] | None = None
+    change: PropertiesChange | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was changed, so that there is nothing to take back."""
-        return self.box.area == 0
+        return self.box.area == 0 and not self.change
+
+    @property
+    def num_prompts(self) -> int:
+        """Clicks, scribbles and boxes that led to it."""
+        return len(self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -142,6 +194,7 @@ class LabelStore(Protocol):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> Edit:
         """Write one object and return what changed."""
 
@@ -155,6 +208,7 @@ class LabelStore(Protocol):
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> Edit | None:
         """Replace the pixels that an object has in a box by a mask, or delete it there (None).
 
@@ -167,8 +221,123 @@ class LabelStore(Protocol):
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again."""
 
+    @property
+    def properties(self) -> Properties:
+        """The classes, and what is told of each object."""
 
-class ArrayLabels:
+    def change_properties(self, change: PropertiesChange) -> Edit | None:
+        """Change classes and what is told of objects, as one edit; None if that is nothing."""
+
+    def object_list(self) -> ObjectList:
+        """Return the objects, to be kept up to date by edits; pixels may still be needed."""
+
+
+class ClassedObjects(ABC):
+    """What a label image does with classes; every change is one edit, to be taken back."""
+
+    @property
+    @abstractmethod
+    def properties(self) -> Properties:
+        """The classes, and what is told of each object."""
+
+    @abstractmethod
+    def change_properties(self, change: PropertiesChange) -> Edit | None:
+        """Change classes and what is told of objects, as one edit; None if that is nothing."""
+
+    @property
+    def classes(self) -> tuple[ObjectClass, ...]:
+        """The classes: their names, colours and digits."""
+        return self.properties.classes
+
+    def properties_of(self, label: int) -> ObjectProperties:
+        """Return class and colour of an object."""
+        return self.properties.of(label)
+
+    def set_class(self, labels: int | Iterable[int], name: str) -> Edit | None:
+        """Give objects a class; "" takes it away.
+
+        Parameters
+        ----------
+        labels : int or iterable of int
+            Their ids; on all planes.
+        name : str
+            Of the class, which is added if there is none.
+
+        Returns
+        -------
+        Edit or None
+            None if they have it already.
+
+        Raises
+        ------
+        LabelsError
+            If the name is unusable, or the labels cannot be written to.
+        """
+        return self.change_properties(self.properties.setting_class(_ids(labels), name))
+
+    def set_color(self, labels: int | Iterable[int], color: Color | None) -> Edit | None:
+        """Give objects a colour of their own, (red, green, blue) from 0 to 255; None: no longer.
+
+        Raises
+        ------
+        LabelsError
+            If it is no colour, or the labels cannot be written to.
+        """
+        return self.change_properties(self.properties.setting_color(_ids(labels), color))
+
+    def add_class(
+        self, name: str, color: Color | None = None, key: int | None = None
+    ) -> Edit | None:
+        """Add a class.
+
+        Parameters
+        ----------
+        name : str
+            1 to 200 characters.
+        color : (int, int, int), optional
+            Red, green and blue from 0 to 255; by default one that no other class has.
+        key : int, optional
+            The digit that assigns it, 1 to 9, taken from the class that had it; 0 for none. By
+            default one that is free.
+
+        Raises
+        ------
+        LabelsError
+            If there is one of this name, something is unusable, or the labels cannot be written to.
+        """
+        return self.change_properties(self.properties.adding_class(name, color, key))
+
+    def change_class(
+        self,
+        name: str,
+        *,
+        new_name: str | None = None,
+        color: Color | None = None,
+        key: int | None = None,
+    ) -> Edit | None:
+        """Rename a class, with its objects, or give it another colour or digit.
+
+        Raises
+        ------
+        LabelsError
+            If there is none of this name, the new one is taken, or as `add_class`.
+        """
+        return self.change_properties(
+            self.properties.changing_class(name, new_name=new_name, color=color, key=key)
+        )
+
+    def remove_class(self, name: str) -> Edit | None:
+        """Remove a class; its objects have none then.
+
+        Raises
+        ------
+        LabelsError
+            If there is none of this name, or the labels cannot be written to.
+        """
+        return self.change_properties(self.properties.removing_class(name))
+
+
+class ArrayLabels(ClassedObjects):
     """A label image in a NumPy array, which is changed in place.
 
     Parameters
@@ -200,6 +369,7 @@ class ArrayLabels:
         self.array = array
         self._done: list[ArrayEdit] = []
         self._undone: list[ArrayEdit] = []
+        self._properties = Properties()
 
     def __repr__(self) -> str:
         """Tell size and dtype in one line."""
@@ -231,7 +401,8 @@ class ArrayLabels:
     def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
         """Return the newest commit of one object, None if there is none."""
         checked_plane(plane, ())
-        return next((edit for edit in reversed(self._done) if edit.label == label), None)
+        of_label = (e for e in reversed(self._done) if e.label == label and e.box.area)
+        return next(of_label, None)
 
     def read(
         self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
@@ -300,6 +471,7 @@ class ArrayLabels:
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit:
         """Write one object.
 
@@ -313,7 +485,7 @@ class ArrayLabels:
             Its id, 1 or more.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
-        prompts, model
+        prompts, model, drawn
             Kept in the edit.
         plane
             Empty: an array is one plane.
@@ -338,7 +510,7 @@ class ArrayLabels:
         changed = changed_pixels(block, region.read(box), label, overwrite=overwrite)
         if not changed.any():
             raise no_free_pixel(label, region, box)
-        return self._write_changed(box, changed, label, "draw", prompts, model)
+        return self._write_changed(box, changed, label, "draw", prompts, model, drawn)
 
     def replace(
         self,
@@ -350,6 +522,7 @@ class ArrayLabels:
         prompts: Prompts | None = None,
         model: str = "",
         plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit | None:
         """Replace an object, or delete it, in one edit.
 
@@ -362,7 +535,7 @@ class ArrayLabels:
             background; see `find`.
         mask : RegionMask or None
             Its new pixels, in the image; None deletes it.
-        overwrite, prompts, model, plane
+        overwrite, prompts, model, plane, drawn
             As in `write`.
 
         Returns
@@ -390,7 +563,7 @@ class ArrayLabels:
         if not changed.any():
             return None
         kind: EditKind = "delete" if mask is None else "replace"
-        return self._write_changed(whole, changed, label, kind, prompts, model)
+        return self._write_changed(whole, changed, label, kind, prompts, model, drawn)
 
     def _write_changed(
         self,
@@ -400,7 +573,9 @@ class ArrayLabels:
         kind: EditKind,
         prompts: Prompts | None,
         model: str,
+        drawn: DrawnAs,
     ) -> ArrayEdit:
+        properties_change = class_change(self._properties, label, drawn)
         tight = Box.around(changed)
         place = tight.shifted(box.y0, box.x0)
         before = self.array[place.slices].copy()
@@ -418,23 +593,70 @@ class ArrayLabels:
             model=model,
             time=clock.time(),
             kind=kind,
+            level=drawn.level,
+            score=drawn.score,
+            areas=_told_areas(area_changes(before, before != after, label)),
+            change=properties_change,
         )
+        self._remember(edit)
+        return edit
+
+    def _remember(self, edit: ArrayEdit) -> None:
+        if edit.change is not None:
+            self._properties = self._properties.after(edit.change)
         self._undone.clear()
         self._done.append(edit)
         while sum(kept.num_bytes for kept in self._done[:-1]) > MAX_UNDO_BYTES:
             del self._done[0]
+
+    @property
+    def properties(self) -> Properties:
+        """The classes, and what is told of each object; in memory, for as long as these labels."""
+        return self._properties
+
+    def change_properties(self, change: PropertiesChange) -> ArrayEdit | None:
+        """Change classes and what is told of objects, as one edit; None if that is nothing."""
+        if not change:
+            return None
+        nothing = np.zeros((0, 0), self.array.dtype)
+        edit = ArrayEdit(
+            label=only_label(change),
+            box=Box(0, 0, 0, 0),
+            before=nothing,
+            after=nothing,
+            time=clock.time(),
+            kind="properties",
+            areas={},
+            change=change,
+        )
+        self._remember(edit)
         return edit
+
+    def object_list(self) -> ObjectList:
+        """Return the objects, to be kept up to date by edits; the array is measured."""
+        found = ObjectList(self._properties, self._done)
+        found.measured((), measure_array(self.array))
+        return found
+
+    def objects(self, plane: tuple[int, ...] = ()) -> list[ObjectRow]:
+        """Return all objects by id: class, area, box, and what this session knows of them."""
+        checked_plane(plane, ())
+        return self.object_list().rows()
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed; its other pixels stay as they are."""
         edit = _own(edit)
         self._swap(edit, edit.before)
+        if edit.change is not None:
+            self._properties = self._properties.after(edit.change, is_done=False)
         _move(edit, self._done, self._undone)
 
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again; its other pixels stay as they are."""
         edit = _own(edit)
         self._swap(edit, edit.after)
+        if edit.change is not None:
+            self._properties = self._properties.after(edit.change)
         _move(edit, self._undone, self._done)
 
     def _swap(self, edit: ArrayEdit, values: NDArray[Any]) -> None:
@@ -503,6 +725,56 @@ def changed_pixels(
         part = erased.slices
         changed[part] |= ~wanted[part] & (values[part] == label)
     return changed
+
+
+def class_change(properties: Properties, label: int, drawn: DrawnAs) -> PropertiesChange | None:
+    """Return what gives an object the class that it is drawn with; None if that is nothing."""
+    if drawn.object_class is None:
+        return None
+    return properties.setting_class((label,), drawn.object_class) or None
+
+
+def area_changes(
+    before: NDArray[Any] | None, changed: NDArray[np.bool_] | None, label: int, area: int = 0
+) -> dict[int, int]:
+    """Count the pixels that each object gets or loses where an object is written.
+
+    Parameters
+    ----------
+    before : (H, W) integer or None
+        The labels there before; None for background.
+    changed : (H, W) bool or None
+        The pixels that get the label, or that had it and become background; None for all.
+    label : int
+        Its id.
+    area : int
+        H x W, where neither array is given.
+    """
+    if before is None:
+        return {label: area if changed is None else int(np.count_nonzero(changed))}
+    values = before.ravel() if changed is None else before[changed]
+    found, counts = np.unique(values, return_counts=True)
+    lost = {value: -num for value, num in zip(found.tolist(), counts.tolist(), strict=True)}
+    own, free = lost.pop(label, 0), lost.pop(0, 0)
+    return {**lost, label: own - free - sum(lost.values())}
+
+
+def _told_areas(areas: dict[int, int]) -> dict[int, int] | None:
+    return areas if len(areas) <= MAX_AREAS else None
+
+
+def only_label(change: PropertiesChange) -> int:
+    """Return the object that a change is about, 0 if there is none or there are several."""
+    labels = change.labels
+    return labels[0] if len(labels) == 1 else 0
+
+
+def _ids(labels: int | Iterable[int]) -> tuple[int, ...]:
+    ids = (labels,) if isinstance(labels, int | np.integer) else tuple(labels)
+    for label in ids:
+        if label < 1:
+            raise LabelsError(f"expected ids of objects, 1 and more, got {label!r}")
+    return tuple(map(int, ids))
 
 
 class NoSuchLabelError(LabelsError):
