@@ -102,6 +102,7 @@ class Overlay:
         self.view = ImageView(viewer, image)
         self.objects = objects
         self.own: list[Layer] = []
+        self.model_input = ModelInputDisplay(viewer, image.layer)
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.label = 0
@@ -118,7 +119,6 @@ class Overlay:
         self.preview = PreviewLayer(self._viewer, image)
         self.own.append(self.preview.layer)
         yield
-        self.model_input = ModelInputDisplay(self._viewer, image)
         self.shown_prompts = PromptsDisplay(self._viewer, image)
         self.own.append(self.shown_prompts.layer)
         for name in MOVE_EVENTS:
