@@ -171,11 +171,18 @@ def test_ids_are_kept_where_they_are_free(put: Any, labels: ArrayLabels) -> None
     assert again.num_renumbered == 0
 
 
-def test_ids_of_labels_on_disk_are_kept_where_they_are_free(put: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [0, 64])
+def test_ids_of_labels_on_disk_are_kept_where_they_are_free(
+    put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    monkeypatch.setattr(objects, "LOOK_UP_BLOCKS", blocks)
     write_labels(tmp_path / "a.zarr", np.pad(np.full((4, 4), 7, np.uint32), ((0, 26), (0, 36))))
     with open_labels(tmp_path / "a.zarr", "cells") as labels:
         found = [feature(square(10, 5 * n), label=label) for n, label in enumerate([7, 3, 20])]
         assert labels.import_objects(put(found), keep_ids=True).labels == (8, 3, 20)
+        done = labels.import_objects(put([feature(square(1, 1))]))
+        assert done.num_overlapping == 1
+        assert (labels.read((1, 1, 4, 4)) == 7).all()
 
 
 def test_what_was_there_first_stays_unless_overwritten(put: Any) -> None:
