@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from label_files import blobs, write_labels
@@ -65,7 +65,7 @@ def coco(*annotations: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"annotations": filled, "images": [image], "categories": []} | more
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     pixels=arrays.arrays(np.uint8, (9, 11), elements=st.integers(0, 4)),
     options=st.sampled_from(FORMATS),
