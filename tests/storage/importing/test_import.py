@@ -400,6 +400,22 @@ def test_large_files_are_read_in_parts_and_larger_ones_refused(
         import_geojson(file, labels)
 
 
+def test_numbers_are_read_whole_wherever_a_part_ends(
+    put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put('{"a": 123456789012, "b": [1234567, 7654321, 1.25e3], "c": true}')
+    for chunk in range(1, 40):
+        monkeypatch.setattr(json_items, "_CHUNK_CHARS", chunk)
+        found = list(json_items.items(file))
+        assert found == [
+            ("a", 123456789012),
+            ("b", 1234567),
+            ("b", 7654321),
+            ("b", 1250.0),
+            ("c", True),
+        ]
+
+
 def test_a_failing_write_costs_its_object_alone(
     put: Any, labels: ArrayLabels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
