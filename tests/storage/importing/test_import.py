@@ -403,7 +403,7 @@ def test_large_files_are_read_in_parts_and_larger_ones_refused(
 def test_numbers_are_read_whole_wherever_a_part_ends(
     put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = put('{"a": 123456789012, "b": [1234567, 7654321, 1.25e3], "c": true}')
+    file = put('{"a": 123456789012, "b": [1234567, 7654321, 1.25e+3], "c": true}')
     for chunk in range(1, 40):
         monkeypatch.setattr(json_items, "_CHUNK_CHARS", chunk)
         found = list(json_items.items(file))
