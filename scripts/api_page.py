@@ -35,6 +35,7 @@ GROUPS = {
                "ArrayLabels", "Edit", "History",
                "verify_labels", "LabelsReport", "compact_labels", "Compacted"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),
+    "Import": ("import_geojson", "import_coco", "Imported"),
     "Embeddings": ("EmbeddingStore", "EmbedReport"),
     "Errors": ("HRSAMError",),
 }  # fmt: skip

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.export.tiff import export_tiff
     from napari_hrsam.storage.images.opening import open_image
     from napari_hrsam.storage.images.tile_source import ArrayImage, PyramidImage
+    from napari_hrsam.storage.importing.coco import import_coco
+    from napari_hrsam.storage.importing.geojson import import_geojson
+    from napari_hrsam.storage.importing.objects import Imported
     from napari_hrsam.storage.label_image import (
         LabelImage,
         LabelWriter,
@@ -56,6 +59,7 @@ __all__ = [
     "HRSAMError",
     "History",
     "ImagePredictor",
+    "Imported",
     "LabelImage",
     "LabelWriter",
     "LabelsReport",
@@ -72,6 +76,8 @@ __all__ = [
     "export_csv",
     "export_geojson",
     "export_tiff",
+    "import_coco",
+    "import_geojson",
     "list_models",
     "load_model",
     "open_image",
@@ -95,6 +101,7 @@ _HOMES = {
     "HRSAMError": "napari_hrsam.errors",
     "History": "napari_hrsam.storage.labels.store",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
+    "Imported": "napari_hrsam.storage.importing.objects",
     "LabelImage": "napari_hrsam.storage.label_image",
     "LabelWriter": "napari_hrsam.storage.label_image",
     "LabelsReport": "napari_hrsam.storage.labels.check",
@@ -110,6 +117,8 @@ _HOMES = {
     "export_csv": "napari_hrsam.storage.export.table",
     "export_geojson": "napari_hrsam.storage.export.geojson",
     "export_tiff": "napari_hrsam.storage.export.tiff",
+    "import_coco": "napari_hrsam.storage.importing.coco",
+    "import_geojson": "napari_hrsam.storage.importing.geojson",
     "list_models": "napari_hrsam.modeling.registry",
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.images.opening",

@@ -31,6 +31,7 @@ def test_the_manifest_is_valid_and_its_commands_exist() -> None:
     assert [widget.display_name for widget in manifest.contributions.widgets] == [
         "Segment by clicking",
         "Export labels",
+        "Import objects",
         "Verify labels",
         "Encode ahead",
     ]
@@ -139,7 +140,7 @@ def test_the_panel_is_imported_without_torch() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
         "import napari_hrsam.plugin.session.controller, napari_hrsam.plugin.panel.widget\n"
-        "from napari_hrsam.plugin.forms import embed, export, verify\n"
+        "from napari_hrsam.plugin.forms import embed, export, importing, verify\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -15,6 +15,7 @@ from napari_hrsam.plugin.forms import embed as embed_module
 from napari_hrsam.plugin.forms import export as export_module
 from napari_hrsam.plugin.forms.embed import EncodeForm
 from napari_hrsam.plugin.forms.export import ExportForm
+from napari_hrsam.plugin.forms.importing import ImportForm
 from napari_hrsam.plugin.forms.verify import VerifyForm
 from napari_hrsam.storage.labels.places import FOLDER_KEY
 
@@ -52,6 +53,35 @@ def test_labels_are_exported_and_an_error_leaves_the_form_usable(
     form.fields["overwrite"].value = True
     run(form, qtbot)
     assert "Wrote 6 objects" in form.message
+
+
+def test_objects_are_imported_and_shown(
+    make_napari_viewer: Any, qtbot: Any, stored: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.geojson"
+    export_module.export_layer(folder=stored, out=file)
+    viewer = make_napari_viewer()
+    layer = viewer.add_labels(np.zeros((60, 80), int))
+    form = ImportForm(viewer)
+    viewer.window.add_dock_widget(form)
+    run(form, qtbot)
+    assert "Expected a file of objects" in form.message
+    form.fields["file"].value = file
+    form.fields["keep_ids"].value = True
+    run(form, qtbot)
+    assert form.message.startswith("6 objects of")
+    np.testing.assert_array_equal(layer.data, blobs((60, 80), 6))
+    assert (np.asarray(layer._slice.image.raw) == layer.data).all()
+    run(form, qtbot)
+    assert "6 were skipped" in form.message
+    assert "belong to other objects" in form.message
+    # Labels on disk that no layer shows are shown.
+    form.fields["labels"].value = None
+    form.fields["folder"].value = stored
+    form.fields["overwrite"].value = True
+    run(form, qtbot)
+    assert viewer.layers[-1].metadata[FOLDER_KEY] == (str(stored), "cells")
+    assert len(viewer.layers) == 2
 
 
 def test_a_form_shows_the_fields_that_count(

@@ -16,6 +16,7 @@ from napari.layers import Image, Labels
 from napari_hrsam.errors import ConfigError, ImageError, LabelsError
 from napari_hrsam.plugin.forms.embed import encode_layer, prepare_encode
 from napari_hrsam.plugin.forms.export import export_layer, prepare_export
+from napari_hrsam.plugin.forms.importing import import_into_layer, prepare_import
 from napari_hrsam.plugin.forms.verify import verify_layer
 from napari_hrsam.storage.export.geojson import export_geojson
 from napari_hrsam.storage.label_image import create_labels, open_labels
@@ -105,6 +106,64 @@ def test_an_export_that_is_cancelled_leaves_no_file(stored: Path, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         prepare_export(folder=stored, out=tmp_path / "a.csv")(stop)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_objects_are_imported_into_a_layer_in_memory(stored: Path, tmp_path: Path) -> None:
+    wanted = blobs((60, 80), 6)
+    file = tmp_path / "a.json"
+    export_layer(folder=stored, out=file)
+    layer = Labels(np.zeros((60, 80), np.int32))
+    done = import_into_layer(layer, file=file, keep_ids=True)
+    assert done.num_objects == 6
+    np.testing.assert_array_equal(layer.data, wanted)
+    stack = Labels(np.zeros((3, 60, 80), np.int32))
+    import_into_layer(stack, file=file, keep_ids=True, plane="2")
+    np.testing.assert_array_equal(stack.data[2], wanted)
+    assert not stack.data[:2].any()
+    for plane in ("", "3", "1,2"):
+        with pytest.raises(LabelsError, match="expected a plane"):
+            prepare_import(stack, file=file, plane=plane)
+
+
+def test_objects_are_imported_into_labels_on_disk(stored: Path, tmp_path: Path) -> None:
+    wanted = blobs((60, 80), 6)
+    file = tmp_path / "a.geojson"
+    export_layer(folder=stored, out=file)
+    # Labels that are not there are made for an image.
+    place = tmp_path / "new" / "b.zarr"
+    image = Image(np.zeros((70, 90), np.uint8))
+    with pytest.raises(LabelsError, match="shape"):
+        import_into_layer(folder=place, name="cells", like=image, file=file)
+    import_into_layer(folder=place, file=file, keep_ids=True, offset="10,5")
+    labels = open_labels(place, "cells", "r")
+    np.testing.assert_array_equal(labels.read((10, 5, 70, 85)), wanted)
+    layer = Labels(np.zeros((4, 4), int), metadata={FOLDER_KEY: (str(place), "cells")})
+    done = import_into_layer(layer, file=file, overwrite=True, offset="0,0")
+    assert done.num_overlapping > 0
+    with pytest.raises(LabelsError, match="make it with create_labels"):
+        import_into_layer(folder=tmp_path / "c.zarr", name="cells", file=file)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(LabelsError, match="neither"):
+        import_into_layer(
+            folder=tmp_path / "c.zarr", name="cells", like=image, file=tmp_path / "a.json"
+        )
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, LabelsError, "expected a file of objects, got none"),
+        ({"file": Path("a.json")}, LabelsError, "expected labels, got none"),
+        ({"file": Path("a.json"), "offset": "1"}, ConfigError, "an offset y, x"),
+        ({"file": Path("a.json"), "offset": "a,b"}, ConfigError, "an offset y, x"),
+    ],
+)
+def test_what_an_import_misses_is_told(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare_import(**options)
 
 
 def test_wrong_levels_are_found_and_repaired(stored: Path) -> None:

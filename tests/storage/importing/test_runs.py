@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage.measure import grid_points_in_poly
@@ -24,6 +24,7 @@ def ring(*corners: tuple[float, float]) -> np.ndarray:
     return np.array(corners, float)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), num=st.integers(3, 8))
 def test_a_polygon_holds_the_pixels_whose_centres_lie_inside(seed: int, num: int) -> None:
     rng = np.random.default_rng(seed)
@@ -60,6 +61,7 @@ def test_holes_are_left_out_and_parts_that_overlap_are_joined() -> None:
     assert mask.fills(Box(-5, -5, 1, 50)) is False
 
 
+@settings(deadline=None)
 @given(
     pixels=arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))),
     corner=st.tuples(st.integers(-3, 6), st.integers(-3, 6)),
@@ -83,6 +85,7 @@ def test_run_lengths_come_back(pixels: np.ndarray, corner: tuple[int, int], as_t
     assert moved.within(box).area == wanted.sum()
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(0, 2**40), max_size=9))
 def test_compressed_counts_are_the_inverse_of_the_export(counts: list[int]) -> None:
     packed = compressed(np.array(counts, np.int64)) if counts else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def copied(
     LabelsError
         If it holds no labels from 0 to the largest of 32 bits.
     """
-    data = data if hasattr(data, "dtype") else data[0]
+    data = data[0] if isinstance(data, Sequence) else data
     *planes, height, _ = shape = tuple(int(side) for side in data.shape)
     places = [
         (*plane, slice(y0, y0 + ROWS))

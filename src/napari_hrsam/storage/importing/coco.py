@@ -70,9 +70,10 @@ def import_coco(
     """
     path = Path(file)
     head = _head_of(path, image)
-    offset = head.offset_yx if offset_yx is None else offset_yx
-    if head.shape_yx is not None:
-        require_image(path, head.shape_yx, labels, offset, allow_outside=allow_outside)
+    told = head.offset_yx if offset_yx is None else offset_yx
+    if head.shape_yx is not None and not allow_outside:
+        require_image(path, head.shape_yx, labels, told)
+    offset = told or (0, 0)
     return draw_objects(
         str(path),
         lambda: _objects(path, head, offset),
@@ -94,10 +95,10 @@ def coco_extent(path: Path) -> tuple[int, int]:
         If there are several images, or neither an image nor an object.
     """
     head = _head_of(path, None)
+    y, x = head.offset_yx or (0, 0)
     if head.shape_yx is not None:
-        (height, width), (y, x) = head.shape_yx, head.offset_yx
-        return height + y, width + x
-    return extent(path, _objects(path, head, head.offset_yx))
+        return head.shape_yx[0] + y, head.shape_yx[1] + x
+    return extent(path, _objects(path, head, (y, x)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class _Head:
 
     image_id: Any
     shape_yx: tuple[int, int] | None
-    offset_yx: tuple[int, int]
+    offset_yx: tuple[int, int] | None
     categories: dict[int, str] = field(default_factory=dict)
 
 
@@ -119,7 +120,8 @@ def _head_of(path: Path, image: str | int | None) -> _Head:
     images: dict[int, dict[str, Any]] = {}
     categories: dict[int, str] = {}
     used: set[int] = set()
-    offset, own_name, is_coco = (0, 0), None, False
+    own_name, is_coco = None, False
+    offset: tuple[int, int] | None = None
     for key, value in items(path):
         if key in ("annotations", ""):
             is_coco |= is_annotation(value)
@@ -154,9 +156,10 @@ def _has_id(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("id"), int)
 
 
-def _corner(box: Any) -> tuple[int, int]:
+def _corner(box: Any) -> tuple[int, int] | None:
     is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(n, int) for n in box)
-    return (box[0], box[1]) if is_box else (0, 0)
+    # What begins at (0, 0) may as well be all of a smaller image.
+    return (box[0], box[1]) if is_box and any(box[:2]) else None
 
 
 def _shape(image: dict[str, Any]) -> tuple[int, int] | None:

@@ -86,10 +86,10 @@ def import_geojson(
         If the file cannot be read or is no GeoJSON, objects reach outside of the labels, or there
         is no such plane; then nothing was drawn.
     """
-    path, offset = Path(file), offset_yx or (0, 0)
-    head = _head_of(path, offset)
-    if head.shape_yx is not None:
-        require_image(path, head.shape_yx, labels, offset, allow_outside=allow_outside)
+    path = Path(file)
+    head = _head_of(path, offset_yx or (0, 0))
+    if head.shape_yx is not None and not allow_outside:
+        require_image(path, head.shape_yx, labels, offset_yx)
     return draw_objects(
         str(path),
         lambda: _objects(path, head, labels if plane is None else None),
@@ -167,11 +167,9 @@ def require_image(
     path: Path,
     shape_yx: tuple[int, int],
     labels: LabelStore,
-    offset_yx: tuple[int, int],
-    *,
-    allow_outside: bool,
+    offset_yx: tuple[int, int] | None,
 ) -> None:
-    """Refuse a file of an image that is not, or is no part of, that of the labels.
+    """Refuse a file of an image that is not that of the labels, or no part of it at the offset.
 
     Raises
     ------
@@ -179,9 +177,8 @@ def require_image(
         If so.
     """
     whole = Box.of_shape(labels.shape_yx)
-    place = Box.of_shape(shape_yx).shifted(*offset_yx)
-    is_it = place == whole if offset_yx == (0, 0) else place.intersection(whole) == place
-    if not is_it and not allow_outside:
+    place = Box.of_shape(shape_yx).shifted(*(offset_yx or (0, 0)))
+    if place != whole and (offset_yx is None or place.intersection(whole) != place):
         raise LabelsError(
             f"expected objects of an image of shape {labels.shape_yx}, as the labels are, got "
             f"those of one of shape {shape_yx} in {path}; choose the labels of the right image, or "

@@ -124,8 +124,8 @@ class _Text:
                 if self._is_end:
                     raise self._no_json(str(error)) from error
             else:
-                # So may a number that ends with it.
-                if end < len(self._text) or self._is_end:
+                # So may a number that ends with it, or before "." or "e+" at its end.
+                if end + 2 < len(self._text) or self._is_end:
                     self._at = end
                     return value
             self._more()

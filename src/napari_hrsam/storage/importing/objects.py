@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import shapely
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 MAX_TOLD = 1000
 """Skipped objects that are told one by one."""
+
+LOOK_UP_BLOCKS = 64
+"""Blocks of an object above which only those are read that are stored."""
 
 TOLERANCE_PX = 1.0
 """How far an outline may reach outside of the image: some programs round so."""
@@ -329,7 +332,7 @@ class _Drawing:
 def _num_taken(labels: LabelStore, mask: RunMask, plane: tuple[int, ...]) -> int:
     """Count the pixels of a mask that belong to objects."""
     count = 0
-    for part in Grid((BLOCK_PX, BLOCK_PX)).parts(mask.box):
+    for part in _parts(labels, mask.box, plane):
         fills = mask.fills(part)
         if fills is False:
             continue
@@ -337,6 +340,15 @@ def _num_taken(labels: LabelStore, mask: RunMask, plane: tuple[int, ...]) -> int
         if taken.any():
             count += int(np.count_nonzero(taken if fills else taken & mask.read(part)))
     return count
+
+
+def _parts(labels: LabelStore, box: Box, plane: tuple[int, ...]) -> Iterator[Box]:
+    """Go through the parts of a box in which there may be objects."""
+    blocks = Grid((BLOCK_PX, BLOCK_PX))
+    # Looking up what is stored pays where that is a small part of it.
+    if isinstance(labels, StoredLabels) and blocks.cover(box).area > LOOK_UP_BLOCKS:
+        return region_grid(labels, 0, plane, box).boxes()
+    return blocks.parts(box)
 
 
 def _crosses(shape: Shape) -> bool:
@@ -378,12 +390,7 @@ class _Ids:
 def _present(labels: LabelStore) -> set[int]:
     """Return the ids of all objects on all planes; reads what is stored once."""
     found: set[int] = set()
-    whole = Box.of_shape(labels.shape_yx)
-    files = labels.files(0) if isinstance(labels, StoredLabels) else None
     for plane in np.ndindex(*labels.plane_shape):
-        boxes: Any = Grid((BLOCK_PX, BLOCK_PX)).parts(whole)
-        if isinstance(labels, StoredLabels):
-            boxes = region_grid(labels, 0, plane, files=files).boxes()
-        for box in boxes:
-            found.update(np.unique(labels.read(box, 0, plane)).tolist())
+        for part in _parts(labels, Box.of_shape(labels.shape_yx), plane):
+            found.update(np.unique(labels.read(part, 0, plane)).tolist())
     return found
