@@ -18,11 +18,8 @@ from napari_hrsam.plugin.session.state import Phase
 
 CONTROL = Qt.KeyboardModifier.ControlModifier
 KEYS = (
-    *(
-        (getattr(Qt.Key, f"Key_{name}"), NO_KEY)
-        for name in ("C", "C", "C", "Escape", "T", "B", "S", "L", "N", "E", "E", "Delete")
-    ),
-    *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in ("1", "P", "Z", "V", "M", "X")),
+    *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in (*"CCCTBSLNEEHKM", "Escape", "Delete")),
+    *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in ("1", "P", "Z", "V", "X")),
     (Qt.Key.Key_Z, CONTROL),
     (Qt.Key.Key_Z, CONTROL | SHIFT),
 )
@@ -185,6 +182,8 @@ class Monkey:
             panel.cancel_button,
             panel.next_button,
             panel.delete_button,
+            panel.fill_button,
+            panel.smooth_button,
             panel.undo_button,
             panel.redo_button,
             panel.abort_button,

@@ -149,6 +149,15 @@ class Drawing:
         self._take(Step(prompts, prediction, result.focused, first_level, taken))
         return prediction
 
+    def peek(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Prediction:
+        """Predict for a new object from these prompts, but take no step."""
+        steps, undone = self.steps, self.undone
+        self.steps, self.undone = (), []
+        try:
+            return self.draw(prompts, first_level, plane)
+        finally:
+            self.steps, self.undone = steps, undone
+
     def _look(
         self, tile: Tile, prompts: Prompts, first_level: int
     ) -> tuple[TileResult, list[TileResult]]:

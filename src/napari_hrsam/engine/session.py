@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_hrsam.engine import object_edits
 from napari_hrsam.engine.commits import Commits
 from napari_hrsam.engine.drawing import Drawing, Step
 from napari_hrsam.engine.embed import Progress
@@ -21,7 +22,7 @@ from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.taken_up import TakenUp
-from napari_hrsam.engine.tile_cache import TileCache
+from napari_hrsam.engine.tile_cache import NotEncodedError, TileCache
 from napari_hrsam.errors import LabelsError, SessionError
 from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
@@ -33,6 +34,8 @@ from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
+
+EditT = TypeVar("EditT", bound=Edit | None)
 
 __all__ = ["Edit", "Prediction", "Session"]
 
@@ -289,6 +292,37 @@ class Session(EncodesAhead):
             self._drawing.require_data(np.array([point]), plane)
         return self._draw(prompts, level, plane)
 
+    def peek(
+        self, point_yx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
+    ) -> Prediction | None:
+        """Return what a first click would give, if nothing has to be encoded for it.
+
+        Nothing changes: there is no step to undo, and the current object stays.
+
+        Parameters
+        ----------
+        point_yx, level, plane
+            As in `click`.
+
+        Returns
+        -------
+        Prediction or None
+            None where a tile is neither in memory nor on disk.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`.
+        """
+        prompts = Prompts().with_click(point_yx, True).inside(self.image.shape_yx)
+        self._require_open()
+        self._drawing.require_data(np.array(prompts.points_yx), plane)
+        try:
+            with self._tiles.without_encoding():
+                return self._drawing.peek(prompts, self._first_level(level), plane)
+        except NotEncodedError:
+            return None
+
     def box(
         self, box_yxyx: Sequence[float], level: int | None = None, plane: tuple[int, ...] = ()
     ) -> Prediction:
@@ -440,6 +474,23 @@ class Session(EncodesAhead):
                 "the object, or name its id: session.edit(label)"
             )
         return self.edit(label, plane)
+
+    def model_input(self) -> NDArray[np.uint8]:
+        """Return what the model sees of the tile of the current object.
+
+        Returns
+        -------
+        (size, size, 3) uint8
+            Red, green, blue; of ``prediction.tile``, filled outside the image.
+
+        Raises
+        ------
+        SessionError
+            If there is no current object.
+        ImageReadError
+            If its pixels cannot be read.
+        """
+        return self._tiles.pixels(self._drawing.required().prediction.tile).read()
 
     @property
     def needs_refining(self) -> bool:
@@ -616,6 +667,110 @@ class Session(EncodesAhead):
         self._require_open()
         return self.labels.change_properties(make(self.labels.properties))
 
+    def merge(self, labels: Sequence[int], plane: tuple[int, ...] = ()) -> Edit:
+        """Make one object of several: all their pixels go to the first id, as one step to undo.
+
+        Parameters
+        ----------
+        labels : sequence of int
+            Two or more ids of the label image, of objects of any size.
+        plane : tuple of int
+            As in `click`.
+
+        Raises
+        ------
+        LabelsError
+            If one is not there, or the labels cannot be read or written.
+        SessionError
+            If there is a current object, or the session is closed.
+        """
+        self._require_none("merge others")
+        return self._edited(object_edits.merge(self.labels, labels, self._commits.plane(plane)))
+
+    def split(
+        self,
+        label: int,
+        line_yx: Sequence[Sequence[float]] | NDArray[Any],
+        plane: tuple[int, ...] = (),
+    ) -> tuple[Edit, ...]:
+        """Cut an object along a line; the largest piece keeps its id, others get new ones.
+
+        Parameters
+        ----------
+        label : int
+            Id of an object whose box has at most `object_edits.MAX_OBJECT_PX` pixels.
+        line_yx : (N, 2) float
+            Level-0 pixels, joined by straight lines; from outside the object to outside.
+        plane : tuple of int
+            As in `click`.
+
+        Returns
+        -------
+        tuple of Edit
+            One per new object, each one step to undo.
+
+        Raises
+        ------
+        LabelsError
+            If the line cuts nothing; otherwise as `merge`.
+        PromptError
+            If the line is malformed.
+        SessionError
+            As in `merge`.
+        """
+        self._require_none("split one")
+        edits = object_edits.split(self.labels, label, line_yx, self._commits.plane(plane))  # type: ignore[arg-type]
+        self._drawing.end()
+        return edits
+
+    def fill_holes(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
+        """Fill the holes of an object, but for pixels of others, as one step to undo.
+
+        Parameters
+        ----------
+        label, plane
+            As in `split`.
+
+        Returns
+        -------
+        Edit or None
+            None if there is nothing to fill.
+
+        Raises
+        ------
+        LabelsError, SessionError
+            As in `merge`.
+        """
+        self._require_none("fill one")
+        return self._edited(object_edits.fill_holes(self.labels, label, self._commits.plane(plane)))
+
+    def smooth(
+        self, label: int, radius_px: float | None = None, plane: tuple[int, ...] = ()
+    ) -> Edit | None:
+        """Smooth the outline of an object, as one step to undo; others keep their pixels.
+
+        Parameters
+        ----------
+        label, plane
+            As in `split`.
+        radius_px : float, optional
+            In level-0 pixels; by default 3 % of the root of the area, 1 or more.
+
+        Returns
+        -------
+        Edit or None
+            None if that changes nothing.
+
+        Raises
+        ------
+        LabelsError, SessionError
+            As in `merge`; also if nothing would be left.
+        """
+        self._require_none("smooth one")
+        return self._edited(
+            object_edits.smooth(self.labels, label, radius_px, self._commits.plane(plane))
+        )
+
     def cancel(self) -> None:
         """Drop the current object; `redo` brings it back until the next prompt."""
         self._drawing.cancel()
@@ -651,6 +806,11 @@ class Session(EncodesAhead):
             return None
         self._drawing.redo()
         return self.prediction
+
+    def _edited(self, edit: EditT) -> EditT:
+        # What could be drawn again belongs to labels that are no more.
+        self._drawing.end()
+        return edit
 
     @property
     def _needed(self) -> tuple[Tile, ...]:

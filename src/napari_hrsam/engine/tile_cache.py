@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,6 +107,10 @@ class TilePixels:
         return self.read()[:height, :width]
 
 
+class NotEncodedError(Exception):
+    """A tile that is neither in memory nor on disk, where nothing is to be encoded."""
+
+
 class TileCache:
     """Embeddings of tiles of one image by one model, made when they are first wanted.
 
@@ -150,6 +155,7 @@ class TileCache:
         self._max_bytes = max_bytes
         self.stored = None if store is None else StoredTiles(store, image, predictor)
         self._seen: OrderedDict[Tile, CachedTile] = OrderedDict()
+        self._may_encode = True
 
     @property
     def tile_px(self) -> int:
@@ -171,6 +177,8 @@ class TileCache:
             return self._seen[tile]
         embedding = None if self.stored is None else self.stored.read(tile)
         pixels, encode_s = self.pixels(tile), 0.0
+        if embedding is None and not self._may_encode:
+            raise NotEncodedError(tile)
         if embedding is None:
             embedding = self._predictor.encode(pixels.read(), tile)
             encode_s = embedding.encode_s
@@ -181,6 +189,15 @@ class TileCache:
         while len(self._seen) > max(1, self._room_like(embedding)):
             self._seen.popitem(last=False)
         return CachedTile(embedding, encode_s, pixels)
+
+    @contextmanager
+    def without_encoding(self) -> Iterator[None]:
+        """Have `get` raise `NotEncodedError` where it would encode."""
+        self._may_encode = False
+        try:
+            yield
+        finally:
+            self._may_encode = True
 
     def see_ahead(self, wanted: Sequence[Tile], needed: Collection[Tile] = ()) -> bool:
         """See the first of some tiles that is not at hand.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from mouse_events import LEFT, RIGHT, mouse_event
@@ -117,10 +119,10 @@ def test_an_outline_is_a_box_and_a_click(
 
 
 def test_a_tool_is_left_by_its_key(started: SegmentController, viewer: ViewerModel) -> None:
-    for tool in (DragTool.BOX, DragTool.SCRIBBLE, DragTool.LASSO):
+    for tool in (DragTool.BOX, DragTool.SCRIBBLE, DragTool.LASSO, DragTool.CUT):
         started.use_tool(tool)
         assert started.state.drag_tool is tool
-    started.use_tool(DragTool.LASSO)
+    started.use_tool(DragTool.CUT)
     assert started.state.drag_tool is DragTool.PAN
     stroke(viewer, [(10, 10), (40, 40)])
     assert started.state.num_prompts == 0
@@ -216,7 +218,7 @@ def test_a_committed_object_is_deleted_and_comes_back(
     started.wait()
     assert not target(started).any()
     assert started.state.message == "Object 1 was deleted. Ctrl+Z brings it back."
-    assert started.state.num_committed == 0
+    assert started.state.num_committed == 1, "one was drawn"
     started.undo()
     started.wait()
     np.testing.assert_array_equal(target(started), before)
@@ -255,3 +257,145 @@ def test_an_object_being_drawn_is_not_lost_to_another_one(
         with pytest.raises(SessionError, match="an object is being drawn: commit or cancel it"):
             action()
     assert started.state.num_prompts == 1
+
+
+def two_objects(controller: SegmentController) -> None:
+    """Commit the left and the right half of the square as objects 1 and 2."""
+    for box in ((20, 18, 44, 32), (20, 32, 44, 48)):
+        controller.box(box)
+        controller.click((30, box[1] + 5))
+        controller.commit()
+    controller.wait()
+    assert set(np.unique(target(controller))) == {0, 1, 2}
+
+
+def test_an_object_takes_over_another(started: SegmentController, viewer: ViewerModel) -> None:
+    two_objects(started)
+    before = target(started).copy()
+    viewer.cursor.position = (30, 40)
+    with pytest.raises(SessionError, match="press E, then at the other one and press M"):
+        started.merge_under_cursor()
+    started.edit(1)
+    started.wait()
+    started.merge_under_cursor()
+    started.wait()
+    np.testing.assert_array_equal(target(started) == 1, before > 0)
+    assert not started.state.has_object
+    assert started.state.message.startswith("Object 1 took over the other one.")
+    started.undo()
+    started.wait()
+    np.testing.assert_array_equal(target(started), before)
+
+
+def test_a_drag_cuts_the_object_that_it_crosses(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    commit(started)
+    before = target(started).copy()
+    started.use_tool(DragTool.CUT)
+    stroke(viewer, [(15, 31), (30, 32), (50, 32)])
+    started.wait()
+    after = target(started).copy()
+    assert set(np.unique(after)) == {0, 1, 2}
+    np.testing.assert_array_equal(after > 0, before > 0)
+    assert started.state.message.startswith("Object 2 was cut off")
+    started.undo()
+    started.wait()
+    np.testing.assert_array_equal(target(started), before)
+    stroke(viewer, [(2, 2), (10, 10)])
+    assert "o committed object is under this line" in started.state.message
+    with pytest.raises(PromptError):
+        started.wait()
+    stroke(viewer, [(30, 30), (30, 36)])
+    with pytest.raises(HRSAMError, match="cuts object 1 in two"):
+        started.wait()
+    np.testing.assert_array_equal(target(started), before)
+
+
+def test_holes_are_filled_and_outlines_smoothed(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    commit(started)
+    whole = target(started) == 1
+    target(started)[29:33, 29:33] = 0
+    viewer.cursor.position = (26, 24)
+    started.change_under_cursor(started.fill_holes, "E")
+    started.wait()
+    np.testing.assert_array_equal(target(started) == 1, whole)
+    assert started.state.message.startswith("Object 1 has no holes any more.")
+    started.fill_holes(1)
+    started.wait()
+    assert started.state.message == "The object has no holes."
+    target(started)[30, 44:48] = 1
+    started.edit(1)
+    started.wait()
+    started.smooth(1)
+    started.wait()
+    assert started.state.message.startswith("Object 1 was smoothed.")
+    assert not started.state.has_object
+    assert not target(started)[30, 46:48].any(), "the spike is gone"
+    started.click(OTHER)
+    with pytest.raises(SessionError, match="an object is being drawn"):
+        started.smooth(1)
+
+
+def hover(viewer: ViewerModel, at: tuple[float, float]) -> None:
+    event = mouse_event(at, at[::-1], "mouse_move")
+    event.is_dragging = False
+    mouse_move_callbacks(viewer, event)
+
+
+def test_what_a_click_would_give_is_shown_under_the_mouse(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    hover(viewer, INSIDE)
+    started.wait()
+    assert not shown(started).any(), "off by default"
+    started.set_peeks(True)
+    hover(viewer, INSIDE)
+    started.wait()
+    assert not shown(started).any(), "nothing is encoded for it"
+    started.click(INSIDE)
+    started.cancel()
+    started.wait()
+    hover(viewer, INSIDE)
+    started.wait()
+    peeked = shown(started)
+    assert peeked.any()
+    assert not started.state.has_object
+    started.commit()
+    started.wait()
+    assert not target(started).any(), "it is no object"
+    hover(viewer, INSIDE)
+    started.click(INSIDE)
+    started.wait()
+    np.testing.assert_array_equal(shown(started), peeked)
+    hover(viewer, OTHER)
+    started.wait()
+    np.testing.assert_array_equal(shown(started), peeked, "an object stays as it is")
+    started.cancel()
+    started.wait()
+    hover(viewer, INSIDE)
+    started.wait()
+    started.set_peeks(False)
+    assert not shown(started).any()
+
+
+def test_of_many_moves_the_newest_is_answered(
+    started: SegmentController, viewer: ViewerModel, model: Any
+) -> None:
+    started.click(INSIDE)
+    started.cancel()
+    started.wait()
+    started.set_peeks(True)
+    num = model.num_decoded
+    for column in range(20):
+        hover(viewer, (30, 22 + column))
+    hover(viewer, OTHER)
+    started.wait()
+    assert model.num_decoded - num == 2, "the first and the newest"
+    assert shown(started)[OTHER]
+    assert not shown(started)[INSIDE]
+    hover(viewer, (-100, -100))
+    started.wait()
+    assert not shown(started).any(), "nothing is there"

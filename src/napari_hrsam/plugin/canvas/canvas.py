@@ -40,9 +40,12 @@ class Canvas:
     changed
         Emitted with what changed: "zoom", "center", "point" (the plane that is shown), "ndisplay"
         (the view turned 2-D or 3-D) or "tool" (one of napari's tools took the mouse or left it).
+    hovered
+        Emitted with the world position of the mouse when it moves without a button.
     """
 
     changed: ClassVar[Signal] = Signal(str)
+    hovered: ClassVar[Signal] = Signal(tuple)
 
     def __init__(
         self,
@@ -130,6 +133,10 @@ class Canvas:
             self._update()
         self.changed.emit(event.type)
 
+    def _on_move(self, _viewer: Any, event: Any) -> None:
+        if not event.is_dragging:
+            self.hovered.emit(tuple(event.position))
+
     def _update(self) -> None:
         is_on = bool(self._layers) and not self._is_paused and not self.is_3d
         if not is_on:
@@ -139,7 +146,9 @@ class Canvas:
         self._is_on = is_on
         if is_on:
             self._clicks.start()
+            self._viewer.mouse_move_callbacks.append(self._on_move)
             for owner in (self._viewer, *self._layers):
                 self._keys.bind(owner)
         else:
+            self._viewer.mouse_move_callbacks.remove(self._on_move)
             self._keys.unbind()

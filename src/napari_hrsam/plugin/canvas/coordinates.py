@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
+from napari.layers import Image
 from napari.utils.transforms import Affine
 
 from napari_hrsam.geometry import coarsest_level
@@ -124,11 +125,20 @@ def view_level(
     return min(level, coarsest_level(shape_yx, tile_px))
 
 
+MODEL_INPUT_KEY = "napari-hrsam model input"
+"""Metadata of a layer of ours that shows what the model sees: it is none of the user's images."""
+
+
+def is_image(layer: Layer) -> TypeGuard[Image]:
+    """Whether a layer is an image of the user's."""
+    return isinstance(layer, Image) and MODEL_INPUT_KEY not in layer.metadata
+
+
 def placement(
     layer: Layer,
     offset_yx: Sequence[float] = (0.0, 0.0),
     *,
-    step: int = 1,
+    step: float = 1,
     plane: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Layer attributes that put an array on the pixel grid of `layer`.
@@ -140,7 +150,7 @@ def placement(
     offset_yx : (y, x) float
         Upper left corner of the array: the position in `layer`, in its pixels, of the level-0
         pixel on which the array's pixel (0, 0) begins.
-    step : int
+    step : float
         Level-0 pixels per pixel of the array along y and x.
     plane : sequence of int
         Place of the array along the axes before y and x; by default 0.
@@ -174,7 +184,7 @@ def place(
     like: Layer,
     offset_yx: Sequence[float] = (0.0, 0.0),
     *,
-    step: int = 1,
+    step: float = 1,
     plane: Sequence[int] = (),
 ) -> None:
     """Move an existing layer onto the pixel grid of `like`; see `placement`."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
 
+from napari_hrsam.plugin.canvas.coordinates import is_image
+
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Layer
@@ -87,7 +89,7 @@ class DisplayWatch:
 
     def _watch_layers(self) -> None:
         self._leave_layers()
-        self._layers = [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        self._layers = [layer for layer in self._viewer.layers if is_image(layer)]
         for layer in self._layers:
             for emitter in _events_of(layer):
                 emitter.connect(self._on_change)

@@ -14,6 +14,7 @@ TAKEN_FROM_NAPARI = {
     "E": ("activate_add_ellipse_mode", "activate_labels_erase_mode"),
     "Escape": ("finish_drawing_shape", "reset_polygon"),
     "L": ("activate_add_line_mode", "activate_labels_picker_mode"),
+    "M": ("new_label",),
     "S": ("activate_points_select_mode", "activate_select_mode"),
     "T": ("activate_add_path_mode",),
 }

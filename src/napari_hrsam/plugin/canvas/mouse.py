@@ -26,6 +26,7 @@ class DragTool(StrEnum):
     BOX = "box"
     SCRIBBLE = "scribble"
     LASSO = "lasso"
+    CUT = "cut"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +205,7 @@ class ClickTool:
             is_done = event.type != "mouse_move"
             moved_px = float(np.linalg.norm(np.asarray(event.pos, dtype=float) - pressed_px))
             # A stroke may come back to where it began: the farthest that it went counts.
-            is_stroke = tool in (DragTool.SCRIBBLE, DragTool.LASSO)
+            is_stroke = tool not in (DragTool.PAN, DragTool.BOX)
             travel_px = max(travel_px, moved_px) if is_stroke else moved_px
             if is_done and travel_px <= MAX_CLICK_TRAVEL_PX:
                 self._on_click(tuple(event.position), is_positive)

@@ -13,6 +13,7 @@ from napari.layers import Image
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.canvas.coordinates import (
+    is_image,
     layer_position,
     pixels_per_screen_pixel,
     view_level,
@@ -139,7 +140,7 @@ class ImageView:
         """Return the image layer that hides this one at a world position, if there is one."""
         layers = list(self._viewer.layers)
         for other in reversed(layers[layers.index(self._layer) + 1 :]):
-            if not isinstance(other, Image) or other in self.image.seen or not other.visible:
+            if not is_image(other) or other in self.image.seen or not other.visible:
                 continue
             if hides_below(other) and _holds(self._viewer, other, world):
                 return other

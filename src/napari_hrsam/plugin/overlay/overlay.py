@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
 from napari_hrsam.plugin.canvas.view import ImageView
+from napari_hrsam.plugin.overlay.model_input import ModelInputDisplay
 from napari_hrsam.plugin.overlay.preview import PreviewLayer
 from napari_hrsam.plugin.overlay.prompts import PromptsDisplay
 from napari_hrsam.prompts import Prompts
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Labels, Layer
 
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.commands import Answer
@@ -77,6 +79,8 @@ class Overlay:
         Clicks, box and scribbles of the current object, answered or not.
     label
         Of the committed object that is being changed; 0 for a new one.
+    taken_prompts
+        What was known of that one when it was taken up.
     plane
         Where they lie along the axes before y and x.
     given_up
@@ -98,7 +102,7 @@ class Overlay:
         self.tile_px = tile_px
         self.prompts = Prompts()
         self.label = 0
-        self._taken_prompts = Prompts()
+        self.taken_prompts = Prompts()
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
         self._object_level: int | None = None
@@ -109,6 +113,7 @@ class Overlay:
         self.preview = PreviewLayer(self._viewer, image)
         self.own.append(self.preview.layer)
         yield
+        self.model_input = ModelInputDisplay(self._viewer, image)
         self.shown_prompts = PromptsDisplay(self._viewer, image)
         self.own.append(self.shown_prompts.layer)
         for name in MOVE_EVENTS:
@@ -150,6 +155,7 @@ class Overlay:
         keeps_target
             Whether the layer with the objects stays even if it is empty.
         """
+        self.model_input.show(None, None)
         leaving = list(self.own)
         if not keeps_target and self.objects.is_disposable:
             leaving.append(self.target)
@@ -204,13 +210,13 @@ class Overlay:
         """Show that a committed object is being changed, before that is answered."""
         self._object_level = self.given_up = None
         self.label, self.plane = label, plane
-        self._taken_prompts = Prompts()
+        self.taken_prompts = Prompts()
 
     def show_answer(self, answer: Answer) -> None:
         """Show the session as it is after a step."""
         self.prompts, prediction = answer.prompts, answer.prediction
         self.label = 0 if answer.taken is None else answer.taken.label
-        self._taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
+        self.taken_prompts = Prompts() if answer.taken is None else answer.taken.prompts
         if answer.edit is not None:
             self.given_up = None
         preview = self.preview
@@ -224,7 +230,17 @@ class Overlay:
             preview.show(
                 prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
             )
+        self.model_input.show(answer.model_input, None if prediction is None else prediction.tile)
         self.show_prompts()
+
+    def show_peek(self, prediction: Prediction | None) -> None:
+        """Show what a click would give; it is no object."""
+        if prediction is None:
+            self.preview.clear()
+            return
+        plane = prediction.tile.plane or (0,) * len(self.plane)
+        mask, step = prediction.level_mask, prediction.level_downsample
+        self.preview.show(mask, prediction.box, step, plane)
 
     def show_prompts(self) -> None:
         """Draw the prompts."""
@@ -284,7 +300,7 @@ class Overlay:
             self.given_up = GivenUp(
                 prompts=self.prompts,
                 label=self.label,
-                taken_prompts=self._taken_prompts,
+                taken_prompts=self.taken_prompts,
                 plane=self.plane,
                 level=level if self._object_level is None else self._object_level,
                 strokes=self.preview.strokes(),

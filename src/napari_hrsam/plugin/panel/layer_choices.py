@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
 
+from napari_hrsam.plugin.canvas.coordinates import is_image
+
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Layer
@@ -35,7 +37,7 @@ class LayerChoices:
     @property
     def images(self) -> list[Image]:
         """Image layers, top of the layer list last."""
-        return [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        return [layer for layer in self._viewer.layers if is_image(layer)]
 
     @property
     def active(self) -> Layer | None:

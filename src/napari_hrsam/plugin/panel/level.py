@@ -51,7 +51,18 @@ class LevelBox(QWidget):
             "Prepare what is on screen while nothing is asked for, so that clicks are answered at "
             "once"
         )
+        self.peek_box = QCheckBox("Preview under the mouse [H]")
+        self.peek_box.setToolTip(
+            "Show what a click would give while the mouse moves, where that is prepared already"
+        )
+        self.peek_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.ahead_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.input_box = QCheckBox("Show what the model sees")
+        self.input_box.setToolTip(
+            "Show the tile of the object as the model gets it: its place, level, channels and "
+            "contrast"
+        )
+        self.input_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         form = QFormLayout(self)
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -63,15 +74,27 @@ class LevelBox(QWidget):
         form.addRow("Level", level)
         form.addRow("Outlines", self.outline_box)
         form.addRow(self.ahead_box)
+        form.addRow(self.peek_box)
+        form.addRow(self.input_box)
         self.pin_box.toggled.connect(self._pin)
         self.spin_box.valueChanged.connect(self._pin)
         self.outline_box.activated.connect(self._set_outlines)
         self.ahead_box.toggled.connect(controller.set_reads_ahead)
+        self.peek_box.toggled.connect(controller.set_peeks)
+        self.input_box.toggled.connect(controller.show_model_input)
 
     def show_state(self, state: ControllerState) -> None:
         """Show the level in use and the settings."""
         is_ready = state.phase is Phase.READY
-        for widget in (self.pin_box, self.spin_box, self.outline_box, self.ahead_box):
+        boxes = (
+            self.pin_box,
+            self.spin_box,
+            self.outline_box,
+            self.ahead_box,
+            self.input_box,
+            self.peek_box,
+        )
+        for widget in boxes:
             widget.blockSignals(True)
         self.pin_box.setEnabled(is_ready)
         self.pin_box.setChecked(state.is_level_pinned)
@@ -85,7 +108,9 @@ class LevelBox(QWidget):
             self.spin_box.setSuffix(f" · {size}")
         self.outline_box.setCurrentText(IN_FULL if state.outlines_fully else AS_SEEN)
         self.ahead_box.setChecked(state.reads_ahead)
-        for widget in (self.pin_box, self.spin_box, self.outline_box, self.ahead_box):
+        self.peek_box.setChecked(state.peeks)
+        self.input_box.setChecked(state.shows_input)
+        for widget in boxes:
             widget.blockSignals(False)
 
     def _pin(self) -> None:

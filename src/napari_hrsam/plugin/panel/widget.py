@@ -80,9 +80,12 @@ KEY_HELP = (
     ("Ctrl+Z", "takes the last step back"),
     ("Ctrl+Shift+Z", "repeats it"),
     ("T", "swaps adding and taking away"),
+    ("H", "shows under the mouse what a click would give, or no longer"),
     ("N", "shows another mask that the clicks may mean"),
     ("E", "changes the committed object under the mouse"),
     ("Delete", "deletes it"),
+    ("M", "merges the one under the mouse into the one that was taken up with E"),
+    ("K", "drags cut a committed object in two"),
     (
         "Alt+1 to 9",
         "gives it its class: the current object, the selected rows, or the one under it",
@@ -103,6 +106,7 @@ TOOLS = (
         "A plain drag draws over what belongs to the object; a right drag, over what does not",
     ),
     (DragTool.LASSO, "Lasso [L]", "A plain drag draws an outline around the object"),
+    (DragTool.CUT, "Cut [K]", "A plain drag across a committed object cuts it in two"),
 )
 
 
@@ -249,6 +253,16 @@ class SegmentWidget(QWidget):
             "mouse, too",
             partial(guard, controller.delete_under_cursor),
         )
+        self.fill_button = button(
+            "Fill holes",
+            "Fill the holes of the committed object that was taken up [E]",
+            partial(guard, controller.change_under_cursor, controller.fill_holes, "E"),
+        )
+        self.smooth_button = button(
+            "Smooth",
+            "Smooth the outline of the committed object that was taken up [E]",
+            partial(guard, controller.change_under_cursor, controller.smooth, "E"),
+        )
         self.undo_button = button(
             "Undo [Ctrl+Z]",
             "Undo the last brush stroke, else click, else commit",
@@ -266,9 +280,12 @@ class SegmentWidget(QWidget):
         self.folder_button = button("Open their folder", "", self._open_folder)
         self.level_box = LevelBox(controller)
         section.form.addRow(row(self.add_button, self.subtract_button))
-        section.form.addRow(row(*self.tool_buttons.values()))
+        tools = list(self.tool_buttons.values())
+        section.form.addRow(row(*tools[:2]))
+        section.form.addRow(row(*tools[2:]))
         section.form.addRow(row(self.commit_button, self.cancel_button))
         section.form.addRow(row(self.next_button, self.delete_button))
+        section.form.addRow(row(self.fill_button, self.smooth_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
@@ -373,7 +390,8 @@ class SegmentWidget(QWidget):
         self.commit_button.setEnabled(is_ready and state.has_object)
         self.cancel_button.setEnabled(is_ready and state.has_object)
         self.next_button.setEnabled(is_ready and state.num_prompts > 0)
-        self.delete_button.setEnabled(is_ready and state.is_editing)
+        for one in (self.delete_button, self.fill_button, self.smooth_button):
+            one.setEnabled(is_ready and state.is_editing)
         self.undo_button.setEnabled(is_ready and (state.can_undo or state.has_object))
         self.redo_button.setEnabled(is_ready and state.can_redo)
         self.save_button.setVisible(is_ready and not state.is_beside_image)

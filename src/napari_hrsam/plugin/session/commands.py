@@ -104,8 +104,51 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Give all pixels of some committed objects of a plane to the first; as `Delete` otherwise."""
+
+    labels: tuple[int, ...]
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Cut a committed object along a line (N, 2) in level-0 pixels; as `Delete` otherwise."""
+
+    label: int
+    line_yx: tuple[tuple[float, float], ...]
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FillHoles:
+    """Fill the holes of a committed object; as `Delete` otherwise."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Smooth:
+    """Smooth the outline of a committed object; as `Delete` otherwise."""
+
+    label: int
+    plane: tuple[int, ...]
+
+
+ObjectEdit: TypeAlias = Delete | Merge | Split | FillHoles | Smooth
+
+
+@dataclass(frozen=True, slots=True)
 class NextCandidate:
     """Show the next of the masks that the prompts may mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowInput:
+    """Answer with what the model sees of the object's tile, from now on or no longer."""
+
+    is_shown: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +204,9 @@ class Describe:
 Step: TypeAlias = (
     Prompt
     | TakeUp
-    | Delete
+    | ObjectEdit
     | NextCandidate
+    | ShowInput
     | Commit
     | ChangeProperties
     | Cancel
@@ -237,6 +281,15 @@ class NextTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Return what a first click would give, a prediction, if its tile is encoded; else None."""
+
+    point_yx: tuple[float, float]
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """Encode one tile around a part of the image: whether there is more to do."""
 
@@ -256,6 +309,7 @@ Command: TypeAlias = (
     | ListObjects
     | Close
     | NextTurn
+    | Peek
     | ReadAhead
 )
 
@@ -335,8 +389,14 @@ class Answer:
         The committed object that the current one was; None for a new one.
     candidate
         Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
+    model_input : (size, size, 3) uint8
+        What the model sees of the prediction's tile, if that is to be shown.
     edit
         What this step changed in the label image, if anything.
+    edits
+        Where it made several edits: each of them.
+    changed_by
+        Name of the command that changed a committed object, or found nothing to change; else empty.
     is_undone
         Whether `edit` was undone by this step.
     is_cancelled
@@ -356,7 +416,10 @@ class Answer:
     num_committed: int
     taken: TakenUp | None = None
     candidate: tuple[int, int] = (0, 0)
+    model_input: NDArray[np.uint8] | None = None
     edit: Edit | None = None
+    edits: tuple[Edit, ...] = ()
+    changed_by: str = ""
     is_undone: bool = False
     newest: Edit | None = None
     is_cancelled: bool = False

@@ -6,6 +6,7 @@ know nothing of each other, nor of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,10 +43,14 @@ if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
 
+    from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.storage.labels.objects import Key, ObjectList
     from napari_hrsam.storage.labels.properties import PropertiesChange
 
 _DONE = object()
+
+MAX_LOOKS = 50
+"""Places along a line at which it is looked for the object that is to be cut."""
 
 
 class SegmentController:
@@ -99,12 +104,15 @@ class SegmentController:
                 "B": partial(self.use_tool, DragTool.BOX),
                 "S": partial(self.use_tool, DragTool.SCRIBBLE),
                 "L": partial(self.use_tool, DragTool.LASSO),
+                "K": partial(self.use_tool, DragTool.CUT),
                 "E": partial(guard, self.edit_under_cursor),
+                "M": partial(guard, self.merge_under_cursor),
                 "Delete": partial(guard, self.delete_under_cursor),
                 "N": partial(guard, self.next_candidate),
                 **{
                     f"Alt-{digit}": partial(guard, self.assign_key, digit) for digit in range(1, 10)
                 },
+                "H": lambda: self.set_peeks(not state.peeks),
             },
             on_click=partial(guard, self.click_world),
             on_drag=partial(guard, self.drag),
@@ -117,9 +125,12 @@ class SegmentController:
         self._setup: Setup | None = None
         self._ending: Overlay | None = None
         self._described_label = 0
+        self._is_peeking = False
+        self._peek_at: tuple[float, ...] | None = None
         self._layer_watch = LayerWatch(viewer, self._on_layer_lost)
         self._display_watch = DisplayWatch(viewer, self._on_display, self._on_display_quiet)
         self.canvas.changed.connect(self._on_canvas)
+        self.canvas.hovered.connect(self._on_hover)
         self.worker.answered.connect(self._on_answer)
         self.worker.failed.connect(self._on_failure)
         self.worker.progress.connect(self._on_progress)
@@ -406,6 +417,10 @@ class SegmentController:
                 self.scribble(points, drag.is_positive)
             case DragTool.SCRIBBLE:
                 overlay.show_drag(overlay.prompts.with_scribble(points, drag.is_positive), plane)
+            case DragTool.CUT if drag.is_done:
+                self.cut(points)
+            case DragTool.CUT:
+                overlay.show_drag(overlay.prompts.with_scribble(points, False), plane)
             case DragTool.LASSO if drag.is_done:
                 self.lasso(points)
             case DragTool.LASSO:
@@ -464,6 +479,101 @@ class SegmentController:
             self._require_no_object(overlay, "deleting another one")
         overlay.forget_object()
         self.worker.send(commands.Delete(label, plane))
+
+    def merge(self, labels: Sequence[int]) -> None:
+        """Give all pixels of some committed objects of the plane that is shown to the first.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or an object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.Merge(tuple(labels), plane), labels)
+
+    def split(self, label: int, line_yx: Sequence[Sequence[float]]) -> None:
+        """Cut a committed object of the plane that is shown along a line in level-0 pixels.
+
+        Raises
+        ------
+        PromptError, SessionError
+            If the line is malformed, no session is ready, or an object is being drawn.
+        """
+        line = Scribble(points_yx=line_yx).points_yx  # type: ignore[arg-type]  # copied, checked
+        self._edit_object(lambda plane: commands.Split(label, line, plane), (label,))
+
+    def fill_holes(self, label: int) -> None:
+        """Fill the holes of a committed object of the plane that is shown.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or another object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.FillHoles(label, plane), (label,))
+
+    def smooth(self, label: int) -> None:
+        """Smooth the outline of a committed object of the plane that is shown.
+
+        Raises
+        ------
+        SessionError
+            If no session is ready, or another object is being drawn.
+        """
+        self._edit_object(lambda plane: commands.Smooth(label, plane), (label,))
+
+    def _edit_object(
+        self,
+        command: Callable[[tuple[int, ...]], commands.ObjectEdit],
+        labels: Sequence[int],
+    ) -> None:
+        overlay, plane = self._ready_for_prompt()
+        is_drawn_on = len(overlay.prompts) > len(overlay.taken_prompts)
+        if overlay.label not in labels or is_drawn_on:
+            self._require_no_object(overlay, "changing others")
+        overlay.forget_object()
+        self.worker.send(command(plane))
+
+    def merge_under_cursor(self) -> None:
+        """Merge the committed object under the mouse into the one that was taken up; see `merge`.
+
+        Raises
+        ------
+        PromptError
+            If none is under the mouse.
+        SessionError
+            If none was taken up.
+        """
+        first = self._ready().label
+        if not first:
+            raise SessionError(
+                "no object was taken up: point at the one that is to stay and press E, then at the "
+                "other one and press M"
+            )
+        self.merge((first, self._label_under_cursor("M")))
+
+    def cut(self, line_yx: Sequence[tuple[float, float]]) -> None:
+        """Cut the committed object that a line crosses most; see `split`.
+
+        Raises
+        ------
+        PromptError
+            If it crosses none.
+        """
+        overlay, plane = self._ready_for_prompt()
+        places = Scribble(points_yx=tuple(line_yx)).evenly(MAX_LOOKS).tolist()
+        seen = [
+            overlay.objects.label_at((y, x), plane) for y, x in places if overlay.view.holds((y, x))
+        ]
+        found = Counter(label for label in seen if label)
+        if not found:
+            raise PromptError(
+                "no committed object is under this line: draw it across the one to cut in two"
+            )
+        self.split(found.most_common(1)[0][0], line_yx)
+
+    def change_under_cursor(self, change: Callable[[int], None], key: str) -> None:
+        """Change the object that was taken up, else the one under the mouse."""
+        change(self._ready().label or self._label_under_cursor(key))
 
     def edit_under_cursor(self) -> None:
         """Take up the committed object under the mouse; see `edit`."""
@@ -705,6 +815,18 @@ class SegmentController:
         self._update(outlines_fully=is_full)
         self.worker.send(commands.SetOutline(0 if is_full else None))
 
+    def show_model_input(self, is_shown: bool) -> None:
+        """Show the tile of each object as the model sees it, in a layer under it, or do not."""
+        self._update(shows_input=is_shown)
+        if self.overlay is not None:
+            self.worker.send(commands.ShowInput(is_shown))
+
+    def set_peeks(self, peeks: bool) -> None:
+        """Show under the mouse what a click would give, where that is encoded, or do not."""
+        self._update(peeks=peeks)
+        if not peeks:
+            self._show_peek(None)
+
     def set_reads_ahead(self, reads_ahead: bool) -> None:
         """Encode tiles of the view while nothing else is asked for, or do not."""
         self._update(reads_ahead=reads_ahead)
@@ -771,6 +893,8 @@ class SegmentController:
         self._on_canvas("tool")
         self._show_level()
         self.worker.send(commands.ListObjects(), partial(self._list_objects, opened))
+        if self.state.shows_input:
+            self.worker.send(commands.ShowInput(True))
         # It may have been changed while the model was loaded.
         self._follow_display()
 
@@ -821,6 +945,8 @@ class SegmentController:
         match command:
             case commands.Open():
                 self.stop()
+            case commands.Peek():
+                self._is_peeking = False
             case commands.UseModel():
                 # The model before it is still in use.
                 self._go_on("")
@@ -864,6 +990,37 @@ class SegmentController:
                 tool = self.canvas.tool
                 back = f"{tool}; Esc or C goes back to clicking."
                 self._update(tool=back if tool and overlay is not None else "")
+
+    def _on_hover(self, world: Sequence[float]) -> None:
+        """Ask what a click under the mouse would give; one question at a time, the newest next."""
+        overlay = self.overlay
+        if overlay is None or not self.state.peeks or overlay.has_object or self.canvas.tool:
+            return
+        self._peek_at = tuple(world)
+        if self._is_peeking or self._display_watch.is_pending:
+            return
+        world, self._peek_at = self._peek_at, None
+        try:
+            position = overlay.view.position(world)
+        except PromptError:
+            return
+        if not overlay.view.holds(position.point_yx):
+            self._show_peek(None)
+            return
+        self._is_peeking = True
+        level = overlay.next_level(self.state.pinned_level)
+        self.worker.send(commands.Peek(position.point_yx, level, position.plane), self._on_peek)
+
+    def _on_peek(self, prediction: Prediction | None) -> None:
+        self._is_peeking = False
+        if self.state.peeks:
+            self._show_peek(prediction)
+        if self._peek_at is not None:
+            self._on_hover(self._peek_at)
+
+    def _show_peek(self, prediction: Prediction | None) -> None:
+        if self.overlay is not None and not self.overlay.has_object:
+            self.overlay.show_peek(prediction)
 
     def _on_paint(self) -> None:
         # napari reports some strokes before they are in the pixels.
@@ -1002,6 +1159,7 @@ class SegmentController:
         self.worker.cancel_loading()
         setup, overlay = self._setup, self.overlay
         self._setup = self.overlay = None
+        self._is_peeking, self._peek_at = False, None
         self._layer_watch.stop()
         self._display_watch.stop()
         self.objects.end()

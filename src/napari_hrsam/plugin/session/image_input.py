@@ -10,6 +10,7 @@ import numpy as np
 from napari.layers import Image
 
 from napari_hrsam.errors import ImageError
+from napari_hrsam.plugin.canvas.coordinates import MODEL_INPUT_KEY, is_image
 from napari_hrsam.storage.images.layers import (
     LayerImage,
     seen_together,
@@ -83,7 +84,7 @@ def read_image_layers(
     image_layer = _checked(layer)
     channels = dict(channels or {})
     if not channels:
-        among = list(among)
+        among = [other for other in among if MODEL_INPUT_KEY not in other.metadata]
         return ImageInput(
             layer=image_layer,
             channels={},
@@ -109,7 +110,7 @@ def on_grid_of(layer: Image, layers: Iterable[Layer]) -> list[Image]:
     """Return the image layers that can be channels of one image with `layer`, itself included."""
     if not isinstance(layer, Image) or layer.rgb:
         return []
-    return [other for other in layers if isinstance(other, Image) and share_grid(layer, other)]
+    return [other for other in layers if is_image(other) and share_grid(layer, other)]
 
 
 def _checked(layer: Layer | None) -> Image:
@@ -142,7 +143,7 @@ def _checked(layer: Layer | None) -> Image:
 
 def default_image_layer(layers: Iterable[Layer], active: Layer | None) -> Image | None:
     """Choose the active image, else the first visible, else the first one."""
-    if isinstance(active, Image):
+    if active is not None and is_image(active):
         return active
-    images = [layer for layer in layers if isinstance(layer, Image)]
+    images = [layer for layer in layers if is_image(layer)]
     return next((image for image in images if image.visible), images[0] if images else None)

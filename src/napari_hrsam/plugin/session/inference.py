@@ -7,12 +7,13 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_hrsam.errors import EmbeddingsError, LabelsError, SessionError
+from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.strokes import apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
@@ -63,7 +64,7 @@ class InferenceSession:
         self._outline_level: int | None = None
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
-        self._is_warm = False
+        self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
         self._hurry = threading.Event()
 
@@ -92,8 +93,12 @@ class InferenceSession:
         """
         if isinstance(command, commands.Prompt):
             return self._add_prompt(command, progress)
+        if isinstance(command, commands.ObjectEdit):
+            return self._edit_object(command)
         if isinstance(command, commands.Step):
             return self._take_step(command, progress)
+        if isinstance(command, commands.ListObjects):
+            return None if self._session is None else self._session.labels.object_list()
         return self._apply_setting(command, progress)
 
     def _take_step(self, command: commands.Step, progress: Progress) -> commands.Answer:
@@ -110,10 +115,8 @@ class InferenceSession:
                 return self._show(command.image, progress)
             case commands.TakeUp():
                 session.edit(command.label, command.plane)
-            case commands.Delete():
-                session.cancel()
-                step = session.delete(command.label, command.plane)
-                self._num_committed -= 1
+            case commands.ShowInput():
+                self._shows_input = command.is_shown
             case commands.Cancel():
                 session.cancel()
             case commands.Undo():
@@ -145,10 +148,10 @@ class InferenceSession:
                 _write(
                     command.path, self._read_labels() if command.array is None else command.array
                 )
-            case commands.ListObjects():
-                return None if self._session is None else self._session.labels.object_list()
             case commands.Close():
                 self._close()
+            case commands.Peek():
+                return self._peek(command)
             case commands.ReadAhead():
                 if self._session is None or self._hurry.is_set():
                     return False
@@ -175,6 +178,47 @@ class InferenceSession:
         except Cancelled:
             logger.debug("a prompt was passed over: its object was given up")
         return self._answer()
+
+    def _edit_object(self, command: commands.ObjectEdit) -> commands.Answer:
+        session, plane = self._current, command.plane
+        session.cancel()
+        edits: tuple[Edit | None, ...]
+        match command:
+            case commands.Delete():
+                edits = (session.delete(command.label, plane),)
+            case commands.Merge():
+                edits = (session.merge(command.labels, plane),)
+            case commands.Split():
+                edits = session.split(command.label, command.line_yx, plane)
+            case commands.FillHoles():
+                edits = (session.fill_holes(command.label, plane),)
+            case commands.Smooth():
+                edits = (session.smooth(command.label, plane=plane),)
+        done = [edit for edit in edits if edit is not None]
+        self._num_committed += sum(map(_num_new, done))
+        if not done:
+            return self._answer(changed_by=type(command).__name__)
+        box = done[0].box
+        for edit in done:
+            box = box.union(edit.box)
+        # One is told, with the place of all.
+        return self._answer(
+            replace(done[-1], box=box), edits=tuple(done), changed_by=type(command).__name__
+        )
+
+    def _peek(self, command: commands.Peek) -> Prediction | None:
+        session = self._session
+        if session is None or session.prediction is not None or self._hurry.is_set():
+            return None
+        try:
+            prediction = session.peek(command.point_yx, command.level, command.plane)
+        except (HRSAMError, Cancelled) as error:
+            logger.debug("nothing to show under the mouse: %s", error)
+            return None
+        if prediction is not None:
+            # Computed here, so that the viewer need not wait for it.
+            _ = prediction.level_mask
+        return prediction
 
     def _next_candidate(self) -> commands.Answer:
         session = self._current
@@ -263,6 +307,7 @@ class InferenceSession:
             can_redo=session.can_redo,
             num_committed=self._num_committed,
             taken=session.taken,
+            model_input=session.model_input() if self._shows_input and prediction else None,
             edit=step if isinstance(step, Edit) else None,
             **more,
         )
@@ -398,9 +443,8 @@ class InferenceSession:
 
 
 def _num_new(step: object) -> int:
-    """Return how many objects more there are after a step."""
-    kinds = {"draw": 1, "replace": 0, "delete": -1, "properties": 0}
-    return kinds[step.kind] if isinstance(step, Edit) else 0
+    """Return how many objects a step drew: changed and deleted ones do not count."""
+    return int(isinstance(step, Edit) and step.kind == "draw")
 
 
 def _find_devices() -> tuple[str, ...]:

@@ -81,7 +81,10 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
     if answer.is_cancelled:
         return "The commit was given up; the object is still there. C commits, Esc cancels."
     if edit is not None:
-        return _describe_edit(edit, plane_name(edit.plane), is_undone=answer.is_undone)
+        plane = plane_name(edit.plane)
+        return _describe_edit(edit, plane, answer.changed_by, is_undone=answer.is_undone)
+    if prediction is None and answer.changed_by in _NO_CHANGE:
+        return _NO_CHANGE[answer.changed_by]
     if prediction is None:
         return f"{SHOWN_ANEW} {HINT_CLICK}" if answer.is_shown_anew else HINT_CLICK
     num_pixels = int(prediction.level_mask.sum()) * prediction.level_downsample**2
@@ -108,12 +111,26 @@ _DONE = {
 _UNDONE = {"draw": "was taken back.", "replace": "is as it was before.", "delete": "is back."}
 
 
-def _describe_edit(edit: Edit, plane: str, *, is_undone: bool) -> str:
+_NO_CHANGE = {
+    "FillHoles": "The object has no holes.",
+    "Smooth": "The outline is smooth already: nothing was changed.",
+}
+_CHANGES = {
+    "Merge": "took over the other one.",
+    "Split": "was cut off: it is an object of its own now.",
+    "FillHoles": "has no holes any more.",
+    "Smooth": "was smoothed.",
+}
+
+
+def _describe_edit(edit: Edit, plane: str, changed_by: str, *, is_undone: bool) -> str:
     where = f"Object {edit.label} on {plane}" if plane else f"Object {edit.label}"
     if edit.kind == "properties" and edit.change is not None:
         return _describe_properties(edit.change, is_undone=is_undone)
     if edit.is_empty:
         return f"{where} was put back as it was: nothing was changed."
+    if changed_by in _CHANGES:
+        return f"{where} {_CHANGES[changed_by]} Ctrl+Z takes that back."
     return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"
 
 

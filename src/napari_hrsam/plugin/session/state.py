@@ -13,7 +13,15 @@ from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session.messages import HINT_START, describe_error
 
-OUTLIVE_SESSIONS = ("model", "device", "pinned_level", "outlines_fully", "reads_ahead")
+OUTLIVE_SESSIONS = (
+    "model",
+    "device",
+    "pinned_level",
+    "outlines_fully",
+    "reads_ahead",
+    "shows_input",
+    "peeks",
+)
 
 
 class Phase(StrEnum):
@@ -50,6 +58,10 @@ class ControllerState:
         Whether outlines of large objects are refined at full resolution.
     reads_ahead
         Whether tiles of the view are encoded while nothing is asked for.
+    peeks
+        Whether what a click would give is shown under the mouse.
+    shows_input
+        Whether what the model sees is shown.
     labels_folder
         Where the objects are kept on disk; empty while they are in memory alone.
     is_beside_image
@@ -98,6 +110,8 @@ class ControllerState:
     pinned_level: int | None = None
     outlines_fully: bool = False
     reads_ahead: bool = True
+    peeks: bool = False
+    shows_input: bool = False
     labels_folder: str = ""
     is_beside_image: bool = False
     encode_ms: float | None = None

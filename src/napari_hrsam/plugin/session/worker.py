@@ -92,7 +92,9 @@ class Worker:
         else:
             receive = partial(self._receive, command, self._opening, progress, then)
         self._thread.submit(partial(self._session.apply, command, progress), receive)
-        self.sent.emit()
+        # A look under the mouse, many times a second, is no work that a panel shows.
+        if not isinstance(command, commands.Peek):
+            self.sent.emit()
 
     def read_ahead(self, command: commands.ReadAhead | None) -> None:
         """Encode tiles while nothing else is asked for; None: nothing."""
