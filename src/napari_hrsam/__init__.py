@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     )
     from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
     from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+    from napari_hrsam.storage.labels.objects import ObjectRow
+    from napari_hrsam.storage.labels.properties import ObjectClass
     from napari_hrsam.storage.labels.store import ArrayLabels, Edit, History
 
 __version__ = "0.1.0"
@@ -64,6 +66,8 @@ __all__ = [
     "LabelWriter",
     "LabelsReport",
     "ModelInfo",
+    "ObjectClass",
+    "ObjectRow",
     "Prediction",
     "Prompts",
     "PyramidImage",
@@ -106,6 +110,8 @@ _HOMES = {
     "LabelWriter": "napari_hrsam.storage.label_image",
     "LabelsReport": "napari_hrsam.storage.labels.check",
     "ModelInfo": "napari_hrsam.modeling.registry",
+    "ObjectClass": "napari_hrsam.storage.labels.properties",
+    "ObjectRow": "napari_hrsam.storage.labels.objects",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",

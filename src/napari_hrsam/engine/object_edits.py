@@ -14,7 +14,7 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask, BlockMask
 from napari_hrsam.prompts import Scribble
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
 
 MAX_OBJECT_PX = 2**26
 """Pixels of the box of an object that is split, filled or smoothed: it is held as a whole."""
@@ -75,7 +75,16 @@ def split(
             "piece; draw it from outside the object to outside"
         )
     return tuple(
-        labels.write(box, part, labels.next_label(), overwrite=True, plane=plane) for part in parts
+        labels.write(
+            box,
+            part,
+            labels.next_label(),
+            overwrite=True,
+            plane=plane,
+            # Every piece is of the class of the whole.
+            drawn=DrawnAs(object_class=labels.properties.of(label).object_class),
+        )
+        for part in parts
     )
 
 

@@ -526,3 +526,35 @@ def test_an_id_below_zero_is_no_object(tmp_path: Path, export: Any) -> None:
     with pytest.raises(LabelsError, match="numbered from 1 in 'cells', got -1"):
         export(tmp_path, "cells", tmp_path / "a.json")
     assert export(tmp_path, "cells", tmp_path / "a.json", labels=[3]).num_objects == 1
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_every_export_tells_the_class(
+    tmp_path: Path, labels: NDArray[np.uint32], version: str
+) -> None:
+    write_labels(tmp_path / "a.zarr", labels, version=version)
+    first, second, *_ = ids = np.unique(labels[labels > 0]).tolist()
+    with hrsam.open_labels(tmp_path / "a.zarr", "cells") as opened:
+        opened.add_class("debris", (1, 2, 3))
+        opened.set_class([first], "nucleus")
+        opened.set_class([second], "debris")
+        nucleus = opened.classes[1].color
+        assert hrsam.verify_labels(tmp_path / "a.zarr", "cells").is_sound
+    for suffix in ("geojson", "json", "csv"):
+        opened.export(tmp_path / f"a.{suffix}")
+    found = features(tmp_path / "a.geojson")
+    told = [found[label]["properties"]["classification"] for label in ids]
+    assert told[:2] == [
+        {"name": "nucleus", "color": list(nucleus)},
+        {"name": "debris", "color": [1, 2, 3]},
+    ]
+    assert told[2:] == [{"name": "cells"}] * (len(ids) - 2)
+    coco = json.loads((tmp_path / "a.json").read_text())
+    names = {one["id"]: one["name"] for one in coco["categories"]}
+    assert list(names.values()) == ["cells", "debris", "nucleus"]
+    categories = {one["id"]: names[one["category_id"]] for one in coco["annotations"]}
+    table = {int(row["label"]): row["class"] for row in rows(tmp_path / "a.csv")}
+    for label in ids:
+        own = {first: "nucleus", second: "debris"}.get(label, "")
+        assert categories[label] == (own or "cells")
+        assert table[label] == own

@@ -31,6 +31,10 @@ ANY_CLASS = None
 
 _Index: TypeAlias = QModelIndex | QPersistentModelIndex
 _NO_INDEX = QModelIndex()
+# As numbers: comparing the enum takes longer than all the rest.
+_DISPLAY = int(Qt.ItemDataRole.DisplayRole)
+_ALIGNMENT = int(Qt.ItemDataRole.TextAlignmentRole)
+_ANSWERED = {_DISPLAY, _ALIGNMENT, int(Qt.ItemDataRole.DecorationRole)}
 _RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 _LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
 
@@ -152,15 +156,18 @@ class ObjectsModel(QAbstractTableModel):
 
     def data(self, index: _Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Return text, colour or alignment of a cell."""
-        place, column = index.row(), index.column()
-        if not index.isValid() or place >= len(self._rows):
+        # Qt asks for eight roles of every cell that it draws: most are answered at once.
+        if role not in _ANSWERED:
             return None
-        row = self._row_at(place)
-        if role == Qt.ItemDataRole.DisplayRole:
-            return FIELDS[column].text(row)
-        if role == Qt.ItemDataRole.TextAlignmentRole:
+        place, column = index.row(), index.column()
+        if not 0 <= place < len(self._rows):
+            return None
+        if role == _ALIGNMENT:
             return _RIGHT if FIELDS[column].is_number else _LEFT
-        if role == Qt.ItemDataRole.DecorationRole and column == CLASS_COLUMN and row.color:
+        row = self._row_at(place)
+        if role == _DISPLAY:
+            return FIELDS[column].text(row)
+        if column == CLASS_COLUMN and row.color is not None:
             if row.color not in self._swatches:
                 self._swatches[row.color] = swatch(row.color)
             return self._swatches[row.color]

@@ -810,7 +810,7 @@ class SegmentController:
         labels = opened.labels
         if not found.unit:
             # Labels in memory tell no size of a pixel; the image's layer may.
-            found.pixel_area, found.unit = pixel_area(overlay.image.layer)
+            found.set_unit(*pixel_area(overlay.image.layer))
         planes = () if labels is None else tuple(labels.levels[0].shape[:-2])
         self.objects.begin(found, None if labels is None else labels.file, planes)
 

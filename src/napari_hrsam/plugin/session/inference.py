@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,11 +211,8 @@ class InferenceSession:
         self._num_committed += sum(map(_num_new, done))
         if not done:
             return self._answer(changed_by=type(command).__name__)
-        box = done[0].box
-        for edit in done:
-            box = box.union(edit.box)
-        # One is told, with the place of all.
-        return self._answer(replace(done[-1], box=box), changed_by=type(command).__name__)
+        self._untold_edits += done[:-1]
+        return self._answer(done[-1], changed_by=type(command).__name__)
 
     def _peek(self, command: commands.Peek) -> Prediction | None:
         session = self._session

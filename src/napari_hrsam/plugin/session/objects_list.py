@@ -154,11 +154,12 @@ class CommittedObjects:
 
     def answered(self, answer: Answer) -> None:
         """Take note of what a step changed in the label image."""
-        edit = answer.edit
-        if edit is None:
-            return
+        edits = (*answer.earlier_edits, answer.edit)
         before = self.classes
-        keys = self._list.edited(edit, is_undone=answer.is_undone, newest=answer.newest)
+        keys: set[Key] = set()
+        for edit in edits:
+            if edit is not None:
+                keys |= self._list.edited(edit, is_undone=answer.is_undone, newest=answer.newest)
         if self.classes != before:
             self.classes_changed.emit()
         if keys:

@@ -202,7 +202,6 @@ class KeptLabels(ArrayLabels):
     def object_list(self) -> ObjectList:
         """Return the objects of the array, with what the copy knows of those that it has."""
         found = self._copy.object_list()
-        found.properties = self.properties
         found.measured((0,) * len(self._copy.plane_shape), measure_array(self.array))
         return found
 

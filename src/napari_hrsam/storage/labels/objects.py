@@ -124,6 +124,8 @@ class Commit(Protocol):
 class _Known:
     row: ObjectRow
     is_there: bool = True
+    # The row with class, colour and area, until something changes.
+    told: ObjectRow | None = None
 
 
 class ObjectList:
@@ -146,8 +148,8 @@ class ObjectList:
     ----------
     properties : Properties
         Classes and colours now.
-    pixel_area, unit
-        As given.
+    unit : str
+        Of the scale; empty for none.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class ObjectList:
         has_others: bool = False,
     ) -> None:
         self.properties = properties or Properties()
-        self.pixel_area, self.unit = pixel_area, unit
+        self._pixel_area, self.unit = pixel_area, unit
         self._has_others = has_others
         self._known: dict[Key, _Known] = {}
         self._measured: set[Plane] = set()
@@ -182,12 +184,12 @@ class ObjectList:
     def row(self, key: Key) -> ObjectRow | None:
         """Return one object, None if there is none."""
         known = self._known.get(key)
-        return self._told(known.row) if known is not None and known.is_there else None
+        return self._told(known) if known is not None and known.is_there else None
 
     def rows(self, plane: Plane | None = None) -> list[ObjectRow]:
         """Return all objects, or those of a plane, by plane and id."""
         return [
-            self._told(known.row)
+            self._told(known)
             for (place, _), known in sorted(self._known.items())
             if known.is_there and plane in (None, place)
         ]
@@ -219,7 +221,15 @@ class ObjectList:
         if edit.kind != "properties" and edit.box.area:
             changed |= self._take(edit, is_undone=is_undone, newest=newest)
             self._edited_since |= changed
+        for key in changed:
+            self._known[key].told = None
         return changed
+
+    def set_unit(self, pixel_area: float, unit: str) -> None:
+        """Tell areas otherwise: of one pixel, in the square of a unit."""
+        self._pixel_area, self.unit = pixel_area, unit
+        for known in self._known.values():
+            known.told = None
 
     def begin_measuring(self) -> None:
         """Take note that pixels are read from now on; see `measured`."""
@@ -242,21 +252,24 @@ class ObjectList:
                     (plane, label), _Known(ObjectRow(label=label, plane=plane, box=box))
                 )
                 known.row = replace(known.row, box=box, area_px=area)
-                known.is_there = True
+                known.is_there, known.told = True, None
         for (place, label), known in self._known.items():
             if place == plane and label not in found and (place, label) not in self._edited_since:
                 known.is_there = False
 
     # ------------------------------------------------------------------ inside
 
-    def _told(self, row: ObjectRow) -> ObjectRow:
-        return replace(
-            row,
-            object_class=self.properties.of(row.label).object_class,
-            color=self.properties.color_of(row.label),
-            area=None if row.area_px is None else row.area_px * self.pixel_area,
-            unit=self.unit,
-        )
+    def _told(self, known: _Known) -> ObjectRow:
+        row = known.row
+        if known.told is None:
+            known.told = replace(
+                row,
+                object_class=self.properties.of(row.label).object_class,
+                color=self.properties.color_of(row.label),
+                area=None if row.area_px is None else row.area_px * self._pixel_area,
+                unit=self.unit,
+            )
+        return known.told
 
     def _take(
         self, commit: Commit, *, is_undone: bool = False, newest: Commit | None = None
