@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_hrsam.engine.embed import EmbedReport
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
+    from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import Session
@@ -60,6 +61,7 @@ __all__ = [
     "LabelWriter",
     "LabelsReport",
     "ModelInfo",
+    "PlanesReport",
     "Prediction",
     "Prompts",
     "PyramidImage",
@@ -99,6 +101,7 @@ _HOMES = {
     "LabelWriter": "napari_hrsam.storage.label_image",
     "LabelsReport": "napari_hrsam.storage.labels.check",
     "ModelInfo": "napari_hrsam.modeling.registry",
+    "PlanesReport": "napari_hrsam.engine.over_planes",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",
