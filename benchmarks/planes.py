@@ -8,10 +8,9 @@ in both directions, each time from what was found on the plane before, without a
 Compared for the first planes: `Session.continue_on` as it is (``session``), which asks the model
 with a click, and where the answer is not like the mask of the plane before, with that as its prior,
 too; either of the two only; the same with a loose box, too, or instead of the click; and the mask
-of the first plane as it is (``copy``).
-With ``session`` the way goes on beyond the end of the object, which tells where limits
-of the predicted IoU and of the overlap with the plane before end it. Then shapes are interpolated
-over planes between two true masks, and refined by the model.
+of the first plane as it is (``copy``). With ``session`` the way goes on beyond the end of the
+object, which tells where limits of the predicted IoU and of the overlap with the plane before end
+it. Then shapes are interpolated over planes between two true masks, and refined by the model.
 """
 
 from __future__ import annotations
