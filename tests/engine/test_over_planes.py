@@ -84,12 +84,16 @@ def test_a_committed_object_is_continued_under_its_id(
         return predict(*given)
 
     monkeypatch.setattr(session._objects, "predict", spied)
+    # Whatever the click alone gives, the mask is asked with, too.
+    monkeypatch.setattr("napari_hrsam.engine.drawing.SAME_OVERLAP", 2.0)
     prediction = session.continue_on((2,), label, (1,))
     assert prediction is session.prediction
     assert prediction.tile.plane == (2,)
     # The model sees where it was.
-    [(tile, prompts, prior, *_)] = looks
+    [(_, _, nothing, *_), (tile, prompts, prior, *_)] = looks
+    assert nothing is None
     assert prompts == session.prompts
+    assert prompts.labels == (True,)
     rows, columns = np.nonzero(prior > 0)
     scale = 4 * tile.downsample
     assert abs((rows.mean() + 0.5) * scale + tile.box0.y0 - 56) <= scale / 2
@@ -154,14 +158,15 @@ def test_a_cancelled_one_leaves_all_as_it_was(session: Session) -> None:
 
 
 def test_a_continued_object_goes_along_when_the_image_is_shown_otherwise(
-    session: Session, image: NDArray[np.uint8], model: Any
+    session: Session, image: NDArray[np.uint8]
 ) -> None:
     label = drawn(session)
     session.continue_on((2,), label, (1,))
     session.click((10, 150), positive=False, plane=(2,))
-    num = len(model.priors)
+    carried = session.carried
     other = session.with_image(image // 2)
-    assert model.priors[num] is not None, "the mask of the other plane is the prior again"
+    assert other.carried is carried
+    assert len(other.prompts) == 2
     edit = other.commit()
     assert (edit.label, edit.plane) == (label, (2,))
 

@@ -1,4 +1,4 @@
-"""An object of one plane carried to another: its mask as a prior, and a click in its middle.
+"""An object of one plane carried to another: a click in its middle, and its mask as a prior.
 
 `benchmarks/planes.py` compares what the model is told: with a box, too, it is worse.
 """
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.taken_up import as_logits, at_tile
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import Box, Tile
@@ -21,6 +20,9 @@ from napari_hrsam.masks import ArrayMask, RegionMask
 BOX_MARGIN = 1 / 8
 """The tile is chosen for a box larger than the object by this share of its longer side, at each
 side: on the next plane the object may be larger."""
+
+SAME_OVERLAP = 0.6
+"""From this IoU with the plane before, the answer to the click alone is the same object."""
 
 MAX_BETWEEN_PX = 2**24
 """Pixels of the box around both shapes between which others are interpolated: 4,096 x 4,096."""
@@ -56,10 +58,10 @@ class Carried:
         """Return the mask as logits of a tile."""
         return as_logits(at_tile(self.mask, self.box, tile))
 
-    def overlap(self, prediction: Prediction) -> float:
-        """Return the IoU of the mask with what was found of it on another plane, 0..1."""
-        there = prediction.multiscale.logits > 0
-        here = at_tile(self.mask, self.box, prediction.tile)
+    def overlap(self, tile: Tile, logits: NDArray[np.float32]) -> float:
+        """Return the IoU of the mask with what was found on a tile of another plane, 0..1."""
+        there = logits > 0
+        here = at_tile(self.mask, self.box, tile)
         union = np.count_nonzero(there | here)
         return np.count_nonzero(there & here) / union if union else 0.0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.carried import Carried, click_in
+from napari_hrsam.engine.carried import SAME_OVERLAP, Carried, click_in
 from napari_hrsam.engine.click_correction import to_low_res
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.local_correction import STROKE_PLACES
@@ -262,9 +262,16 @@ class Drawing:
         click = click_in(logits, tile, self._image.shape_yx)
         # Where the image has no data, the model would see nothing but the fill.
         prompts = Prompts().with_click(click, True) if self._is_present(click, plane) else box
-        result, results = self._objects.predict(
-            tile, prompts, to_low_res(logits), None, first_level
-        )
+        result, results = self._objects.predict(tile, prompts, None, None, first_level)
+        overlap = carried.overlap(result.tile, result.logits)
+        if overlap < SAME_OVERLAP:
+            # The click alone may mean another object, or a part; with the mask, it is this one.
+            other, looks = self._objects.predict(
+                tile, prompts, to_low_res(logits), None, first_level
+            )
+            results += looks
+            if carried.overlap(other.tile, other.logits) > overlap:
+                result = other
         prediction = self._prediction(result, results, prompts, started)
         self._take(Step(prompts, prediction, result.focused, first_level, carried=carried))
         return prediction

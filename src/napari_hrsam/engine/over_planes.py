@@ -113,8 +113,9 @@ class OverPlanes(ABC):
     ) -> Prediction:
         """Continue an object on another plane of the stack, where it becomes the current object.
 
-        The model is shown its mask and a click in the middle of that, on the pixels of the other
-        plane (where these lack the middle, a box instead). Prompts correct what it finds; `commit`
+        The model is asked with a click in the middle of its mask, on the pixels of the other plane
+        (where these lack it, with a box); where the answer is not like the mask, also with the mask
+        as a prior, and what is more like it counts. Prompts correct what it finds; `commit`
         writes it under the same id; the plane that it comes from stays as it is. `prompts` begin
         with that click.
 
@@ -407,7 +408,7 @@ class OverPlanes(ABC):
         """Judge what was found of the current object, which was carried here."""
         step = self._drawing.required()
         assert step.carried is not None
-        overlap = step.carried.overlap(prediction)
+        overlap = step.carried.overlap(prediction.tile, prediction.multiscale.logits)
         stop = Stop.DONE
         if not prediction:
             stop = Stop.NOTHING
