@@ -48,7 +48,7 @@ def objects() -> Iterator[CommittedObjects]:
 
 
 @pytest.fixture
-def model(objects: CommittedObjects) -> Iterator[ObjectsModel]:
+def listed(objects: CommittedObjects) -> Iterator[ObjectsModel]:
     made = ObjectsModel(objects)
     made.fill()
     yield made
@@ -62,10 +62,10 @@ def labels(model: ObjectsModel) -> list[int]:
 @pytest.mark.parametrize("order", [Qt.SortOrder.AscendingOrder, Qt.SortOrder.DescendingOrder])
 @pytest.mark.parametrize("column", range(len(FIELDS)))
 def test_rows_stay_in_order_as_objects_come_and_go(
-    objects: CommittedObjects, model: ObjectsModel, qtmodeltester: Any, column: int, order: Any
+    objects: CommittedObjects, listed: ObjectsModel, qtmodeltester: Any, column: int, order: Any
 ) -> None:
-    qtmodeltester.check(model)
-    model.sort(column, order)
+    qtmodeltester.check(listed)
+    listed.sort(column, order)
     steps = [
         Answer(edit(6, 35)),
         Answer(edit(3, 5, kind="replace")),
@@ -75,15 +75,15 @@ def test_rows_stay_in_order_as_objects_come_and_go(
     ]
     for step in steps:
         objects.answered(step)  # type: ignore[arg-type]
-        seen = labels(model)
+        seen = labels(listed)
         assert sorted(seen) == [row.label for row in objects.rows()]
-        keys = [(FIELDS[column].order(row), row.label) for row in model.rows]
+        keys = [(FIELDS[column].order(row), row.label) for row in listed.rows]
         assert keys == sorted(keys, reverse=order == Qt.SortOrder.DescendingOrder)
-        for place in range(model.rowCount()):
-            assert model.place_of(model.key_at(place)) == place
+        for place in range(listed.rowCount()):
+            assert listed.place_of(listed.key_at(place)) == place
     assert sorted(seen) == [2, 3, 5, 6, 7]
-    model.fill()
-    assert labels(model) == seen
+    listed.fill()
+    assert labels(listed) == seen
 
 
 @pytest.mark.parametrize(
@@ -101,32 +101,32 @@ def test_rows_stay_in_order_as_objects_come_and_go(
 )
 def test_the_filter_shows_what_it_names(
     objects: CommittedObjects,
-    model: ObjectsModel,
+    listed: ObjectsModel,
     text: str,
     object_class: str | None,
     expected: list[int],
 ) -> None:
-    model.filter(text, object_class)
-    assert labels(model) == expected
+    listed.filter(text, object_class)
+    assert labels(listed) == expected
     # What comes passes the filter too, or does not.
     objects.answered(Answer(edit(9, 3, model="m1")))  # type: ignore[arg-type]
     model_passes = all(word in "9  m1" for word in text.casefold().split())
     shown = model_passes and object_class in (None, "")
-    assert labels(model) == [*expected, 9] if shown else labels(model) == expected
+    assert labels(listed) == [*expected, 9] if shown else labels(listed) == expected
 
 
 def test_an_object_that_gets_another_class_moves_and_tells_its_colour(
-    objects: CommittedObjects, model: ObjectsModel
+    objects: CommittedObjects, listed: ObjectsModel
 ) -> None:
-    model.sort(CLASS_COLUMN)
-    assert labels(model) == [5, 1, 2, 3, 4]
+    listed.sort(CLASS_COLUMN)
+    assert labels(listed) == [5, 1, 2, 3, 4]
     change = objects.properties.setting_class([4], "debris")
     step = Edit(label=4, box=Box(0, 0, 0, 0), kind="properties", areas={}, change=change)
     objects.answered(Answer(step))  # type: ignore[arg-type]
-    assert labels(model) == [4, 5, 1, 2, 3]
-    index = model.index(0, CLASS_COLUMN)
-    assert model.data(index) == "debris"
-    picture = model.data(index, Qt.ItemDataRole.DecorationRole).pixmap(4).toImage()
+    assert labels(listed) == [4, 5, 1, 2, 3]
+    index = listed.index(0, CLASS_COLUMN)
+    assert listed.data(index) == "debris"
+    picture = listed.data(index, Qt.ItemDataRole.DecorationRole).pixmap(4).toImage()
     color = picture.pixelColor(1, 1)
     shown = (color.red(), color.green(), color.blue())
     # A screen of 16 bits rounds.
