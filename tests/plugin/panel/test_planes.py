@@ -29,8 +29,10 @@ def test_a_stack_has_buttons_and_a_flat_image_has_none(
     window.controller.wait()
     assert "as far as plane 3: the stack ends here" in window.controller.state.message
     window.controller.overlay.view.show_plane((1,))  # type: ignore[union-attr]
+    window.viewer.cursor.position = (1, 30, 30)
     box.far_back_button.click()
     window.controller.wait()
+    assert "as far as plane 0: the stack ends here" in window.controller.state.message
     window.controller.stop()
     window.controller.wait()
     assert box.isHidden()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from panel_window import LEFT, NO_KEY, RIGHT, SHIFT, TIMEOUT_MS
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
 
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin.canvas.mouse import DragTool
@@ -213,3 +214,20 @@ def test_a_broken_qt_binding_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PySide6!=6.12.0" in warning
     monkeypatch.setattr(qt_binding.sys, "version_info", (3, 12, 1))
     assert qt_binding.binding_warning() is None
+
+
+def test_prompts_that_are_hidden_follow_and_are_right_when_shown_again(open_window: Any) -> None:
+    """napari draws of a hidden layer the points that were in view: they may be gone."""
+    window = open_window(show=True)
+    window.start()
+    for at in (INSIDE, BESIDE, (8, 8), (50, 50)):
+        window.click(at)
+    layer = window.controller.overlay.shown_prompts.layer
+    layer.visible = False
+    QApplication.processEvents()
+    for _ in range(3):
+        window.controller.undo()
+        window.idle()
+    layer.visible = True
+    QApplication.processEvents()
+    np.testing.assert_allclose(layer.data, [INSIDE], atol=0.5)

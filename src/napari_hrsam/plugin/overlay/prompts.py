@@ -58,7 +58,9 @@ class PromptsDisplay:
             canvas_size_limits=(0, POINT_SIZE_ON_SCREEN + 1),
             **placement(image),
         )
+        self._screen_px = 1.0
         viewer.add_layer(self.layer)
+        self.layer.events.visible.connect(self._show_again)
 
     def show(
         self,
@@ -80,7 +82,13 @@ class PromptsDisplay:
         outline : (N, 2) float
             A closed line that is being drawn, in level-0 pixels.
         """
-        self._shown = (prompts, tuple(plane), tuple(outline))
+        self._shown, self._screen_px = (
+            (prompts, tuple(plane), tuple(outline)),
+            pixels_per_screen_pixel,
+        )
+        # napari draws of a hidden layer what was in view before: points that are gone by then.
+        if not self.layer.visible:
+            return
         clicks = np.array(prompts.points_yx, float).reshape(-1, 2)
         dots, kinds = _dots(prompts, outline, DOT_STEP_ON_SCREEN * pixels_per_screen_pixel)
         if not len(clicks) + len(dots) + len(self.layer.data):
@@ -105,6 +113,10 @@ class PromptsDisplay:
         prompts, plane, outline = self._shown
         if len(self.layer.data):
             self.show(prompts, pixels_per_screen_pixel, plane, outline)
+
+    def _show_again(self) -> None:
+        prompts, plane, outline = self._shown
+        self.show(prompts, self._screen_px, plane, outline)
 
     def move_with_image(self) -> None:
         """Follow a change of the image layer's transform."""

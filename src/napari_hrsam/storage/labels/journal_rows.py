@@ -130,7 +130,7 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
         raise ValueError(f"no plane: {str(plane)[:80]!r}")
     if not isinstance(model, str) or len(model) > MAX_TEXT:
         raise ValueError("no name of a model")
-    said = _json(prompts)
+    said = _told(prompts)
     kind = _kind(said)
     # Of an edit of classes alone no pixel is told, and perhaps no object.
     is_flat = kind == "properties"
@@ -237,6 +237,14 @@ def _kind(said: Any) -> EditKind:
         raise ValueError(f"no kind of edit: {str(kind)[:80]!r}")
     found: EditKind = kind
     return found
+
+
+def _told(text: object) -> dict[str, Any]:
+    """Return what a text says by names."""
+    said = _json(text)
+    if isinstance(said, dict):
+        return said
+    raise ValueError(f"no prompts: {str(said)[:80]!r}")
 
 
 def _json(text: object) -> Any:
