@@ -32,7 +32,7 @@ def edit(label: int, area: int, **more: Any) -> Edit:
 class Answer:
     def __init__(self, edit: Edit, *, is_undone: bool = False) -> None:
         self.edit, self.is_undone, self.newest = edit, is_undone, None
-        self.edits: tuple[Edit, ...] = ()
+        self.earlier_edits: tuple[Edit, ...] = ()
 
 
 @pytest.fixture
