@@ -73,7 +73,9 @@ def main() -> None:  # noqa: C901  one step function for each figure
 
     def step(change: Callable[[int], Edit]) -> Iterator[None]:
         for number in range(options.steps):
-            answer = SimpleNamespace(edit=change(number), earlier_edits=(), is_undone=False, newest=None)
+            answer = SimpleNamespace(
+                edit=change(number), earlier_edits=(), is_undone=False, newest=None
+            )
             objects.answered(answer)  # type: ignore[arg-type]
             table.viewport().grab()
             yield

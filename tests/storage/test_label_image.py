@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ def test_another_mode_is_refused(place: Path) -> None:
 @pytest.mark.parametrize("mode", ["r", "r+"])
 def test_export_takes_the_format_from_the_suffix(place: Path, tmp_path: Path, mode: str) -> None:
     labels = hrsam.open_labels(place, "cells", mode=mode)  # type: ignore[call-overload]
+    with labels if mode == "r+" else nullcontext():
+        export_all(labels, tmp_path)
+
+
+def export_all(labels: hrsam.LabelImage, tmp_path: Path) -> None:
     labels.export(tmp_path / "a.geojson", simplify_px=0.5)
     (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert feature["properties"]["model"] == "by-hand"
