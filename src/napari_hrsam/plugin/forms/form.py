@@ -92,6 +92,7 @@ class Form(QWidget):
 
     def describe(self, result: Any) -> str:
         """Say what came of a job."""
+        # No abc: Qt's classes have a metaclass of their own.
         raise NotImplementedError
 
     def describe_cancel(self, done: int, total: int) -> str:  # noqa: ARG002

@@ -38,8 +38,8 @@ class PromptsDisplay:
     """One Points layer with all prompts, also those that are being drawn.
 
     Green discs are positive clicks, red crosses negative ones; dots in these colours are scribbles,
-    yellow ones the box or an outline that is being drawn. A layer of lines beside it would take
-    napari half a second more to add. It only shows: prompts come from the viewer, so the layer
+    yellow ones the box or an outline that is being drawn. A layer of lines beside it would
+    make the first Start longer. It only shows: prompts come from the viewer, so the layer
     never takes part in mouse handling.
     """
 

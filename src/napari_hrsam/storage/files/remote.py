@@ -1,7 +1,7 @@
 """Zarr stores behind a URL: slow, failing and stalling servers.
 
-By hand: with obstore 0.12 11 of the 20 tests of servers that misbehave fail. It tells no status and
-no Retry-After, waits on a server that drips, and drops the query of a signed link.
+By hand: obstore 0.12 tells neither status nor Retry-After, waits on a server that drips, and drops
+the query of a signed link; the tests of servers that misbehave show it.
 """
 
 from __future__ import annotations
