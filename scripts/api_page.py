@@ -34,6 +34,7 @@ GROUPS = {
     "Labels": ("create_labels", "open_labels", "LabelImage", "LabelWriter",
                "ArrayLabels", "Edit", "History", "ObjectClass", "ObjectRow",
                "verify_labels", "LabelsReport", "compact_labels", "Compacted"),
+    "Replay": ("replay", "Replayed", "ReplayedObject"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),
     "Import": ("import_geojson", "import_coco", "Imported"),
     "Embeddings": ("EmbeddingStore", "EmbedReport"),

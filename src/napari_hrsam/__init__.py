@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.replay import Replayed, ReplayedObject, replay
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import Session
     from napari_hrsam.errors import HRSAMError
@@ -73,6 +74,8 @@ __all__ = [
     "Prediction",
     "Prompts",
     "PyramidImage",
+    "Replayed",
+    "ReplayedObject",
     "Segmenter",
     "Session",
     "__version__",
@@ -88,6 +91,7 @@ __all__ = [
     "load_model",
     "open_image",
     "open_labels",
+    "replay",
     "segment",
     "segment_in",
     "verify_labels",
@@ -118,6 +122,8 @@ _HOMES = {
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",
+    "Replayed": "napari_hrsam.engine.replay",
+    "ReplayedObject": "napari_hrsam.engine.replay",
     "Segmenter": "napari_hrsam.modeling.segmenter",
     "Session": "napari_hrsam.engine.session",
     "compact_labels": "napari_hrsam.storage.labels.compact",
@@ -132,6 +138,7 @@ _HOMES = {
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.images.opening",
     "open_labels": "napari_hrsam.storage.label_image",
+    "replay": "napari_hrsam.engine.replay",
     "segment": "napari_hrsam.engine.segment",
     "segment_in": "napari_hrsam.plugin.panel.console",
     "verify_labels": "napari_hrsam.storage.labels.check",

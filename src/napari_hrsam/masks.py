@@ -6,7 +6,7 @@ Everything is in level-0 pixels, (y, x) order, half-open boxes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,3 +166,28 @@ class BlockMask:
         if kinds <= {False}:
             return False
         return True if kinds == {True} and common == box else None
+
+
+def mask_iou(pred: NDArray[Any], gt: NDArray[Any]) -> float:
+    """Intersection over union of the foreground.
+
+    Parameters
+    ----------
+    pred, gt : (H, W), any dtype
+        Any non-zero value is foreground.
+
+    Returns
+    -------
+    float, 0..1
+        0 if both masks are empty, as in the published protocol.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes differ.
+    """
+    if pred.shape != gt.shape:
+        raise ShapeError(f"pred and gt must have one shape, got {pred.shape} and {gt.shape}")
+    pred, gt = pred.astype(bool, copy=False), gt.astype(bool, copy=False)
+    union = np.count_nonzero(pred | gt)
+    return np.count_nonzero(pred & gt) / union if union else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,6 +201,23 @@ class Prompts:
         *before, newest = self.scribbles
         newest = replace(newest, told_yx=(*newest.told_yx, point_yx))
         return replace(self, scribbles=(*before, newest))
+
+    def one_by_one(self) -> Iterator[Prompts]:
+        """Go through the prompts as they were given, one more each time; the box comes first.
+
+        The clicks that a model was told of a scribble are left out: another one may need others.
+        """
+        told = Prompts(box=self.box)
+        if self.box is not None:
+            yield told
+        scribbles = [replace(scribble, told_yx=()) for scribble in self.scribbles]
+        for number in range(len(self.points_yx) + 1):
+            while scribbles and scribbles[0].num_clicks == number:
+                told = replace(told, scribbles=(*told.scribbles, scribbles.pop(0)))
+                yield told
+            if number < len(self.points_yx):
+                told = told.with_click(self.points_yx[number], self.labels[number])
+                yield told
 
     def since(self, before: Prompts) -> Prompts:
         """Return the clicks and scribbles that were given after some of these prompts."""

@@ -95,7 +95,10 @@ def _add_export(verbs: Commands) -> None:
         "--box", type=_box, metavar="Y0,X0,Y1,X1", help="only this part, in full-size pixels"
     )
     parser.add_argument(
-        "--labels", type=_ids, metavar="ID[,ID...]", help="only these objects, e.g. 3,8 or 1-20"
+        "--labels",
+        type=ids_option,
+        metavar="ID[,ID...]",
+        help="only these objects, e.g. 3,8 or 1-20",
     )
     parser.add_argument(
         "--plane",
@@ -217,7 +220,8 @@ def _distance(text: str) -> float:
     return distance
 
 
-def _ids(text: str) -> frozenset[int]:
+def ids_option(text: str) -> frozenset[int]:
+    """Read ids between commas, and ranges of them."""
     ids: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")

@@ -70,15 +70,16 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = "hrsam-t
     )
 
 
-def add_image(parser: argparse.ArgumentParser) -> None:
+def add_image(parser: argparse.ArgumentParser, *, plane: bool = True) -> None:
     """Add what a model is shown: ``--plane``, ``--channel-axis``, ``--channels``, ``--limits``."""
-    parser.add_argument(
-        "--plane",
-        type=_plane,
-        default=(),
-        metavar="T[,Z]",
-        help="which plane of a stack: one number per axis besides rows, columns and channels",
-    )
+    if plane:
+        parser.add_argument(
+            "--plane",
+            type=_plane,
+            default=(),
+            metavar="T[,Z]",
+            help="which plane of a stack: one number per axis besides rows, columns and channels",
+        )
     parser.add_argument(
         "--channel-axis", type=int, metavar="AXIS", help="axis that holds separate channels"
     )

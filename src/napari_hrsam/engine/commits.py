@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from napari_hrsam.engine.taken_up import TakenUp
+from napari_hrsam.engine.taken_up import TakenUp, take_up
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
@@ -62,6 +62,10 @@ class Commits:
         """Return a plane of the image as one of the label image."""
         # Axes of length 1 need not be named.
         return () if set(self._image.plane_shape) <= {1} else plane
+
+    def take_up(self, label: int, plane: tuple[int, ...]) -> TakenUp:
+        """Return what an object of the label image is on a plane of the image."""
+        return take_up(self.labels, label, self.plane(plane))[0]
 
     def put(
         self,

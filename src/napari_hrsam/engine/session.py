@@ -226,6 +226,11 @@ class Session(EncodesAhead, OverPlanes):
         return f"Session({self._predictor.name} on {self.image!r}, {state})"
 
     @property
+    def model_name(self) -> str:
+        """Name of the model that draws."""
+        return self._predictor.name
+
+    @property
     def labels(self) -> LabelStore:
         """Where objects are committed."""
         return self._commits.labels
@@ -423,6 +428,36 @@ class Session(EncodesAhead, OverPlanes):
         self._drawing.require_data(np.array(inside.points_yx[-1:]), plane)
         return self._draw(prompts, level, plane)
 
+    def draw(
+        self, prompts: Prompts, level: int | None = None, plane: tuple[int, ...] = ()
+    ) -> Prediction:
+        """Draw a new object from prompts that are all known, as if they were given one by one.
+
+        Parameters
+        ----------
+        prompts : Prompts
+            One or more; the box first, then clicks and scribbles in their order.
+        level, plane
+            As in `click`.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As in `click`; also if there is a current object. There is none then.
+        """
+        self._require_none("draw another one")
+        prompts = prompts.inside(self.image.shape_yx)
+        inside = np.array(prompts.points_yx).reshape(-1, 2)[np.array(prompts.labels, bool)]
+        if len(inside):
+            self._drawing.require_data(inside, plane)
+        try:
+            for told in prompts.one_by_one():
+                prediction = self._draw(told, level, plane)
+        except BaseException:
+            self.cancel()
+            raise
+        return prediction
+
     def edit(self, label: int, plane: tuple[int, ...] = ()) -> Prediction:
         """Take up an object of the label image again: its mask becomes the current object.
 
@@ -574,6 +609,7 @@ class Session(EncodesAhead, OverPlanes):
         *,
         overwrite: bool = False,
         object_class: str | None = None,
+        replaces: int = 0,
         progress: Progress | None = None,
     ) -> Edit:
         """Write the current object to the label image, and end it.
@@ -593,13 +629,17 @@ class Session(EncodesAhead, OverPlanes):
         object_class : str, optional
             Name of its class, which is added to the label image if there is none; "" for none. By
             default an object that was taken up keeps its own, and a new one has none.
+        replaces : int, optional
+            Id of an object of the label image whose place a new object takes, as one step to undo,
+            whatever pixels either has; 0 for none.
         progress : callable of (done, total), optional
             As in `refine_outline`, which is done first where it is needed.
 
         Raises
         ------
         SessionError
-            If there is no current object, or its mask is empty (`delete` takes an object away).
+            If there is no current object, its mask is empty (`delete` takes an object away), or it
+            has an id already and is to replace another one.
         ShapeError
             If the given mask has neither shape.
         LabelsError
@@ -618,7 +658,7 @@ class Session(EncodesAhead, OverPlanes):
         edit = self._commits.put(
             prediction.box,
             region,
-            step.taken,
+            self._replaced(replaces) if replaces else step.taken,
             step.label,
             overwrite=overwrite,
             prompts=self.prompts,
@@ -629,10 +669,20 @@ class Session(EncodesAhead, OverPlanes):
                 level=prediction.level,
                 # What was taken up and left as it was has no estimate of the model.
                 score=float(prediction.iou) if len(self.prompts) else None,
+                first_level=step.first_level,
             ),
         )
         self._drawing.end()
         return edit
+
+    def _replaced(self, label: int) -> TakenUp:
+        step = self._drawing.required()
+        if step.label:
+            raise SessionError(
+                f"expected a new object to replace {label}, got one that is object {step.label} "
+                "of the label image already; commit it without `replaces`"
+            )
+        return self._commits.take_up(label, step.prediction.tile.plane)
 
     def delete(self, label: int, plane: tuple[int, ...] = ()) -> Edit:
         """Take an object out of the label image, as one step to undo; its pixels become background.

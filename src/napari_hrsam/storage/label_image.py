@@ -13,6 +13,7 @@ from napari_hrsam.storage.importing.formats import import_objects
 from napari_hrsam.storage.importing.objects import Imported
 from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
 from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+from napari_hrsam.storage.labels.journal_facts import read_newest
 from napari_hrsam.storage.labels.listing import list_objects, measure_into
 from napari_hrsam.storage.labels.making import make_labels
 from napari_hrsam.storage.labels.names import local_folder
@@ -20,6 +21,7 @@ from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow
 from napari_hrsam.storage.labels.properties import ObjectClass, Properties, read_properties
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.regions import Progress
+from napari_hrsam.storage.labels.store import Edit
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 
@@ -75,6 +77,16 @@ class LabelImage(StoredLabels):
     def object_list(self) -> ObjectList:
         """Return the objects that journal and metadata tell; no pixel is read."""
         return list_objects(self)
+
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
+        """Return the newest commit of one object that the journal knows, None if there is none.
+
+        Raises
+        ------
+        LabelsError
+            If there is no such plane, or the journal is damaged.
+        """
+        return read_newest(self.folder, label, self.plane(plane))
 
     def objects(
         self,

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from napari_hrsam.errors import DataError, ShapeError
+from napari_hrsam.errors import DataError
+from napari_hrsam.masks import mask_iou
+
+__all__ = ["drop_share", "mask_iou", "mean_iou_per_click", "number_of_clicks", "summarize"]
 
 NOC_THRESHOLDS = (0.80, 0.85, 0.90)
 IOU_AFTER_CLICKS = (1, 3, 5, 10)
 DROP_IOU = 0.01
 """A click is a step backwards if it lowers the IoU by more than this."""
-
-
-def mask_iou(pred: NDArray[Any], gt: NDArray[Any]) -> float:
-    """Intersection over union of the foreground.
-
-    Parameters
-    ----------
-    pred, gt : (H, W), any dtype
-        Any non-zero value is foreground.
-
-    Returns
-    -------
-    float, 0..1
-        0 if both masks are empty, as in the published protocol.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes differ.
-    """
-    if pred.shape != gt.shape:
-        raise ShapeError(f"pred and gt must have one shape, got {pred.shape} and {gt.shape}")
-    pred, gt = pred.astype(bool, copy=False), gt.astype(bool, copy=False)
-    union = np.count_nonzero(pred | gt)
-    return np.count_nonzero(pred & gt) / union if union else 0.0
 
 
 def number_of_clicks(ious: ArrayLike, threshold: float) -> float:

@@ -17,6 +17,7 @@ from napari_hrsam.errors import ConfigError, ImageError, LabelsError
 from napari_hrsam.plugin.forms.embed import encode_layer, prepare_encode
 from napari_hrsam.plugin.forms.export import export_layer, prepare_export
 from napari_hrsam.plugin.forms.importing import import_into_layer, prepare_import
+from napari_hrsam.plugin.forms.replay import prepare_replay, replay_layer
 from napari_hrsam.plugin.forms.verify import verify_layer
 from napari_hrsam.storage.export.geojson import export_geojson
 from napari_hrsam.storage.label_image import create_labels, open_labels
@@ -198,3 +199,31 @@ def test_an_image_is_wanted() -> None:
         prepare_encode()
     with pytest.raises(ConfigError, match="expected a box"):
         prepare_encode(Image(np.zeros((9, 9))), box="a")
+
+
+@pytest.mark.torch
+def test_objects_are_drawn_again_by_another_model_and_replaced_when_asked(
+    tmp_path: Path, untrained_weights: Path
+) -> None:
+    import napari_hrsam as hrsam
+
+    image = np.zeros((60, 80), np.uint8)
+    image[20:40, 30:60] = 200
+    with create_labels(tmp_path / "a.zarr", "cells", image.shape) as labels:
+        session = hrsam.Session(str(untrained_weights), image, labels)
+        session.click((30, 40))
+        session.commit()
+        before = labels.read()
+    layer = Labels(before, metadata={FOLDER_KEY: (str(tmp_path / "a.zarr"), "cells")})
+    options: dict[str, Any] = {"labels": layer, "model": str(untrained_weights), "device": "cpu"}
+    same = replay_layer(Image(image), **options)
+    assert (same.mean_iou, same.num_written) == (1.0, 0)
+    # Seen otherwise, the model draws something else.
+    replayed = replay_layer(Image(255 - image), write=True, **options)
+    assert replayed.num_written == 1
+    after = open_labels(tmp_path / "a.zarr", "cells", mode="r").read()
+    assert (after != before).any() == (replayed.mean_iou < 1)
+    with pytest.raises(LabelsError, match="which keep the prompts"):
+        prepare_replay(Image(image), Labels(before))
+    with pytest.raises(ImageError, match="image layer"):
+        prepare_replay(labels=layer)

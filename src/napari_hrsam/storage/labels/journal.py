@@ -16,7 +16,7 @@ import time as clock
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,16 @@ from napari_hrsam.storage.labels.journal_rows import (
     COLUMNS,
     MAX_PENDING,
     MAX_TEXT,
+    OF_OBJECT,
     SCHEMA,
     SEEN,
     VERSION,
     Bounds,
+    EditRow,
     box_from,
     edit_from,
     id_of,
+    of_object,
     prompts_text,
     require_few_pending,
     require_tables,
@@ -49,7 +52,6 @@ from napari_hrsam.storage.labels.store import (
     MAX_AREAS,
     NOT_SAID,
     DrawnAs,
-    Edit,
     EditKind,
     History,
     area_changes,
@@ -65,23 +67,18 @@ MAX_POINTS = 1_000_000
 _NONE_OF_OURS = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 # What is_pending says of an edit: wholly done or not, being changed, or being made the first time.
 _APPLIED, _CHANGING, _NEW = range(3)
-# Edits of classes alone have no box.
-_OF_OBJECT = "is_done AND label = ? AND plane = ? AND y0 IS NOT NULL"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class JournalEdit(Edit):
+class JournalEdit(EditRow):
     """An edit that is kept in a journal, with what it changed.
 
     Attributes
     ----------
-    number : int
-        Its place in the order of all edits.
     journal : str
         Identity of the journal.
     """
 
-    number: int
     journal: str
 
 
@@ -278,6 +275,7 @@ class Journal:
                 kind,
                 level=drawn.level,
                 score=drawn.score,
+                first_level=drawn.first_level,
                 areas=[*areas.items()] if is_told else None,
                 properties=change.told() if change else None,
             )
@@ -299,6 +297,7 @@ class Journal:
             kind=kind,
             level=drawn.level,
             score=drawn.score,
+            first_level=drawn.first_level,
             areas=areas if is_told else None,
             change=change or None,
             number=number,
@@ -372,14 +371,14 @@ class Journal:
 
     def newest_of(self, label: int, plane: tuple[int, ...]) -> JournalEdit | None:
         """Return the newest edit of one object that counts."""
-        return self._first(f"{_OF_OBJECT} ORDER BY number DESC", _of_object(label, plane))
+        return self._first(f"{OF_OBJECT} ORDER BY number DESC", of_object(label, plane))
 
     def box_of(self, label: int, plane: tuple[int, ...]) -> Box:
         """Return a box that holds all that the edits of an object changed; it may be empty."""
         with self._explained():
             row = self._database.execute(
-                f"SELECT min(y0), min(x0), max(y1), max(x1) FROM edits WHERE {_OF_OBJECT}",  # noqa: S608
-                _of_object(label, plane),
+                f"SELECT min(y0), min(x0), max(y1), max(x1) FROM edits WHERE {OF_OBJECT}",  # noqa: S608
+                of_object(label, plane),
             ).fetchone()
             return Box(0, 0, 0, 0) if row[0] is None else box_from(list(row))
 
@@ -475,21 +474,8 @@ class Journal:
             raise ValueError(f"the id {edit.label} in labels of {self._dtype}")
         if self._bounds is not None:
             self._bounds.require_edit(edit.plane, edit.box)
-        return JournalEdit(
-            label=edit.label,
-            box=edit.box,
-            prompts=edit.prompts,
-            model=edit.model,
-            time=edit.time,
-            plane=edit.plane,
-            kind=edit.kind,
-            level=edit.level,
-            score=edit.score,
-            areas=edit.areas,
-            change=edit.change,
-            number=edit.number,
-            journal=self.identity,
-        )
+        said = {field.name: getattr(edit, field.name) for field in fields(edit)}
+        return JournalEdit(**said, journal=self.identity)
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -550,10 +536,6 @@ def _require_short(said: str, prompts: Prompts) -> None:
             f"change, got {len(said)} with {len(prompts)} clicks and scribbles; draw the object "
             "with fewer, or change the classes of fewer objects at once"
         )
-
-
-def _of_object(label: int, plane: tuple[int, ...]) -> tuple[Any, ...]:
-    return stored_id(label), json.dumps(plane)
 
 
 def _numbers(box: Box) -> tuple[int, int, int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -14,13 +14,15 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.storage.files.writer_lock import require_own_files
 from napari_hrsam.storage.labels.journal_rows import (
     COLUMNS,
+    OF_OBJECT,
     edit_from,
     id_of,
+    of_object,
     require_few_pending,
     require_tables,
 )
 from napari_hrsam.storage.labels.properties import PropertiesChange
-from napari_hrsam.storage.labels.store import EditKind
+from napari_hrsam.storage.labels.store import Edit, EditKind
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
 """Where the journal lies in the folder of a label image."""
@@ -63,7 +65,7 @@ class CommitFacts:
     kind: EditKind
     level: int | None = None
     score: float | None = None
-    areas: dict[int, int] | None = None
+    areas: Mapping[int, int] | None = None
     change: PropertiesChange | None = None
 
 
@@ -117,24 +119,38 @@ def read_journal(folder: Path) -> JournalFacts | None:
     LabelsError
         If it is damaged, or cannot be read.
     """
+    with _reading(folder) as database:
+        return None if database is None else _facts(database)
+
+
+def read_newest(folder: Path, label: int, plane: tuple[int, ...]) -> Edit | None:
+    """Return the newest commit of one object, None if the journal knows none; see `read_journal`.
+
+    Raises
+    ------
+    LabelsError
+        As `read_journal`.
+    """
+    with _reading(folder) as database:
+        if database is None:
+            return None
+        query = f"SELECT {COLUMNS} FROM edits WHERE {OF_OBJECT} ORDER BY number DESC LIMIT 1"  # noqa: S608
+        row = database.execute(query, of_object(label, plane)).fetchone()
+        return None if row is None else edit_from(row)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
+    """Open a journal for reading, None if there is none; errors are told as those of the labels."""
     path = folder / JOURNAL_FILE
     if not path.is_file():
-        return None
+        yield None
+        return
     require_own_files(path.parent)
     try:
         with closing(sqlite3.connect(_address(path), uri=True, timeout=5)) as database:
             require_tables(database)
-            (next_label,) = database.execute(
-                "SELECT value FROM facts WHERE name = 'next_label'"
-            ).fetchone()
-            told = database.execute("SELECT value FROM facts WHERE name = 'has_others'").fetchone()
-            commits = tuple(_commits(database))
-            # A journal that does not say so is an older one.
-            drawn = (commit.label for commit in commits if commit.kind == "draw")
-            has_others = min(drawn, default=2) > 1 if told is None else bool(told[0])
-            return JournalFacts(
-                next_label=id_of(next_label), commits=commits, has_others=has_others
-            )
+            yield database
     # ValueError and the like: what is written in a row is none of ours.
     except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
         raise LabelsError(
@@ -143,6 +159,16 @@ def read_journal(folder: Path) -> JournalFacts | None:
             "written to and try again, or move the journal away to go on without the undo of "
             "earlier commits"
         ) from error
+
+
+def _facts(database: sqlite3.Connection) -> JournalFacts:
+    (next_label,) = database.execute("SELECT value FROM facts WHERE name = 'next_label'").fetchone()
+    told = database.execute("SELECT value FROM facts WHERE name = 'has_others'").fetchone()
+    commits = tuple(_commits(database))
+    # A journal that does not say so is an older one.
+    drawn = (commit.label for commit in commits if commit.kind == "draw")
+    has_others = min(drawn, default=2) > 1 if told is None else bool(told[0])
+    return JournalFacts(next_label=id_of(next_label), commits=commits, has_others=has_others)
 
 
 def _address(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts, Scribble
 from napari_hrsam.storage.labels.properties import PropertiesChange
-from napari_hrsam.storage.labels.store import MAX_AREAS, EditKind
+from napari_hrsam.storage.labels.store import MAX_AREAS, Edit, EditKind
 
 VERSION = 2
 MAX_TEXT = 4 * 2**20
@@ -24,6 +24,8 @@ MAX_TEXT = 4 * 2**20
 # Of a longer text no more is read than shows that it is too long.
 _TEXTS = [f"substr({name}, 1, {MAX_TEXT + 1})" for name in ("plane", "prompts", "model")]
 COLUMNS = f"number, label, {_TEXTS[0]}, y0, x0, y1, x1, {_TEXTS[1]}, {_TEXTS[2]}, time"
+# What `of_object` gives the values of. Edits of classes alone have no box.
+OF_OBJECT = "is_done AND label = ? AND plane = ? AND y0 IS NOT NULL"
 # The chunks of level 0 that we wrote since the levels were looked at for ids, and their stamps.
 SEEN = "CREATE TABLE IF NOT EXISTS seen (chunk TEXT PRIMARY KEY, changed_ns INTEGER)"
 SCHEMA = f"""
@@ -53,22 +55,17 @@ MAX_PENDING = 1000
 _MAX_NUMBER = 2**63 - 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditRow:
-    """A row of the table of edits, as in `JournalEdit`."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EditRow(Edit):
+    """A row of the table of edits.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the order of all edits.
+    """
 
     number: int
-    label: int
-    plane: tuple[int, ...]
-    box: Box
-    prompts: Prompts
-    model: str
-    time: float
-    kind: EditKind
-    level: int | None
-    score: float | None
-    areas: dict[int, int] | None
-    change: PropertiesChange | None
 
 
 def require_tables(database: sqlite3.Connection) -> None:
@@ -116,6 +113,11 @@ def stored_id(label: int) -> int:
     return label if label < 2**63 else label - 2**64
 
 
+def of_object(label: int, plane: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the values of the condition `OF_OBJECT`."""
+    return stored_id(label), json.dumps(plane)
+
+
 def require_few_pending(num: int) -> None:
     """Refuse more interrupted edits than there can be."""
     if num > MAX_PENDING:
@@ -134,7 +136,8 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
     kind = _kind(said)
     # Of an edit of classes alone no pixel is told, and perhaps no object.
     is_flat = kind == "properties"
-    level, score, change = said.get("level"), said.get("score"), said.get("properties")
+    level, first, score = said.get("level"), said.get("first_level"), said.get("score")
+    change = said.get("properties")
     return EditRow(
         number=whole(number, 1),
         label=0 if is_flat and label == 0 else id_of(label),
@@ -146,6 +149,7 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
         kind=kind,
         level=None if level is None else whole(level, -100),
         score=None if score is None else _number(score),
+        first_level=None if first is None else whole(first, -100),
         areas=_areas(said.get("areas")),
         change=None if change is None else PropertiesChange.of(change),
     )

@@ -51,11 +51,14 @@ class DrawnAs:
         Pyramid level at which it was drawn.
     score : float or None
         The model's own estimate of the mask's IoU.
+    first_level : int or None
+        Pyramid level of the first look at it, from which the same prompts lead to the same mask.
     """
 
     object_class: str | None = None
     level: int | None = None
     score: float | None = None
+    first_level: int | None = None
 
 
 NOT_SAID = DrawnAs()
@@ -82,7 +85,7 @@ class Edit:
     kind : "draw", "replace", "delete" or "properties"
         A new object, other pixels for one that was there, an object taken away, or classes and
         colours alone; the box is empty then, and the label 0 unless there is one object.
-    level, score
+    level, score, first_level
         As in `DrawnAs`.
     areas : mapping of int to int, or None
         How many pixels each object got (or lost, below 0); None if that is not known.
@@ -99,6 +102,7 @@ class Edit:
     kind: EditKind = "draw"
     level: int | None = None
     score: float | None = None
+    first_level: int | None = None
     areas: Mapping[int, int] | None = None
     change: PropertiesChange | None = None
 
@@ -595,6 +599,7 @@ class ArrayLabels(ClassedObjects):
             kind=kind,
             level=drawn.level,
             score=drawn.score,
+            first_level=drawn.first_level,
             areas=_told_areas(area_changes(before, before != after, label)),
             change=properties_change,
         )
