@@ -1,8 +1,9 @@
 """One click on objects of 20 to 500 px of the tile: the generated slide, and validation images.
 
-On the slide every object is clicked on once, in its middle, through a `Session`, at every level at
-which it is about as large as asked; its mask is compared with the known one at that level. On
-validation images the objects are shown at the sizes asked (`training.tile_scores`).
+Through a `Session`. On the slide every object is clicked on once, in its middle, at every level at
+which it is about as large as asked; its mask is compared with the known one at that level.
+Validation images are scaled so that an object is as large as asked, and it is clicked on at full
+size; the mean over the domains counts.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from measure import RESULTS, print_table, save
+from numpy.typing import NDArray
+from PIL import Image
 
 import napari_hrsam as hrsam
 from napari_hrsam.geometry import Box
+from napari_hrsam.masks import mask_iou
 from napari_hrsam.modeling.segmenter import Segmenter
-from napari_hrsam.sample import Sample, make_sample, open_sample
-from napari_hrsam.training.datasets import open_samples
-from napari_hrsam.training.device_crops import UNCHANGED, DeviceCrops
-from napari_hrsam.training.metrics import mask_iou
-from napari_hrsam.training.tile_scores import objects_to_score, summarize_scores, tile_scores
-from napari_hrsam.training.validation import packed_samples
+from napari_hrsam.sample import Sample as Slide
+from napari_hrsam.sample import make_sample, open_sample
+from napari_hrsam.training.clicks import next_click
+from napari_hrsam.training.datasets import Sample, open_samples
 
 SIZES_PX = (20, 40, 80, 160, 320, 500)
 SPREAD = 2**0.5
-COLUMNS = ("images", "size_px", "iou1", "iou3", "iou5", "objects")
+COLUMNS = ("images", "size_px", "iou1", "objects")
+MAX_ENLARGED = 4.0
+MAX_SHOWN_PX = 6000
+MIN_AREA = 64
+"""Pixels of an object; of a thinner one a mask at this size tells nothing."""
+
+Picture = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 
 def at_level(box: Box, scale: int) -> Box:
@@ -37,7 +47,7 @@ def at_level(box: Box, scale: int) -> Box:
     return Box(box.y0 // scale, box.x0 // scale, -(-box.y1 // scale), -(-box.x1 // scale))
 
 
-def slide_rows(model: Segmenter, sample: Sample, per_size: int) -> list[dict[str, Any]]:
+def slide_rows(model: Segmenter, sample: Slide, per_size: int) -> list[dict[str, Any]]:
     """First clicks on the generated slide, by size on the tile."""
     rows = []
     num_levels = len(sample.levels)
@@ -72,21 +82,52 @@ def slide_rows(model: Segmenter, sample: Sample, per_size: int) -> list[dict[str
     return rows
 
 
+def shown_at(sample: Sample, label: int, size_px: int) -> tuple[Picture, Mask] | None:
+    """Scale a validation image so that an object is `size_px` long; None if that is too far."""
+    mask = sample.labels() == label
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    scale = size_px / (max(np.ptp(rows), np.ptp(columns)) + 1)
+    height, width = (round(side * scale) for side in mask.shape)
+    if scale > MAX_ENLARGED or max(height, width) > MAX_SHOWN_PX:
+        return None
+    # Averages when shrunk, so that nothing is aliased.
+    shown = Image.fromarray(sample.image()).resize((width, height), Image.Resampling.BILINEAR)
+    truth = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+    if np.count_nonzero(truth) < MIN_AREA:
+        return None
+    return np.asarray(shown), np.asarray(truth)
+
+
 def validation_rows(model: Segmenter, data: list[str], per_domain: int) -> list[dict[str, Any]]:
-    """Clicks on validation objects, by size on the tile."""
-    samples = packed_samples(open_samples(data), max_images=6)
-    crops = DeviceCrops(samples, "cpu", augmentation=UNCHANGED, workers=1)
-    objects = objects_to_score(crops, samples, per_domain)
+    """First clicks on validation objects at full size of an image scaled to show them so."""
+    domains: dict[str, list[tuple[Sample, int]]] = defaultdict(list)
+    for sample in open_samples(data):
+        domains[sample.domain] += [(sample, label) for label in sample.objects()]
+    rng = np.random.default_rng(0)
+    chosen = {
+        domain: [things[i] for i in sorted(rng.permutation(len(things))[:per_domain])]
+        for domain, things in sorted(domains.items())
+    }
     rows = []
-    tile_px = model.config.tile_px
     for size in SIZES_PX:
-        share = min(size / tile_px, 0.95)
-        with torch.inference_mode():
-            found = tile_scores(
-                model, crops, objects, span=(share, share), tile_px=tile_px, at_once=4
-            )
-        score = summarize_scores(*found, crops.object_domain[objects], crops.domains)
-        rows.append({"images": "validation", "size_px": size, **score})
+        means, num = [], 0
+        for things in chosen.values():
+            ious = []
+            for sample, label in things:
+                shown = shown_at(sample, label, size)
+                if shown is None:
+                    continue
+                image, truth = shown
+                click = next_click(np.zeros_like(truth), truth, [], rng=rng)
+                assert click is not None
+                with hrsam.Session(model, image) as session:
+                    found = session.click((click.y, click.x), level=0)
+                ious.append(mask_iou(found.region.read(Box.of_shape(truth.shape)), truth))
+            if ious:
+                means.append(float(np.mean(ious)))
+                num += len(ious)
+        iou = float(np.mean(means)) if means else None
+        rows.append({"images": "validation", "size_px": size, "iou1": iou, "objects": num})
         print_table(rows[-1:], COLUMNS)
     return rows
 
