@@ -1,0 +1,53 @@
+"""What the documentation site takes from elsewhere: model cards, and the help of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+SITE = "https://github.com/napari-hrsam/napari-hrsam/blob/main"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of other files."""
+    for card in sorted((ROOT / "weights").glob("*.md")):
+        text = card.read_text(encoding="utf-8")
+        if card.name == "README.md":
+            continue
+        # Links between files of the repository lead there.
+        text = text.replace("](README.md)", f"]({SITE}/weights/README.md)")
+        text = text.replace("](../", f"]({SITE}/")
+        files.append(File.generated(config, f"cards/{card.name}", content=text))
+    page = File.generated(config, "command-line.md", content=command_line())
+    files.append(page)
+    return files
+
+
+def command_line() -> str:
+    """Write down what `--help` says of every command."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from napari_hrsam.cli.main import build_parser
+
+    parser = build_parser()
+    parts = [
+        "# Command line\n\n`napari-hrsam COMMAND --help` says the same. The exit status is 0 (fine), 1 "
+        "(failed) or 2 (misused); progress goes to stderr.\n"
+    ]
+    for name, command in _commands(parser):
+        parts.append(f"## {name}\n\n```text\n{command.format_help().rstrip()}\n```\n")
+        for verb, sub in _commands(command):
+            parts.append(f"### {name} {verb}\n\n```text\n{sub.format_help().rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    actions: list[Any] = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
+    return [pair for action in actions for pair in action.choices.items()]
