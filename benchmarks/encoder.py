@@ -5,8 +5,8 @@ asked in turns, so that a busy moment of the machine hits all of them. Weights a
 not change the time. Ratios are of CPU seconds, which a shared machine changes least.
 
 A model is named as NAME[:OPTION][@SIZE]: "hrsam-tiny:bfloat16" computes in bfloat16,
-"hrsam-tiny:no-numba" scans as an installation without extras does, "mobile-sam@1024" is asked at that
-size only.
+"hrsam-tiny:no-numba" scans as an installation without extras does, "mobile-sam@1024" is asked at
+that size only.
 """
 
 from __future__ import annotations

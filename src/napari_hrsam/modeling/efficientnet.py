@@ -128,7 +128,7 @@ class _First(nn.Module):
         """Compute what the spatial convolution takes."""
         return x
 
-    def leave(self, y: Tensor, x: Tensor) -> Tensor:
+    def leave(self, y: Tensor, _: Tensor) -> Tensor:
         """Compute the output from that of the spatial convolution."""
         return F.relu6(y, inplace=True)
 
