@@ -1,8 +1,12 @@
 """Time image encoding and clicks, with SAM ViT-B of `segment-anything` beside our models.
 
-Every model lives in a process of its own, so that its peak memory can be told; the processes of
-one image size are asked in turns, so that a busy moment of the machine hits all of them. Weights
-are random: they do not change the time.
+Every model has a process of its own for every size, so that its peak memory can be told; all are
+asked in turns, so that a busy moment of the machine hits all of them. Weights are random: they do
+not change the time. Ratios are of CPU seconds, which a shared machine changes least.
+
+A model is named as NAME[:OPTION][@SIZE]: "hrsam-tiny:bfloat16" computes in bfloat16,
+"hrsam-tiny:no-numba" scans as an installation without extras does, "mobile-sam@1024" is asked at
+that size only.
 """
 
 from __future__ import annotations
@@ -88,11 +92,14 @@ def sam_steps(size: int, clicks: dict[str, Any]) -> Steps:
 
 def our_steps(model: str, size: int, clicks: dict[str, Any]) -> Steps:
     """Prepare encoding and one click of our models, such as "hrsam-tiny:bfloat16"."""
-    name, _, precision = model.partition(":")
+    name, _, option = model.partition(":")
     segmenter = Segmenter(replace(find_config(name), tile_px=size)).eval()
     if segmenter.config.decoder.skip_channels is not None:
         lay_out_for_cpu(segmenter)
-    segmenter.precision = precision or "float32"
+    if option == "no-numba":
+        segmenter.set_backends(attention="auto", scan="torch")
+    else:
+        segmenter.precision = option or "float32"
     image, kept = 255 * torch.rand(1, 3, size, size), list[ImageFeatures]()
 
     def encode() -> None:
@@ -172,26 +179,38 @@ class Worker:
         encode, click = (summary(self.turns[kind]) for kind in ("encode", "click"))
         return row | {
             "encode_s": encode["median_s"],
+            "encode_cpu_s": encode["median_cpu_s"],
             "click_s": click["median_s"],
+            "click_cpu_s": click["median_cpu_s"],
             "peak_gb": self.peak_bytes / 2**30,
             "encode": encode,
             "click": click,
         }
 
 
-def measure_size(size: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compare all models at one image size, asking them in turns."""
-    workers = [Worker(model, size, arguments) for model in arguments.models]
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compare all models at all image sizes, asking them in turns."""
+    workers = []
+    for size in arguments.sizes:
+        for model in arguments.models:
+            name, _, only = model.partition("@")
+            if only in ("", str(size)):
+                workers.append(Worker(name, size, arguments))
     for kind, rounds in (("encode", arguments.rounds), ("click", 3 * arguments.rounds)):
         for number in range(rounds + 1):
             for worker in workers:
                 worker.step(kind, keep=number > 0)
     rows = [worker.close() for worker in workers]
-    reference = next((row for row in rows if row["model"] == SAM and not row["error"]), None)
-    for row in rows:
-        if reference is not None and not row["error"]:
-            row["encode_ratio"] = reference["encode_s"] / row["encode_s"]
-            row["click_ratio"] = reference["click_s"] / row["click_s"]
+    timed_rows = {(row["model"], row["size_px"]): row for row in rows if not row["error"]}
+    for (model, size), row in timed_rows.items():
+        # How much longer than at half the size: 4 is linear in the pixels.
+        half = timed_rows.get((model, size // 2))
+        if half is not None:
+            row["growth"] = row["encode_cpu_s"] / half["encode_cpu_s"]
+        for name, other in (("mobile", "mobile-sam"), ("sam", SAM)):
+            reference = timed_rows.get((other, size))
+            if reference is not None:
+                row[f"{name}_ratio"] = reference["encode_cpu_s"] / row["encode_cpu_s"]
     return rows
 
 
@@ -209,11 +228,17 @@ def main() -> None:
     if arguments.worker:
         work(arguments.worker, arguments.sizes[0], arguments.max_gb)
         return
-    rows: list[dict[str, Any]] = []
-    for size in arguments.sizes:
-        rows += measure_size(size, arguments)
-    columns = ["model", "size_px", "encode_s", "encode_ratio", "click_s", "click_ratio", "peak_gb"]
-    print_table(rows, [*columns, "error"])
+    rows = measure(arguments)
+    columns = [
+        "model",
+        "size_px",
+        "encode_s",
+        "encode_cpu_s",
+        "growth",
+        "mobile_ratio",
+        "sam_ratio",
+    ]
+    print_table(rows, [*columns, "click_s", "click_cpu_s", "peak_gb", "error"])
     save(arguments.out, rows)
 
 

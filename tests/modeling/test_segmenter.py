@@ -48,9 +48,24 @@ def test_multimask_gives_masks_one_to_three_and_single_mask_zero(config) -> None
     assert masks.shape == decoded.coarse.shape == (1, 4, 16, 12)
     single, single_iou = model.decode(features, **CLICK)
     multi, multi_iou = model.decode(features, **CLICK, multimask=True)
-    assert torch.equal(single, masks[:, :1])
+    # Made without the candidates: sums may be in another order.
+    torch.testing.assert_close(single, masks[:, :1], rtol=1e-5, atol=1e-6)
     assert torch.equal(multi, masks[:, 1:])
     assert torch.equal(torch.cat([single_iou, multi_iou], 1), iou)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", [CONFIG, STEM_CONFIG], ids=["linear", "stem"])
+def test_a_click_runs_no_head_of_the_candidates(config) -> None:
+    model = build(config)
+    features = model.encode(pixels())
+    expected, _ = model.decode(features, **CLICK)
+    heads = model.mask_decoder.output_hypernetworks_mlps
+    for head in heads[1:]:
+        head.register_forward_hook(lambda *_: pytest.fail("made a mask that nobody looks at"))
+    assert torch.equal(model.decode(features, **CLICK)[0], expected)
+    decoded = model.decode_all(features, **CLICK, candidates=False)
+    assert {decoded.masks.shape[1], decoded.iou.shape[1], decoded.mask_tokens.shape[1]} == {1}
 
 
 @torch.inference_mode()

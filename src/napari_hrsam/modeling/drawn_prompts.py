@@ -108,13 +108,13 @@ def match_clicks(
     clicked = F.grid_sample(x, places, align_corners=False, padding_mode="border")
     depth = channels // heads
 
-    def normalized(maps: Tensor) -> Tensor:
-        # (N, C, ...) -> (N, heads, places, C / heads)
-        rows: Tensor = maps.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
-        return F.layer_norm(rows, (depth,))
-
     with torch.autocast(x.device.type, enabled=False):
-        likeness = normalized(clicked) @ normalized(x).transpose(2, 3) / depth  # (N, heads, P, h w)
+        places_first = clicked.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
+        # The layer norm of every cell, written so that no map is turned over.
+        maps = x.flatten(2).unflatten(1, (heads, depth))
+        maps = maps - maps.mean(2, keepdim=True)
+        scale = depth * (maps.square().mean(2, keepdim=True) + 1e-5).sqrt()
+        likeness = F.layer_norm(places_first, (depth,)) @ maps / scale  # (N, heads, P, h w)
     matches: list[Tensor] = []
     for sign in (1, 0):
         is_sign = (point_labels == sign)[:, None, :, None]
@@ -151,14 +151,13 @@ def draw_prompts(
         cells = (point_coords_xy.to(like.dtype) - 1.5) / 4
         y = torch.arange(height, device=like.device, dtype=like.dtype)
         x = torch.arange(width, device=like.device, dtype=like.dtype)
-        for sign, first in ((1, 0), (0, 2)):
-            weight = (point_labels == sign).to(like.dtype)[:, :, None, None]
-            for offset, sigma in enumerate((2.0, 8.0)):
-                # A Gaussian is separable: rows times columns, one product a click.
-                gy = torch.exp(-((y - cells[..., 1:]) ** 2) / (2 * sigma**2))
-                gx = torch.exp(-((x - cells[..., :1]) ** 2) / (2 * sigma**2))
-                bumps = gy[..., :, None] * gx[..., None, :] * weight
-                maps[:, first + offset] = bumps.amax(1)
+        for offset, sigma in enumerate((2.0, 8.0)):
+            # A Gaussian is separable: rows times columns, one product a click.
+            gy = torch.exp(-((y - cells[..., 1:]) ** 2) / (2 * sigma**2))
+            gx = torch.exp(-((x - cells[..., :1]) ** 2) / (2 * sigma**2))
+            for sign, first in ((1, 0), (0, 2)):
+                weighted = gy * (point_labels == sign).to(like.dtype)[..., None]
+                maps[:, first + offset] = (weighted[..., None] * gx[..., None, :]).amax(1)
     if boxes_xyxy is not None:
         edges = (boxes_xyxy.to(like.dtype) - 1.5) / 4
         y = torch.arange(height, device=like.device, dtype=like.dtype)

@@ -11,6 +11,7 @@ leaves out squeeze-and-excitation and uses ReLU6. Convolutions of stride 2 pad a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,18 +53,8 @@ _STRIP_BYTES = 2**21
 """Of the widest map inside a block, as far as a strip of rows holds it: about a core's cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """A run of rows: ``start .. stop`` of a map, and rows of zeros before and behind it."""
-
-    start: int
-    stop: int
-    before: int
-    after: int
-
-
 class _Convolution(nn.Conv2d):
-    """Convolution with "SAME" padding, of a whole map or of some of its rows."""
+    """Convolution with "SAME" padding."""
 
     def padding_of(self, size: int) -> tuple[int, int]:
         """Count the rows (or columns) of padding before and behind ``size`` of them."""
@@ -71,27 +62,27 @@ class _Convolution(nn.Conv2d):
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         return total // 2, total - total // 2
 
-    def rows_for(self, start: int, stop: int, height: int) -> _Rows:
-        """Find the input rows of a map of ``height`` rows that output rows start..stop need."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        first = start * stride - self.padding_of(height)[0]
-        last = first + (stop - start - 1) * stride + kernel
-        return _Rows(max(first, 0), min(last, height), max(-first, 0), max(last - height, 0))
-
-    def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
-        """Convolve (B, C, H, W); ``rows`` are the rows of padding in place of "SAME"."""
+    def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1:
-            return F.conv2d(x, self.weight, self.bias)
+            if x.is_cuda:
+                return F.conv2d(x, self.weight, self.bias)
+            # One thread of torch takes twice as long for the same product as a convolution.
+            return F.linear(x.movedim(1, 3), self.weight.flatten(1), self.bias).movedim(3, 1)
         left, right = self.padding_of(x.shape[3])
-        top, bottom = self.padding_of(x.shape[2]) if rows is None else rows
+        top, bottom = self.padding_of(x.shape[2])
         if left == right == top == bottom:
             return F.conv2d(x, self.weight, self.bias, self.stride, top, 1, self.groups)
-        x = F.pad(x, (left, right, top, bottom))
+        return self.unpadded(F.pad(x, (left, right, top, bottom)))
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """Convolve a map that comes with its padding."""
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class _Block(nn.Module):
     """Inverted residual: widen, convolve each channel by itself, narrow."""
+
+    limits = 0.0, 6.0
 
     def __init__(self, inner: int, stage: _Stage, stride: int) -> None:
         super().__init__()
@@ -106,20 +97,23 @@ class _Block(nn.Module):
         """The convolution that looks at neighbours."""
         return self.depthwise
 
-    def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
-        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y, rows)))
-        if not self.has_skip:
-            return y
-        if rows is not None:
-            # The rows that only fed the neighbourhood have no output.
-            reach = self.depthwise.kernel_size[0] // 2
-            x = x[:, :, reach - rows[0] : x.shape[2] - reach + rows[1]]
-        return x + y
+    def enter(self, x: Tensor) -> Tensor:
+        """Compute what the spatial convolution takes, before it is kept within `limits`."""
+        return x if self.expand is None else self.expand(x)
+
+    def leave(self, y: Tensor, x: Tensor) -> Tensor:
+        """Compute the output from that of the spatial convolution, and the rows of the input."""
+        y = self.project(F.relu6(y, inplace=True))
+        return x + y if self.has_skip else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.depthwise(F.relu6(self.enter(x))), x)
 
 
 class _First(nn.Module):
     """The first convolution, stride 2."""
+
+    limits = -math.inf, math.inf
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,8 +124,16 @@ class _First(nn.Module):
         """The convolution that looks at neighbours."""
         return self.conv
 
-    def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
-        return F.relu6(self.conv(x, rows))
+    def enter(self, x: Tensor) -> Tensor:
+        """Compute what the spatial convolution takes."""
+        return x
+
+    def leave(self, y: Tensor, _: Tensor) -> Tensor:
+        """Compute the output from that of the spatial convolution."""
+        return F.relu6(y, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.conv(x), x)
 
 
 class EfficientNetLite0(nn.Module):
@@ -191,20 +193,41 @@ def _whole(step: _First | _Block, x: Tensor) -> Tensor:
 def _in_strips(step: _First | _Block, x: Tensor) -> Tensor:
     """Run a step on one strip of rows after the other: its wide maps then stay in the cache.
 
-    The numbers are those of whole maps; the rows that a strip needs of its neighbours are widened
-    again.
+    The numbers are those of whole maps. What a strip shares with the next one is kept, not widened
+    again, so that a row costs the same however wide the map is.
     """
     spatial = step.spatial
-    height, stride = x.shape[2], spatial.stride[0]
+    kernel, stride = spatial.kernel_size[0], spatial.stride[0]
+    height, width = x.shape[2:]
+    top, (left, right) = spatial.padding_of(height)[0], spatial.padding_of(width)
     widest = max(spatial.in_channels, spatial.out_channels)
-    rows = max(2, _STRIP_BYTES // (x.element_size() * x.shape[3] * widest * stride))
-    strips = []
-    for start in range(0, -(-height // stride), rows):
-        stop = min(start + rows, -(-height // stride))
-        needed = spatial.rows_for(start, stop, height)
-        part = x[:, :, needed.start : needed.stop]
-        strips.append(step(part, (needed.before, needed.after)))
-    return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+    rows = max(2, _STRIP_BYTES // (x.element_size() * width * widest * stride))
+    num_rows, shared = -(-height // stride), kernel - stride
+    held = out = None
+    for start in range(0, num_rows, rows):
+        stop = min(start + rows, num_rows)
+        # In rows of the padded map: where the strip ends, and what is not held yet.
+        end, new = (stop - 1) * stride + kernel, start * stride + shared if start else top
+        entered = step.enter(x[:, :, new - top : end - top])
+        if held is None:
+            held = _empty(entered, spatial.in_channels, end, left + width + right).zero_()
+        else:
+            held[:, :, :shared] = held[:, :, rows * stride :].clone()
+        first, last = new - start * stride, new - start * stride + entered.shape[2]
+        torch.clamp(entered, *step.limits, out=held[:, :, first:last, left : left + width])
+        held[:, :, last:] = 0
+        y = step.leave(spatial.unpadded(held[:, :, : end - start * stride]), x[:, :, start:stop])
+        if out is None:
+            out = _empty(y, y.shape[1], num_rows, y.shape[3])
+        out[:, :, start:stop] = y
+    assert out is not None
+    return out
+
+
+def _empty(like: Tensor, *size: int) -> Tensor:
+    """Make room for as many maps of another size, channels last."""
+    kind = {"dtype": like.dtype, "device": like.device, "memory_format": torch.channels_last}
+    return torch.empty((len(like), *size), **kind)  # type: ignore[call-overload, no-any-return]
 
 
 class PretrainedStem(nn.Module):

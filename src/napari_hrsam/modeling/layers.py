@@ -165,8 +165,7 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        out: Tensor = x + self.scale * self.conv2(F.gelu(self.norm(self.conv1(x))))
-        return out
+        return torch.addcmul(x, self.scale, self.conv2(F.gelu(self.norm(self.conv1(x)))))
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:

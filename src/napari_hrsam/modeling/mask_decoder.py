@@ -36,8 +36,13 @@ class TokenAttention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        # One side is a handful of tokens: the plain product is faster than a fused kernel.
-        weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+        # One side is a handful of tokens: the plain product is faster than a fused kernel, and with
+        # the long side last, so is the softmax.
+        scale = q.shape[-1] ** -0.5
+        if q.shape[2] > k.shape[2]:
+            weights = torch.softmax(k @ q.transpose(-1, -2) * scale, dim=-2).transpose(-1, -2)
+        else:
+            weights = torch.softmax(q @ k.transpose(-1, -2) * scale, dim=-1)
         out: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
         return out
 
@@ -133,7 +138,7 @@ class Decoded:
     Attributes
     ----------
     masks : (N, M, 4 h, 4 w) float
-        Logits; mask 0 is the single mask, 1.. the multimask output.
+        Logits; mask 0 is the single mask, 1.. the multimask output, where that was wanted.
     coarse : (N, M, 4 h, 4 w) float
         The same from the embedding and the prompts alone, before the fine path corrects them;
         SAM's decoder has no fine path and corrects nothing.
@@ -203,8 +208,9 @@ class MaskDecoder(nn.Module):
         drawn_prompts: Tensor | None = None,
         point_coords_xy: Tensor | None = None,
         point_labels: Tensor | None = None,
+        candidates: bool = True,
     ) -> Decoded:
-        """Decode all masks of N prompts.
+        """Decode the masks of N prompts.
 
         Parameters
         ----------
@@ -219,6 +225,8 @@ class MaskDecoder(nn.Module):
             ``skip_channels`` and not looked at by SAM's.
         point_coords_xy, point_labels : (N, P, 2) float and (N, P) int, optional
             The clicks, for `match_clicks`.
+        candidates : bool
+            Whether the multimask output is wanted beside the single mask.
 
         Returns
         -------
@@ -231,13 +239,15 @@ class MaskDecoder(nn.Module):
             assert drawn_prompts is not None
             marked = self.prompt_map(image_embedding, drawn_prompts, point_coords_xy, point_labels)
             dense = dense + marked
-        image = (image_embedding + dense).flatten(2).transpose(1, 2)
+        # Turned over once, not in every projection.
+        image = (image_embedding + dense).flatten(2).transpose(1, 2).contiguous()
         tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), tokens)
         image = image.transpose(1, 2).unflatten(2, (height, width))
         if self.fine is not None:
             image = self.surroundings(image + marked)
         upscaled = self.output_upscaling(image)
-        mask_tokens = tokens[:, 1 : outputs.shape[0]]
+        num_masks = len(self.mask_tokens.weight) if candidates else 1
+        mask_tokens = tokens[:, 1 : 1 + num_masks]
         coarse = masks = _mix(self.output_hypernetworks_mlps, mask_tokens, upscaled)
         if self.fine is not None:
             assert stride8 is not None
@@ -255,7 +265,7 @@ class MaskDecoder(nn.Module):
         return Decoded(
             masks=masks,
             coarse=coarse,
-            iou=self.iou_prediction_head(tokens[:, 0]),
+            iou=self.iou_prediction_head(tokens[:, 0])[:, :num_masks],
             mask_tokens=mask_tokens,
         )
 
@@ -275,7 +285,11 @@ class MaskDecoder(nn.Module):
 
 
 def _mix(heads: nn.ModuleList, mask_tokens: Tensor, maps: Tensor) -> Tensor:
-    """Weigh the channels of (N, C, H, W) by what each head makes of its token: (N, M, H, W)."""
-    weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(heads)], dim=1)
+    """Weigh the channels of (N, C, H, W) by what each head makes of its token: (N, M, H, W).
+
+    Of M tokens (N, M, C), which may be fewer than there are heads.
+    """
+    tokens = mask_tokens.unbind(1)
+    weights = torch.stack([mlp(x) for mlp, x in zip(heads, tokens, strict=False)], dim=1)
     out: Tensor = (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
     return out

@@ -223,6 +223,7 @@ class Segmenter(nn.Module):
             point_labels=point_labels,
             boxes_xyxy=boxes_xyxy,
             mask_logits=mask_logits,
+            candidates=multimask,
         )
         chosen = slice(1, None) if multimask else slice(0, 1)
         return decoded.masks[:, chosen], decoded.iou[:, chosen]
@@ -275,6 +276,7 @@ class Segmenter(nn.Module):
                 point_labels=point_labels,
                 boxes_xyxy=boxes_xyxy,
                 mask_logits=mask_logits,
+                candidates=False,
             )
         num, (height, width) = decoded.masks.shape[0], features.embedding.shape[2:]
         patch = self.config.image_encoder.patch_size
@@ -298,10 +300,12 @@ class Segmenter(nn.Module):
         point_labels: Tensor | None = None,
         boxes_xyxy: Tensor | None = None,
         mask_logits: Tensor | None = None,
+        candidates: bool = True,
     ) -> Decoded:
         """Predict the single mask and the candidates, with all that training looks at.
 
-        Parameters and errors are those of `decode`.
+        Errors and parameters are those of `decode`, but for ``candidates``: without them there is
+        the single mask alone, which takes less time.
         """
         height, width = features.embedding.shape[2:]
         patch = self.config.image_encoder.patch_size
@@ -339,5 +343,6 @@ class Segmenter(nn.Module):
             drawn_prompts=drawn,
             point_coords_xy=point_coords_xy,
             point_labels=point_labels,
+            candidates=candidates,
         )
         return decoded
