@@ -16,8 +16,9 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, pixel_of
 from napari_hrsam.masks import ArrayMask, BlockMask
 from napari_hrsam.prompts import Prompts, Scribble
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
 from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
-from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
+from napari_hrsam.storage.labels.store import LabelStore
 
 MAX_OBJECT_PX = 2**26
 """Pixels of the box of an object that is split, filled or smoothed: it is held as a whole."""

@@ -19,7 +19,8 @@ from napari_hrsam.engine.taken_up import take_up
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import Grid
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.storage.labels.store import Edit, NoSuchLabelError, require_fits
+from napari_hrsam.storage.labels.arguments import NoSuchLabelError, require_fits
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
 
 MIN_IOU = 0.7
 """Predicted IoU below which an object is not carried on by itself."""
@@ -305,7 +306,7 @@ class OverPlanes:
                     shape.box,
                     shape.mask,
                     label,
-                    model="interpolated",
+                    drawn=DrawnAs(model="interpolated"),
                     plane=self._state.commits.plane(plane),
                 )
             edits.append(edit)

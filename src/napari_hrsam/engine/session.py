@@ -28,7 +28,8 @@ from napari_hrsam.engine.tile_cache import NotEncodedError, TileCache
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.edits import Edit
+from napari_hrsam.storage.labels.store import LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter

@@ -17,7 +17,7 @@ from napari_hrsam.engine.tile_cache import TileCache
 from napari_hrsam.errors import SessionError
 from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level, filling_level
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import DrawnAs, Edit
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
 
 
 @dataclass(kw_only=True, eq=False)
@@ -160,10 +160,10 @@ class SessionState:
             step.taken,
             step.label,
             overwrite=overwrite,
-            prompts=self.drawing.prompts,
-            model=self.predictor.name,
             plane=prediction.tile.plane,
             drawn=DrawnAs(
+                prompts=self.drawing.prompts,
+                model=self.predictor.name,
                 object_class=object_class,
                 level=prediction.level,
                 # What was taken up and left as it was has no estimate of the model.

@@ -15,9 +15,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.panel.objects_table import CLASS_COLUMN, FIELDS, ObjectsModel
 from napari_hrsam.plugin.session.objects_list import CommittedObjects
 from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.objects import ObjectList
 from napari_hrsam.storage.labels.properties import Properties
-from napari_hrsam.storage.labels.store import Edit
 
 pytestmark = pytest.mark.usefixtures("qapp")
 

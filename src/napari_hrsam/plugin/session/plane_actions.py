@@ -10,7 +10,7 @@ from napari_hrsam.plugin.session import commands, messages
 if TYPE_CHECKING:
     from napari_hrsam.plugin.overlay.overlay import Overlay
     from napari_hrsam.plugin.session.context import SessionContext
-    from napari_hrsam.storage.labels.store import Edit
+    from napari_hrsam.storage.labels.edits import Edit
 
 
 class PlaneActions:
