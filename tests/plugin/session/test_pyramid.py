@@ -638,7 +638,7 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert outlining.overlay.preview.pixels[3, 5] == 1, "what was painted"
     assert outlining.overlay.preview.strokes() is not None
     assert not np.any(outlining.overlay.target.data[-1])
-    outlining.set_outlines_fully(False)
+    outlining.settings.set_outlines_fully(False)
     outlining.commit()
     outlining.wait()
     assert outlining.state.num_committed == 1
