@@ -163,9 +163,13 @@ def measure(case: str, *, tells_stacks: bool) -> None:
     take("first commit")
     plane = (0,) * (controller.image_layer.ndim - 2)
     start, end = (controller.image_layer.data_to_world((*plane, *at)) for at in CORNERS)
-    controller.drag(Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=False))
+    controller.drags.take(
+        Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=False)
+    )
     run_for(0.2)
-    controller.drag(Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=True))
+    controller.drags.take(
+        Drag(tool=DragTool.BOX, path=(start, end), is_positive=True, is_done=True)
+    )
     rest()
     take("first box")
     controller.cancel()

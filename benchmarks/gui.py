@@ -139,7 +139,7 @@ def cancelling(
     """Give up a commit whose outline is being drawn, and tell how long that takes."""
     large = max(sample.objects, key=lambda thing: thing.diameter_px)
     look_at(viewer, large)
-    controller.set_outlines_fully(True)
+    controller.settings.set_outlines_fully(True)
     controller.click(large.centre_yx)
     run_until(is_idle)
     heart.take("click")

@@ -22,9 +22,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.panel.objects_table import FIELDS, ObjectsModel
 from napari_hrsam.plugin.session.objects_list import CommittedObjects
 from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.objects import ObjectList
 from napari_hrsam.storage.labels.properties import Properties
-from napari_hrsam.storage.labels.store import Edit
 
 
 def edit(label: int, **more: Any) -> Edit:

@@ -32,7 +32,7 @@ GROUPS = {
     "Models": ("load_model", "list_models", "ModelInfo", "Segmenter"),
     "Images": ("open_image", "PyramidImage", "ArrayImage", "Box"),
     "Labels": ("create_labels", "open_labels", "LabelImage", "LabelWriter",
-               "ArrayLabels", "Edit", "History", "ObjectClass", "ObjectRow",
+               "ArrayLabels", "DrawnAs", "Edit", "History", "ObjectClass", "ObjectRow",
                "verify_labels", "LabelsReport", "compact_labels", "Compacted"),
     "Replay": ("replay", "Replayed", "ReplayedObject"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),

@@ -1,4 +1,4 @@
-"""What the documentation site takes from elsewhere: model cards, and the help of the command line."""
+"""What the documentation site takes from elsewhere: model cards, the help of the commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+HEAD = """# Command line
+
+`napari-hrsam COMMAND --help` says the same. The exit status is 0 (fine), 1 (failed) or 2 (misused);
+progress goes to stderr.
+"""
 SITE = "https://github.com/napari-hrsam/napari-hrsam/blob/main"
 
 
@@ -35,10 +40,7 @@ def command_line() -> str:
     from napari_hrsam.cli.main import build_parser
 
     parser = build_parser()
-    parts = [
-        "# Command line\n\n`napari-hrsam COMMAND --help` says the same. The exit status is 0 (fine), 1 "
-        "(failed) or 2 (misused); progress goes to stderr.\n"
-    ]
+    parts = [HEAD]
     for name, command in _commands(parser):
         parts.append(f"## {name}\n\n```text\n{command.format_help().rstrip()}\n```\n")
         for verb, sub in _commands(command):
@@ -47,7 +49,10 @@ def command_line() -> str:
 
 
 def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    # argparse tells its commands nowhere else.
     actions: list[Any] = [
-        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+        action
+        for action in parser._actions  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
     ]
     return [pair for action in actions for pair in action.choices.items()]

@@ -15,6 +15,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
@@ -26,6 +27,10 @@ NEEDS_TORCH = "needs torch"
 os.environ["NAPARI_CONFIG"] = ""
 os.environ.setdefault("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
 os.environ.setdefault("QT_API", "pyside6")
+
+# No test depends on the machine's speed.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,11 +41,12 @@ if TYPE_CHECKING:
         create_labels,
         open_labels,
     )
+    from napari_hrsam.storage.labels.array_labels import ArrayLabels
     from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
     from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+    from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
     from napari_hrsam.storage.labels.objects import ObjectRow
     from napari_hrsam.storage.labels.properties import ObjectClass
-    from napari_hrsam.storage.labels.store import ArrayLabels, Edit, History
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "Box",
     "Compacted",
     "DecodedMasks",
+    "DrawnAs",
     "Edit",
     "EmbedReport",
     "EmbeddingStore",
@@ -99,17 +101,18 @@ __all__ = [
 
 _HOMES = {
     "ArrayImage": "napari_hrsam.storage.images.tile_source",
-    "ArrayLabels": "napari_hrsam.storage.labels.store",
+    "ArrayLabels": "napari_hrsam.storage.labels.array_labels",
     "Box": "napari_hrsam.geometry",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
-    "Edit": "napari_hrsam.storage.labels.store",
+    "DrawnAs": "napari_hrsam.storage.labels.edits",
+    "Edit": "napari_hrsam.storage.labels.edits",
     "EmbedReport": "napari_hrsam.engine.embed",
     "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
     "HRSAMError": "napari_hrsam.errors",
-    "History": "napari_hrsam.storage.labels.store",
+    "History": "napari_hrsam.storage.labels.edits",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
     "Imported": "napari_hrsam.storage.importing.objects",
     "LabelImage": "napari_hrsam.storage.label_image",

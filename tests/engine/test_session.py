@@ -11,7 +11,7 @@ from napari_hrsam.engine.session import Edit, Prediction, Session
 from napari_hrsam.errors import ImageError, LabelsError, PromptError, SessionError, ShapeError
 from napari_hrsam.geometry import Box, Tile, best_level, downsample
 from napari_hrsam.storage.images.tile_source import ArrayImage
-from napari_hrsam.storage.labels.store import ArrayLabels
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 ON, OFF = (50.0, 60.0), (90.0, 20.0)
@@ -486,7 +486,9 @@ def test_memory_for_undo_is_limited(
     for box in ((0, 0, 20, 30), (100, 90, 120, 110), (180, 130, 200, 150)):
         session.box(box)
         edit = session.commit()
-        monkeypatch.setattr("napari_hrsam.storage.labels.store.MAX_UNDO_BYTES", edit.num_bytes)
+        monkeypatch.setattr(
+            "napari_hrsam.storage.labels.array_labels.MAX_UNDO_BYTES", edit.num_bytes
+        )
     assert session.undo() is edit
     assert isinstance(session.undo(), Edit)
     assert session.undo() is None

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.edits import Edit
+from napari_hrsam.storage.labels.store import LabelStore
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_labels_of_another_shape_or_with_planes_are_refused(
 def test_labels_in_memory_are_made_when_they_are_needed(
     model: Any, scene: tuple[NDArray[np.uint8], NDArray[np.bool_]], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("napari_hrsam.storage.labels.store.MAX_DENSE_PIXELS", 10_000)
+    monkeypatch.setattr("napari_hrsam.storage.labels.array_labels.MAX_DENSE_PIXELS", 10_000)
     with hrsam.Session(model, scene[0]) as session:
         prediction = session.click((50, 60), level=0)
         with pytest.raises(LabelsError, match=r"got 200 x 160; keep them in a folder: create_labe"):

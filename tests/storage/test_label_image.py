@@ -12,6 +12,7 @@ import pytest
 
 import napari_hrsam as hrsam
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.storage.labels.edits import DrawnAs
 
 BOX = (10, 20, 40, 60)
 
@@ -20,7 +21,9 @@ BOX = (10, 20, 40, 60)
 def place(tmp_path: Path) -> Path:
     """A folder with labels "cells", in which one object of 30 x 40 pixels lies."""
     with hrsam.create_labels(tmp_path / "a.zarr", "cells", like=(300, 200)) as labels:
-        labels.write(BOX, np.ones((30, 40), bool), labels.next_label(), model="by-hand")
+        labels.write(
+            BOX, np.ones((30, 40), bool), labels.next_label(), drawn=DrawnAs(model="by-hand")
+        )
     return tmp_path / "a.zarr"
 
 

@@ -194,7 +194,7 @@ class Monkey:
         """Ask for another model, which is refused while an object is drawn."""
         names = ("hrsam-tiny", "hrsam++-tiny")
         controller = self.window.controller
-        controller.state.guard(controller.use_model, names[int(self.rng.integers(2))])
+        controller.state.guard(controller.models.use, names[int(self.rng.integers(2))])
 
     def stop(self) -> None:
         """End the session, now and then in the middle of something."""

@@ -17,7 +17,7 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BlockMask
 from napari_hrsam.sample import Sample
 from napari_hrsam.storage.label_image import create_labels, open_labels
-from napari_hrsam.storage.labels.store import Edit
+from napari_hrsam.storage.labels.edits import Edit
 
 SMALL_PX = 40
 """Diameter of the many objects of a label image that is opened again."""

@@ -13,9 +13,10 @@ from napari_hrsam.engine.taken_up import TakenUp, take_up
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import ArrayLabels, DrawnAs, Edit, LabelStore
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
+from napari_hrsam.storage.labels.store import LabelStore
 
 MAX_LABELS_PX = 2**28
 """Pixels of an image whose labels are kept in memory when none are given: 1 GiB of uint32."""
@@ -75,8 +76,6 @@ class Commits:
         label: int,
         *,
         overwrite: bool,
-        prompts: Prompts,
-        model: str,
         plane: tuple[int, ...],
         drawn: DrawnAs,
     ) -> Edit:
@@ -91,8 +90,6 @@ class Commits:
                 region,
                 label or labels.next_label(),
                 overwrite=overwrite,
-                prompts=prompts,
-                model=model,
                 plane=plane,
                 # An id of an array may have been another object's.
                 drawn=replace(drawn, object_class=drawn.object_class or ""),
@@ -102,8 +99,6 @@ class Commits:
             taken.box,
             region,
             overwrite=overwrite,
-            prompts=prompts,
-            model=model,
             plane=plane,
             drawn=drawn,
         )
@@ -117,8 +112,8 @@ class Commits:
         return Edit(
             label=taken.label,
             box=Box(0, 0, 0, 0),
-            prompts=prompts,
-            model=model,
+            prompts=drawn.prompts,
+            model=drawn.model,
             time=time.time(),
             plane=plane,
             kind="replace",

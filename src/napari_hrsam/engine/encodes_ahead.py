@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from napari_hrsam.engine.embed import (
@@ -13,28 +12,22 @@ from napari_hrsam.engine.embed import (
     tiles_around,
     tiles_for,
 )
-from napari_hrsam.engine.tile_cache import TileCache
+from napari_hrsam.engine.session_state import SessionState
 from napari_hrsam.errors import SessionError
-from napari_hrsam.geometry import FINEST_LEVEL, Box, Tile, TileGrid, coarsest_level
-from napari_hrsam.storage.images.tile_source import PyramidImage
+from napari_hrsam.geometry import Box, TileGrid
 
 
-class EncodesAhead(ABC):
-    """Knows the tiles of an image; what a `Session` encodes ahead of time or while idle."""
+class EncodesAhead:
+    """Encodes tiles ahead of time or while idle.
 
-    image: PyramidImage
-    _tiles: TileCache
-    _is_closed: bool
+    Parameters
+    ----------
+    state : SessionState
+        What the session is made of.
+    """
 
-    @property
-    @abstractmethod
-    def _needed(self) -> tuple[Tile, ...]:
-        """Tiles in use, which stay in memory."""
-
-    @property
-    def levels(self) -> range:
-        """The levels at which objects can be looked at, finest first."""
-        return range(FINEST_LEVEL, coarsest_level(self.image.shape_yx, self._tiles.tile_px) + 1)
+    def __init__(self, state: SessionState) -> None:
+        self._state = state
 
     def embed(
         self,
@@ -75,15 +68,16 @@ class EncodesAhead(ABC):
         EmbeddingsError
             If an embedding cannot be written to disk.
         """
-        self._require_open()
-        if level not in self.levels:
+        self._state.require_open()
+        levels = self._state.levels
+        if level not in levels:
             raise SessionError(
-                f"expected a level from {self.levels.start} to {self.levels.stop - 1}, got "
+                f"expected a level from {levels.start} to {levels.stop - 1}, got "
                 f"{level}; the image has no others"
             )
-        grid = TileGrid(self.image.shape_yx, self._tiles.tile_px, level, plane)
-        tiles = tiles_for(grid, box_on(self.image.shape_yx, box))
-        return embed_tiles(self._tiles, tiles, progress, skip_blank=skip_blank)
+        grid = TileGrid(self._state.image.shape_yx, self._state.tiles.tile_px, level, plane)
+        tiles = tiles_for(grid, box_on(self._state.image.shape_yx, box))
+        return embed_tiles(self._state.tiles, tiles, progress, skip_blank=skip_blank)
 
     def read_ahead(
         self, box0: Sequence[float] | Box, level: int, plane: tuple[int, ...] = ()
@@ -113,12 +107,11 @@ class EncodesAhead(ABC):
         PromptError, SessionError
             As in `embed`.
         """
-        self._require_open()
-        level = min(max(level, self.levels.start), self.levels.stop - 1)
-        grid = TileGrid(self.image.shape_yx, self._tiles.tile_px, level, plane)
-        box = box_on(self.image.shape_yx, box0)
-        return self._tiles.see_ahead(tiles_around(grid, box, self.levels.stop - 1), self._needed)
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise SessionError("expected an open session, got a closed one; make a new Session")
+        self._state.require_open()
+        levels = self._state.levels
+        level = min(max(level, levels.start), levels.stop - 1)
+        grid = TileGrid(self._state.image.shape_yx, self._state.tiles.tile_px, level, plane)
+        box = box_on(self._state.image.shape_yx, box0)
+        prediction = self._state.drawing.prediction
+        needed = () if prediction is None else (prediction.tile,)
+        return self._state.tiles.see_ahead(tiles_around(grid, box, levels.stop - 1), needed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.carried import Carried, shape_between
-from napari_hrsam.engine.commits import Commits
-from napari_hrsam.engine.drawing import Drawing
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.prediction import Prediction
+from napari_hrsam.engine.session_state import SessionState
 from napari_hrsam.engine.taken_up import take_up
 from napari_hrsam.errors import LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import Grid
 from napari_hrsam.masks import RegionMask
-from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.store import Edit, LabelStore, NoSuchLabelError, require_fits
+from napari_hrsam.storage.labels.arguments import NoSuchLabelError, require_fits
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
 
 MIN_IOU = 0.7
 """Predicted IoU below which an object is not carried on by itself."""
@@ -77,30 +75,17 @@ class PlanesReport:
     overlap: float | None = None
 
 
-class OverPlanes(ABC):
-    """Continues the objects of a `Session` on other planes."""
+class OverPlanes:
+    """Continues the objects of a session on other planes.
 
-    image: PyramidImage
-    _commits: Commits
-    _drawing: Drawing
+    Parameters
+    ----------
+    state : SessionState
+        What the session is made of.
+    """
 
-    @property
-    @abstractmethod
-    def labels(self) -> LabelStore:
-        """Where objects are committed."""
-
-    @abstractmethod
-    def commit(self, mask: Any = None) -> Edit:
-        """Write the current object, and end it."""
-
-    @abstractmethod
-    def _require_open(self) -> None: ...
-
-    @abstractmethod
-    def _require_none(self, what: str) -> None: ...
-
-    @abstractmethod
-    def _first_level(self, level: int | None) -> int: ...
+    def __init__(self, state: SessionState) -> None:
+        self._state = state
 
     def continue_on(
         self,
@@ -210,14 +195,14 @@ class OverPlanes(ABC):
             As in `continue_on`. What was committed before stays.
         """
         num_planes = index(num_planes)
-        axes = len(self.image.plane_shape)
+        axes = len(self._state.image.plane_shape)
         limits_fit = 0 <= min_iou <= 1 and 0 <= min_overlap <= 1
         if num_planes == 0 or not -axes <= axis < axes or not limits_fit:
             raise PromptError(
                 f"expected a number of planes other than 0, an axis from {-axes} to {axes - 1} and "
                 f"limits from 0 to 1, got {num_planes}, axis {axis}, min_iou {min_iou:g} and "
                 f"min_overlap {min_overlap:g}; the image has planes of shape "
-                f"{self.image.plane_shape}"
+                f"{self._state.image.plane_shape}"
             )
         label, plane = self._source(label, plane)
         edits: list[Edit] = []
@@ -235,7 +220,7 @@ class OverPlanes(ABC):
                 progress(done, abs(num_planes))
             following = list(plane)
             following[axis] += 1 if num_planes > 0 else -1
-            if not 0 <= following[axis] < self.image.plane_shape[axis]:
+            if not 0 <= following[axis] < self._state.image.plane_shape[axis]:
                 found = {"stop": Stop.END}
                 break
             found = self._go_on(label, plane, tuple(following), min_iou, min_overlap, note)
@@ -286,7 +271,7 @@ class OverPlanes(ABC):
             As in `propagate`; also if there is a current object, no plane lies between, or the
             object is too large.
         """
-        self._require_none("interpolate one")
+        self._state.require_none("interpolate one")
         axis = self._axis_between(first_plane, last_plane)
         start, end = first_plane[axis], last_plane[axis]
         if abs(end - start) < 2:
@@ -305,7 +290,7 @@ class OverPlanes(ABC):
                 progress(done, len(between))
             plane = (*first_plane[:axis], place, *first_plane[axis + 1 :])
             shape = shape_between(
-                ends[0], ends[1], (place - start) / (end - start), self.image.shape_yx
+                ends[0], ends[1], (place - start) / (end - start), self._state.image.shape_yx
             )
             stop = Stop.DRAWN if self._is_drawn(label, plane) else Stop.DONE
             if stop is Stop.DONE and self._share_covered(shape.mask, plane) == 1:
@@ -317,35 +302,35 @@ class OverPlanes(ABC):
                 continue
             edit = self._refined(shape, plane, min_iou, min_overlap) if refine else None
             if edit is None:
-                edit = self.labels.write(
+                edit = self._state.commits.labels.write(
                     shape.box,
                     shape.mask,
                     label,
-                    model="interpolated",
-                    plane=self._commits.plane(plane),
+                    drawn=DrawnAs(model="interpolated"),
+                    plane=self._state.commits.plane(plane),
                 )
             edits.append(edit)
             reached.append(plane)
             if on_commit is not None:
                 on_commit(edit)
-        self._drawing.end()
+        self._state.drawing.end()
         return PlanesReport(label=label, edits=tuple(edits), planes=tuple(reached), **left_out)
 
     # ------------------------------------------------------------------ inside
 
     def _source(self, label: int | None, plane: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """Return id (0: none yet) and plane of the object that is to be continued."""
-        self._require_open()
-        if set(self.image.plane_shape) <= {1}:
+        self._state.require_open()
+        if set(self._state.image.plane_shape) <= {1}:
             raise SessionError(
                 "expected a stack, got an image of one plane; there is no other one to go to"
             )
         if label is not None:
-            self._require_none("continue another one")
+            self._state.require_none("continue another one")
             require_fits(label, np.dtype(np.uint64))
             self._require_plane(plane)
             return index(label), plane
-        step = self._drawing.step
+        step = self._state.drawing.step
         if step is None:
             raise SessionError(
                 "expected an object to continue, got none; draw one, or name a committed one: "
@@ -360,9 +345,9 @@ class OverPlanes(ABC):
         on_commit: Callable[[Edit], None] | None,
     ) -> int:
         """Commit the current object, if there is one; return its id."""
-        if self._drawing.step is None:
+        if self._state.drawing.step is None:
             return label
-        edit = self.commit(mask)
+        edit = self._state.commit(mask)
         if on_commit is not None and not edit.is_empty:
             on_commit(edit)
         return edit.label
@@ -370,14 +355,14 @@ class OverPlanes(ABC):
     def _carried(self, label: int, plane: tuple[int, ...]) -> Carried:
         """Read an object."""
         self._require_plane(plane)
-        taken, mask = take_up(self.labels, label, self._commits.plane(plane))
+        taken, mask = take_up(self._state.commits.labels, label, self._state.commits.plane(plane))
         return Carried(label=label, plane=plane, mask=mask, box=taken.box)
 
     def _carry(self, label: int, from_plane: tuple[int, ...], plane: tuple[int, ...]) -> Prediction:
-        prediction = self._drawing.carry(
-            self._carried(label, from_plane), self._first_level(None), plane
+        prediction = self._state.drawing.carry(
+            self._carried(label, from_plane), self._state.first_level(None), plane
         )
-        self._commits.offers_redo = False
+        self._state.commits.offers_redo = False
         return prediction
 
     def _go_on(
@@ -396,17 +381,17 @@ class OverPlanes(ABC):
             prediction = self._carry(label, plane, following)
             found = self._look_at(prediction, min_iou, min_overlap)
             if found["stop"] is Stop.DONE:
-                on_commit(self.commit())
+                on_commit(self._state.commit())
                 return {"stop": Stop.DONE}
         finally:
-            self._drawing.end()
+            self._state.drawing.end()
         return {"stopped_at": following, **found}
 
     def _look_at(
         self, prediction: Prediction, min_iou: float, min_overlap: float
     ) -> dict[str, Any]:
         """Judge what was found of the current object, which was carried here."""
-        step = self._drawing.required()
+        step = self._state.drawing.required()
         assert step.carried is not None
         overlap = step.carried.overlap(prediction.tile, prediction.multiscale.logits)
         stop = Stop.DONE
@@ -423,34 +408,36 @@ class OverPlanes(ABC):
     ) -> Edit | None:
         """Let the model look at a shape, and commit its answer if it is sure of that."""
         try:
-            prediction = self._drawing.carry(shape, self._first_level(None), plane)
+            prediction = self._state.drawing.carry(shape, self._state.first_level(None), plane)
             if self._look_at(prediction, min_iou, min_overlap)["stop"] is Stop.DONE:
-                return self.commit()
+                return self._state.commit()
         finally:
-            self._drawing.end()
+            self._state.drawing.end()
         return None
 
     def _share_covered(self, mask: RegionMask, plane: tuple[int, ...]) -> float:
         """Return the share of a mask that lies on committed objects, 0..1."""
-        stored = self._commits.plane(plane)
+        stored = self._state.commits.plane(plane)
         num_px = num_covered = 0
         for part in _GRID.parts(mask.box):
             if mask.fills(part) is False:
                 continue
             inside = mask.read(part)
             num_px += int(np.count_nonzero(inside))
-            num_covered += int(np.count_nonzero(self.labels.read(part, plane=stored)[inside]))
+            num_covered += int(
+                np.count_nonzero(self._state.commits.labels.read(part, plane=stored)[inside])
+            )
         return num_covered / num_px if num_px else 0.0
 
     def _is_drawn(self, label: int, plane: tuple[int, ...]) -> bool:
         try:
-            self.labels.find(label, self._commits.plane(plane))
+            self._state.commits.labels.find(label, self._state.commits.plane(plane))
         except NoSuchLabelError:
             return False
         return True
 
     def _require_plane(self, plane: tuple[int, ...]) -> None:
-        shape = self.image.plane_shape
+        shape = self._state.image.plane_shape
         if len(plane) != len(shape) or not all(
             0 <= place < size for place, size in zip(plane, shape, strict=True)
         ):

@@ -9,29 +9,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.engine import object_edits
 from napari_hrsam.engine.carried import Carried
 from napari_hrsam.engine.commits import Commits
 from napari_hrsam.engine.drawing import Drawing, Step
-from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
-from napari_hrsam.engine.hand_edits import edits_of
 from napari_hrsam.engine.local_correction import STROKE_PLACES
+from napari_hrsam.engine.object_edits import ObjectEdits
 from napari_hrsam.engine.object_predictor import ObjectPredictor
 from napari_hrsam.engine.outline import Refiner
 from napari_hrsam.engine.outline_network import OutlineNetwork
 from napari_hrsam.engine.over_planes import OverPlanes
+from napari_hrsam.engine.parts import carried_out
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.engine.predictor import Predictor
+from napari_hrsam.engine.session_state import SessionState
 from napari_hrsam.engine.taken_up import TakenUp
 from napari_hrsam.engine.tile_cache import NotEncodedError, TileCache
-from napari_hrsam.errors import LabelsError, SessionError
-from napari_hrsam.geometry import Box, Tile, filling_level, pixel_of
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
-from napari_hrsam.storage.labels.store import DrawnAs, Edit, LabelStore
+from napari_hrsam.storage.labels.edits import Edit
+from napari_hrsam.storage.labels.store import LabelStore
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -42,7 +40,7 @@ EditT = TypeVar("EditT", bound=Edit | None)
 __all__ = ["Edit", "Prediction", "Session"]
 
 
-class Session(EncodesAhead, OverPlanes):
+class Session:
     """Draw objects on one image by clicks, scribbles and boxes; commit them to a label image.
 
     A session belongs to one thread at a time. It changes the label image only in `commit`,
@@ -112,24 +110,29 @@ class Session(EncodesAhead, OverPlanes):
         before_look: Callable[[], None] | None = None,
     ) -> None:
         self.image: PyramidImage = open_image(image)
-        self._commits = Commits(self.image, labels)
-        self.view_level: int | None = None
-        self.outline_level: int | None = None
-        self._predictor = Predictor(_loaded(model))
+        commits = Commits(self.image, labels)
+        predictor = Predictor(_loaded(model))
         self._embeddings = embeddings
-        self._tiles = TileCache(
-            self.image, self._predictor, max_tiles=max_embeddings, store=embeddings
-        )
+        self._tiles = TileCache(self.image, predictor, max_tiles=max_embeddings, store=embeddings)
         self._objects = ObjectPredictor(
             self.image,
-            self._predictor,
+            predictor,
             self._tiles,
             enforce_clicks=enforce_clicks,
             before_look=before_look,
         )
-        self._outliner = outliner or OutlineNetwork(str(self._predictor.segmenter.device))
+        self._outliner = outliner or OutlineNetwork(str(predictor.segmenter.device))
         self._drawing = Drawing(self.image, self._objects, self._outliner)
-        self._is_closed = False
+        self._state = state = SessionState(
+            image=self.image,
+            predictor=predictor,
+            tiles=self._tiles,
+            commits=commits,
+            drawing=self._drawing,
+        )
+        self._edits = ObjectEdits(state)
+        self._planes = OverPlanes(state)
+        self._ahead = EncodesAhead(state)
 
     def __enter__(self) -> Session:
         """Return the session itself."""
@@ -148,7 +151,7 @@ class Session(EncodesAhead, OverPlanes):
         """Forget the current object and the embeddings; the labels stay as committed."""
         self._drawing.end()
         self._tiles.clear()
-        self._is_closed = True
+        self._state.is_closed = True
 
     def with_model(self, model: Segmenter | str) -> Session:
         """Go on with another model on the same image and labels; this session is closed.
@@ -192,7 +195,7 @@ class Session(EncodesAhead, OverPlanes):
             If the image is unusable or of another shape, or the model fails. This session stays as
             it was.
         """
-        other = self._successor(self._predictor.segmenter, image, self._drawing.steps)
+        other = self._successor(self._state.predictor.segmenter, image, self._drawing.steps)
         self.close()
         return other
 
@@ -217,23 +220,23 @@ class Session(EncodesAhead, OverPlanes):
         except BaseException:
             other.close()
             raise
-        other._commits.offers_redo = self._commits.offers_redo
+        other._state.commits.offers_redo = self._state.commits.offers_redo
         return other
 
     def __repr__(self) -> str:
         """Tell the model, the image and the current object in one line."""
-        state = "closed" if self._is_closed else f"{len(self.prompts)} prompts"
-        return f"Session({self._predictor.name} on {self.image!r}, {state})"
+        state = "closed" if self._state.is_closed else f"{len(self.prompts)} prompts"
+        return f"Session({self._state.predictor.name} on {self.image!r}, {state})"
 
     @property
     def model_name(self) -> str:
         """Name of the model that draws."""
-        return self._predictor.name
+        return self._state.predictor.name
 
     @property
     def labels(self) -> LabelStore:
         """Where objects are committed."""
-        return self._commits.labels
+        return self._state.commits.labels
 
     @property
     def prompts(self) -> Prompts:
@@ -264,14 +267,41 @@ class Session(EncodesAhead, OverPlanes):
         return steps[0].prompts if steps and steps[0].label else Prompts()
 
     @property
+    def view_level(self) -> int | None:
+        """Level of the first look at a new object when a prompt names none."""
+        return self._state.view_level
+
+    @view_level.setter
+    def view_level(self, level: int | None) -> None:
+        self._state.view_level = level
+
+    @property
+    def outline_level(self) -> int | None:
+        """Level at which outlines of objects larger than a tile are drawn in the end."""
+        return self._state.outline_level
+
+    @outline_level.setter
+    def outline_level(self, level: int | None) -> None:
+        self._state.outline_level = level
+
+    @property
+    def levels(self) -> range:
+        """The levels at which objects can be looked at, finest first."""
+        return self._state.levels
+
+    @property
     def can_undo(self) -> bool:
         """Whether `undo` would change something."""
-        return not self._is_closed and bool(self._drawing.steps or self._commits.newest_done)
+        return not self._state.is_closed and bool(
+            self._drawing.steps or self._state.commits.newest_done
+        )
 
     @property
     def can_redo(self) -> bool:
         """Whether `redo` would change something."""
-        return not self._is_closed and bool(self._drawing.undone or self._commits.next_undone)
+        return not self._state.is_closed and bool(
+            self._drawing.undone or self._state.commits.next_undone
+        )
 
     def click(
         self,
@@ -307,7 +337,7 @@ class Session(EncodesAhead, OverPlanes):
         """
         prompts = self.prompts.with_click(point_yx, positive)
         if positive:
-            self._require_open()
+            self._state.require_open()
             point = prompts.inside(self.image.shape_yx).points_yx[-1]
             self._drawing.require_data(np.array([point]), plane)
         return self._draw(prompts, level, plane)
@@ -335,11 +365,11 @@ class Session(EncodesAhead, OverPlanes):
             As in `click`.
         """
         prompts = Prompts().with_click(point_yx, True).inside(self.image.shape_yx)
-        self._require_open()
+        self._state.require_open()
         self._drawing.require_data(np.array(prompts.points_yx), plane)
         try:
             with self._tiles.without_encoding():
-                return self._drawing.peek(prompts, self._first_level(level), plane)
+                return self._drawing.peek(prompts, self._state.first_level(level), plane)
         except NotEncodedError:
             return None
 
@@ -394,7 +424,7 @@ class Session(EncodesAhead, OverPlanes):
         """
         prompts = self.prompts.with_scribble(points_yx, positive)
         if positive:
-            self._require_open()
+            self._state.require_open()
             scribble = prompts.inside(self.image.shape_yx).scribbles[-1]
             self._drawing.require_data(scribble.spread(STROKE_PLACES), plane)
         return self._draw(prompts, level, plane)
@@ -423,7 +453,7 @@ class Session(EncodesAhead, OverPlanes):
             As in `click`; also if it encloses nothing.
         """
         prompts = self.prompts.with_lasso(points_yx)
-        self._require_open()
+        self._state.require_open()
         inside = prompts.inside(self.image.shape_yx)
         self._drawing.require_data(np.array(inside.points_yx[-1:]), plane)
         return self._draw(prompts, level, plane)
@@ -445,7 +475,7 @@ class Session(EncodesAhead, OverPlanes):
         PromptError, SessionError
             As in `click`; also if there is a current object. There is none then.
         """
-        self._require_none("draw another one")
+        self._state.require_none("draw another one")
         prompts = prompts.inside(self.image.shape_yx)
         inside = np.array(prompts.points_yx).reshape(-1, 2)[np.array(prompts.labels, bool)]
         if len(inside):
@@ -457,73 +487,6 @@ class Session(EncodesAhead, OverPlanes):
             self.cancel()
             raise
         return prediction
-
-    def edit(self, label: int, plane: tuple[int, ...] = ()) -> Prediction:
-        """Take up an object of the label image again: its mask becomes the current object.
-
-        Any object will do, of any size, also one that another program drew. The prediction is
-        exactly its mask. A click or scribble corrects it: the model sees the mask as its prior, in
-        a tile that holds the object, and its answer counts in the part around the prompt where it
-        differs from the mask; the rest stays, to the pixel. A box has all of it drawn anew.
-        `commit` replaces it under the same id, as one step to undo;
-        `cancel` leaves it as it is. `prompts` are those of its last commit if they are known and
-        its mask agrees with all of them; otherwise there are none.
-
-        Parameters
-        ----------
-        label : int
-            The object's id.
-        plane : tuple of int
-            As in `click`.
-
-        Returns
-        -------
-        Prediction
-            With a predicted IoU of 1.
-
-        Raises
-        ------
-        LabelsError
-            If there is no such object on the plane, or the labels cannot be read; it names the
-            ids next to it.
-        SessionError
-            If there is a current object, or the session is closed.
-        """
-        self._require_none("take up another one")
-        prediction = self._drawing.take_up(
-            self.labels, label, plane, self._commits.plane(plane), self._first_level(None)
-        )
-        self._commits.offers_redo = False
-        return prediction
-
-    def edit_at(self, point_yx: Sequence[float], plane: tuple[int, ...] = ()) -> Prediction:
-        """Take up the object under a point again; see `edit`.
-
-        Parameters
-        ----------
-        point_yx : (float, float)
-            Level-0 pixels, pixel centres at integers.
-        plane : tuple of int
-            As in `click`.
-
-        Raises
-        ------
-        LabelsError, SessionError
-            As in `edit`; also if there is no object under the point.
-        PromptError
-            If the point is malformed or outside the image.
-        """
-        self._require_none("take up another one")
-        point = Prompts().with_click(point_yx, True).inside(self.image.shape_yx).points_yx[0]
-        y, x = pixel_of(point)
-        pixel = Box(y, x, y + 1, x + 1)
-        label = int(self.labels.read(pixel, plane=self._commits.plane(plane)).item())
-        if label == 0:
-            raise LabelsError(
-                f"expected an object at (y, x) = ({y}, {x}), got background; point at a pixel of "
-                "the object, or name its id: session.edit(label)"
-            )
-        return self.edit(label, plane)
 
     def model_input(self) -> NDArray[np.uint8]:
         """Return what the model sees of the tile of the current object.
@@ -546,12 +509,9 @@ class Session(EncodesAhead, OverPlanes):
     def needs_refining(self) -> bool:
         """Whether the current object's outline is coarser than `outline_level` wants it."""
         step = self._drawing.step
-        return step is not None and step.prediction.multiscale.level > self._wanted_outline(step)
-
-    def _wanted_outline(self, step: Step) -> int:
-        """Level of the current object's final outline; enlarging it beyond level 0 adds nothing."""
-        wanted = self.outline_level
-        return max(0, step.first_level if wanted is None else wanted)
+        return step is not None and step.prediction.multiscale.level > self._state.wanted_outline(
+            step
+        )
 
     def candidates(self) -> tuple[Prediction, ...]:
         """Return the masks that the prompts of the current object may mean, likeliest first.
@@ -568,7 +528,7 @@ class Session(EncodesAhead, OverPlanes):
         SessionError
             If there is no current object, it has no prompt, or the model fails.
         """
-        self._require_open()
+        self._state.require_open()
         return self._drawing.candidates()
 
     def choose(self, candidate: Prediction) -> Prediction:
@@ -582,261 +542,22 @@ class Session(EncodesAhead, OverPlanes):
         self._drawing.choose(candidate)
         return candidate
 
-    def refine_outline(self, progress: Progress | None = None) -> Prediction:
-        """Draw the outline of an object that is larger than a tile at the level where it is wanted.
-
-        The tiles that the outline crosses are looked at one by one, the coarse mask as prior.
-        `commit` does it too; there is nothing to do for an object that fits a tile.
-
-        Parameters
-        ----------
-        progress : callable of (done, total), optional
-            Called before every tile. What it raises ends the work, and the object stays as it was.
-
-        Raises
-        ------
-        SessionError
-            If there is no current object, or the model fails.
-        ImageReadError
-            If pixels cannot be read. The object stays as it was.
-        """
-        step = self._drawing.required()
-        return self._drawing.refine_outline(self._wanted_outline(step), progress)
-
-    def commit(
-        self,
-        mask: NDArray[Any] | None = None,
-        *,
-        overwrite: bool = False,
-        object_class: str | None = None,
-        replaces: int = 0,
-        progress: Progress | None = None,
-    ) -> Edit:
-        """Write the current object to the label image, and end it.
-
-        It gets a new id. One that was continued from another plane keeps its id. One that was
-        taken up by `edit` keeps its own, too: its pixels that are no longer in the mask become
-        background, in the same edit. If it is as it was, nothing is written, and the edit that is
-        returned `is_empty`.
-
-        Parameters
-        ----------
-        mask : bool or integer array, optional
-            The predicted mask as edited by hand: of the shape of ``prediction.mask``, or of
-            ``prediction.level_mask``. Where it is as predicted, the prediction counts.
-        overwrite : bool
-            Whether pixels of other objects are taken over; by default they stay.
-        object_class : str, optional
-            Name of its class, which is added to the label image if there is none; "" for none. By
-            default an object that was taken up keeps its own, and a new one has none.
-        replaces : int, optional
-            Id of an object of the label image whose place a new object takes, as one step to undo,
-            whatever pixels either has; 0 for none.
-        progress : callable of (done, total), optional
-            As in `refine_outline`, which is done first where it is needed.
-
-        Raises
-        ------
-        SessionError
-            If there is no current object, its mask is empty (`delete` takes an object away), or it
-            has an id already and is to replace another one.
-        ShapeError
-            If the given mask has neither shape.
-        LabelsError
-            If the label image cannot take the object. It stays current.
-        """
-        step = self._drawing.required()
-        prediction = step.prediction
-        edited = None if mask is None else edits_of(mask, prediction)
-        if not (prediction if edited is None else edited.any_left):
-            raise SessionError(
-                "expected an object with pixels, got an empty mask; add a positive click, "
-                "or cancel the object"
-            )
-        prediction = self.refine_outline(progress)
-        region = prediction.region if edited is None else edited.on(prediction.region)
-        edit = self._commits.put(
-            prediction.box,
-            region,
-            self._replaced(replaces) if replaces else step.taken,
-            step.label,
-            overwrite=overwrite,
-            prompts=self.prompts,
-            model=self._predictor.name,
-            plane=prediction.tile.plane,
-            drawn=DrawnAs(
-                object_class=object_class,
-                level=prediction.level,
-                # What was taken up and left as it was has no estimate of the model.
-                score=float(prediction.iou) if len(self.prompts) else None,
-                first_level=step.first_level,
-            ),
-        )
-        self._drawing.end()
-        return edit
-
-    def _replaced(self, label: int) -> TakenUp:
-        step = self._drawing.required()
-        if step.label:
-            raise SessionError(
-                f"expected a new object to replace {label}, got one that is object {step.label} "
-                "of the label image already; commit it without `replaces`"
-            )
-        return self._commits.take_up(label, step.prediction.tile.plane)
-
-    def delete(self, label: int, plane: tuple[int, ...] = ()) -> Edit:
-        """Take an object out of the label image, as one step to undo; its pixels become background.
-
-        Parameters
-        ----------
-        label : int
-            The object's id; any object, also one that another program drew.
-        plane : tuple of int
-            As in `click`.
-
-        Returns
-        -------
-        Edit
-
-        Raises
-        ------
-        LabelsError
-            If there is no such object on the plane, or the label image cannot be written to.
-        SessionError
-            If there is a current object, or the session is closed.
-        """
-        self._require_none("delete one")
-        edit = self._commits.delete(label, plane)
-        self._drawing.end()
-        return edit
-
-    def merge(self, labels: Sequence[int], plane: tuple[int, ...] = ()) -> Edit:
-        """Make one object of several: all their pixels go to the first id, as one step to undo.
-
-        Parameters
-        ----------
-        labels : sequence of int
-            Two or more ids of the label image, of objects of any size.
-        plane : tuple of int
-            As in `click`.
-
-        Raises
-        ------
-        LabelsError
-            If one is not there, or the labels cannot be read or written.
-        SessionError
-            If there is a current object, or the session is closed.
-        """
-        self._require_none("merge others")
-        return self._edited(object_edits.merge(self.labels, labels, self._commits.plane(plane)))
-
-    def split(
-        self,
-        label: int,
-        line_yx: Sequence[Sequence[float]] | NDArray[Any],
-        plane: tuple[int, ...] = (),
-    ) -> tuple[Edit, ...]:
-        """Cut an object along a line; the largest piece keeps its id, others get new ones.
-
-        Parameters
-        ----------
-        label : int
-            Id of an object whose box has at most `object_edits.MAX_OBJECT_PX` pixels.
-        line_yx : (N, 2) float
-            Level-0 pixels, joined by straight lines; from outside the object to outside.
-        plane : tuple of int
-            As in `click`.
-
-        Returns
-        -------
-        tuple of Edit
-            One per new object, each one step to undo.
-
-        Raises
-        ------
-        LabelsError
-            If the line cuts nothing; otherwise as `merge`.
-        PromptError
-            If the line is malformed.
-        SessionError
-            As in `merge`.
-        """
-        self._require_none("split one")
-        edits = object_edits.split(self.labels, label, line_yx, self._commits.plane(plane))  # type: ignore[arg-type]
-        self._drawing.end()
-        return edits
-
-    def fill_holes(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
-        """Fill the holes of an object, but for pixels of others, as one step to undo.
-
-        Parameters
-        ----------
-        label, plane
-            As in `split`.
-
-        Returns
-        -------
-        Edit or None
-            None if there is nothing to fill.
-
-        Raises
-        ------
-        LabelsError, SessionError
-            As in `merge`.
-        """
-        self._require_none("fill one")
-        return self._edited(object_edits.fill_holes(self.labels, label, self._commits.plane(plane)))
-
-    def smooth(
-        self, label: int, radius_px: float | None = None, plane: tuple[int, ...] = ()
-    ) -> Edit | None:
-        """Smooth the outline of an object, as one step to undo; others keep their pixels.
-
-        Parameters
-        ----------
-        label, plane
-            As in `split`.
-        radius_px : float, optional
-            In level-0 pixels; by default 3 % of the root of the area, 1 or more.
-
-        Returns
-        -------
-        Edit or None
-            None if that changes nothing.
-
-        Raises
-        ------
-        LabelsError, SessionError
-            As in `merge`; also if nothing would be left.
-        """
-        self._require_none("smooth one")
-        return self._edited(
-            object_edits.smooth(self.labels, label, radius_px, self._commits.plane(plane))
-        )
-
-    def change_properties(self, make: Callable[[Properties], PropertiesChange]) -> Edit | None:
-        """Change classes of the label image, or those of objects, as one step to undo.
-
-        Parameters
-        ----------
-        make : callable
-            Makes the change of what is told now, such as
-            ``lambda told: told.setting_class([3, 5], "nucleus")``.
-
-        Returns
-        -------
-        Edit or None
-            None if all of it is so already.
-
-        Raises
-        ------
-        LabelsError
-            If the class is unusable, or the label image cannot be written to.
-        SessionError
-            If the session is closed.
-        """
-        self._require_open()
-        return self.labels.change_properties(make(self.labels.properties))
+    # Its parts carry these out; what they take and return is told there.
+    refine_outline = carried_out("_state", SessionState.refine_outline)
+    commit = carried_out("_state", SessionState.commit)
+    edit = carried_out("_edits", ObjectEdits.edit)
+    edit_at = carried_out("_edits", ObjectEdits.edit_at)
+    delete = carried_out("_edits", ObjectEdits.delete)
+    merge = carried_out("_edits", ObjectEdits.merge)
+    split = carried_out("_edits", ObjectEdits.split)
+    fill_holes = carried_out("_edits", ObjectEdits.fill_holes)
+    smooth = carried_out("_edits", ObjectEdits.smooth)
+    change_properties = carried_out("_edits", ObjectEdits.change_properties)
+    continue_on = carried_out("_planes", OverPlanes.continue_on)
+    propagate = carried_out("_planes", OverPlanes.propagate)
+    interpolate = carried_out("_planes", OverPlanes.interpolate)
+    embed = carried_out("_ahead", EncodesAhead.embed)
+    read_ahead = carried_out("_ahead", EncodesAhead.read_ahead)
 
     def cancel(self) -> None:
         """Drop the current object; `redo` brings it back until the next prompt."""
@@ -860,13 +581,13 @@ class Session(EncodesAhead, OverPlanes):
         if self._drawing.steps:
             self._drawing.undo()
             return self.prediction
-        return None if self._is_closed else self._commits.undo()
+        return None if self._state.is_closed else self._state.commits.undo()
 
     def redo(self) -> Prediction | Edit | None:
         """Take back the last `undo`; None if there is none since the last prompt or commit."""
-        if self._is_closed:
+        if self._state.is_closed:
             return None
-        edit = self._commits.redo()
+        edit = self._state.commits.redo()
         if edit is not None:
             return edit
         if not self._drawing.undone:
@@ -874,36 +595,12 @@ class Session(EncodesAhead, OverPlanes):
         self._drawing.redo()
         return self.prediction
 
-    def _edited(self, edit: EditT) -> EditT:
-        # What could be drawn again belongs to labels that are no more.
-        self._drawing.end()
-        return edit
-
-    @property
-    def _needed(self) -> tuple[Tile, ...]:
-        return () if self.prediction is None else (self.prediction.tile,)
-
-    def _require_none(self, what: str) -> None:
-        self._require_open()
-        if self._drawing.steps:
-            raise SessionError(
-                f"expected no current object, got one with {len(self.prompts)} prompts; commit or "
-                f"cancel it before you {what}"
-            )
-
     def _draw(self, prompts: Prompts, level: int | None, plane: tuple[int, ...]) -> Prediction:
         """Predict from all prompts; only a success changes the session."""
-        self._require_open()
-        prediction = self._drawing.draw(prompts, self._first_level(level), plane)
-        self._commits.offers_redo = False
+        self._state.require_open()
+        prediction = self._drawing.draw(prompts, self._state.first_level(level), plane)
+        self._state.commits.offers_redo = False
         return prediction
-
-    def _first_level(self, level: int | None) -> int:
-        """Return the level at which a new object is looked at."""
-        wanted = self.view_level if level is None else level
-        if wanted is None:
-            wanted = filling_level(self.image.shape_yx, self._predictor.tile_px)
-        return min(max(wanted, self.levels.start), self.levels.stop - 1)
 
 
 def _loaded(model: Segmenter | str) -> Segmenter:

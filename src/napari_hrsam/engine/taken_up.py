@@ -21,7 +21,8 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Tile, TileGrid, best_level, downsample, pixel_of
 from napari_hrsam.masks import BlockMask, RegionMask
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.labels.store import Edit, LabelStore
+from napari_hrsam.storage.labels.edits import Edit
+from napari_hrsam.storage.labels.store import LabelStore
 
 PRIOR_SLOPE = 0.5
 """Rise of the prior's logits per tile pixel away from the outline."""

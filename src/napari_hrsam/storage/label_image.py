@@ -13,6 +13,7 @@ from napari_hrsam.storage.importing.formats import import_objects
 from napari_hrsam.storage.importing.objects import Imported
 from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
 from napari_hrsam.storage.labels.compact import Compacted, compact_labels
+from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.journal_facts import read_newest
 from napari_hrsam.storage.labels.listing import list_objects, measure_into
 from napari_hrsam.storage.labels.making import make_labels
@@ -21,7 +22,6 @@ from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow
 from napari_hrsam.storage.labels.properties import ObjectClass, Properties, read_properties
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
 from napari_hrsam.storage.labels.regions import Progress
-from napari_hrsam.storage.labels.store import Edit
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 

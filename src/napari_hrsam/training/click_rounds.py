@@ -6,6 +6,7 @@ Shape letters: N objects, P clicks, H x W pixels of the crop, h x w cells of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,7 +216,7 @@ class ClickRounds:
         self.coords = torch.cat([self.coords, coords_xy[:, None]], dim=1)
         self.signs = torch.cat([self.signs, sign[:, None]], dim=1)
 
-    def _prompts(self) -> dict[str, Tensor | None]:
+    def _prompts(self) -> dict[str, Any]:
         has_points = self.coords.shape[1] > 0
         return {
             "point_coords_xy": self.coords if has_points else None,

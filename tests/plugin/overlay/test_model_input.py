@@ -23,7 +23,7 @@ def shown(viewer: ViewerModel) -> Image | None:
 def test_the_tile_is_shown_as_the_model_gets_it(
     started: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8]
 ) -> None:
-    started.show_model_input(True)
+    started.settings.show_model_input(True)
     started.wait()
     assert shown(viewer) is None, "there is no object yet"
     active = viewer.layers.selection.active
@@ -43,7 +43,7 @@ def test_the_tile_is_shown_as_the_model_gets_it(
     started.wait()
     assert shown(viewer) is None
     started.click(INSIDE)
-    started.show_model_input(False)
+    started.settings.show_model_input(False)
     started.wait()
     assert shown(viewer) is None
 
@@ -52,7 +52,7 @@ def test_the_model_does_not_see_its_own_input(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
     """It lies on the image's pixel grid, opaque: taken for the image, nothing would change."""
-    started.show_model_input(True)
+    started.settings.show_model_input(True)
     started.click(INSIDE)
     started.wait()
     viewer.layers["scene"].gamma = 3.0
@@ -67,8 +67,8 @@ def test_the_model_does_not_see_its_own_input(
 def test_a_tile_of_an_enlarged_level_lies_where_it_belongs(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.show_model_input(True)
-    started.pin_level(-1)
+    started.settings.show_model_input(True)
+    started.settings.pin_level(-1)
     started.click(INSIDE)
     started.wait()
     layer = shown(viewer)
@@ -83,7 +83,7 @@ def test_a_tile_of_an_enlarged_level_lies_where_it_belongs(
 def test_whoever_removes_it_does_not_end_the_session(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.show_model_input(True)
+    started.settings.show_model_input(True)
     started.click(INSIDE)
     started.wait()
     viewer.layers.remove(shown(viewer))
@@ -100,7 +100,7 @@ def test_whoever_removes_it_does_not_end_the_session(
 def test_the_setting_holds_for_the_next_session(
     is_shown: bool, started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.show_model_input(is_shown)
+    started.settings.show_model_input(is_shown)
     started.stop()
     started.start()
     started.wait()

@@ -23,9 +23,9 @@ def test_a_monkey_breaks_nothing(open_window: Any, pixels: NDArray[np.uint8]) ->
     monkey.watch()
     end = time.monotonic() + SECONDS
     # What an event handler raises is raised here by pytest-qt, at the end of the test.
-    while time.monotonic() < end:
+    # On a machine that is slow or busy it goes on until most kinds of things were done.
+    while time.monotonic() < end or len(set(monkey.done)) < 8:
         monkey.act()
     window.idle()
     assert monkey.errors_that_no_one_expected() == [], monkey.done[-20:]
-    assert len(set(monkey.done)) >= 8, "most kinds of things were done"
     window.viewer.close()

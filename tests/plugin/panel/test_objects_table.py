@@ -15,9 +15,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.panel.objects_table import CLASS_COLUMN, FIELDS, ObjectsModel
 from napari_hrsam.plugin.session.objects_list import CommittedObjects
 from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.objects import ObjectList
 from napari_hrsam.storage.labels.properties import Properties
-from napari_hrsam.storage.labels.store import Edit
 
 pytestmark = pytest.mark.usefixtures("qapp")
 
@@ -166,14 +166,14 @@ def test_the_section_in_a_window(open_window: Any) -> None:
 
     window.viewer.scene.camera.center = (0.0, 500.0, 500.0)
     section.table.selectRow(0)
-    row = controller.objects.rows()[0]
+    row = controller.objects.list.rows()[0]
     centre = np.array([(row.box.y0 + row.box.y1) / 2, (row.box.x0 + row.box.x1) / 2]) - 0.5
     np.testing.assert_allclose(window.viewer.scene.camera.center[-2:], centre)
-    assert controller.objects.selected == (((), 1),)
+    assert controller.objects.list.selected == (((), 1),)
     QTest.keyClick(section.table, Qt.Key.Key_1)
     window.idle()
-    assert controller.objects.rows()[0].object_class == "nucleus"
-    assert controller.objects.selected == (((), 1),), "the row stays selected"
+    assert controller.objects.list.rows()[0].object_class == "nucleus"
+    assert controller.objects.list.selected == (((), 1),), "the row stays selected"
     section.table.clearSelection()
     before = window.camera()
     window.click(INSIDE)
@@ -184,17 +184,17 @@ def test_the_section_in_a_window(open_window: Any) -> None:
     classes = actions_of(actions_of(menu)["Class"].menu())
     classes["No class"].trigger()
     window.idle()
-    assert controller.objects.rows()[0].object_class == ""
+    assert controller.objects.list.rows()[0].object_class == ""
     section.change_class("nucleus", new_name="core", color=(1, 2, 3), key=5)
     section.remove_class("debris")
     window.idle()
-    assert [(c.name, c.color, c.key) for c in controller.objects.classes] == [
+    assert [(c.name, c.color, c.key) for c in controller.objects.list.classes] == [
         ("core", (1, 2, 3), 5)
     ]
     assert section.next_class.currentText() == "No class"
     QTest.keyClick(window.canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     window.idle()
-    assert [one.name for one in controller.objects.classes] == ["core", "debris"]
+    assert [one.name for one in controller.objects.list.classes] == ["core", "debris"]
     actions_of(section.menu_of(section.selected))["Delete"].trigger()
     window.idle()
     assert section.model.rowCount() == 0

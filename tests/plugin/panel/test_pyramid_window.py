@@ -30,7 +30,7 @@ def window(open_window: Any, discs: list[Any]) -> Window:
 
 
 def channels(window: Window) -> Any:
-    setup = window.controller._setup
+    setup = window.controller._context.setup
     return {} if setup is None else setup.image.channels
 
 

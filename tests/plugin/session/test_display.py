@@ -58,7 +58,7 @@ def key(controller: SegmentController) -> str:
 
 
 def start(controller: SegmentController, layer: Any, **options: Any) -> None:
-    controller.set_reads_ahead(False)
+    controller.settings.set_reads_ahead(False)
     controller.start(layer, **options)
     controller.wait()
 
@@ -66,7 +66,7 @@ def start(controller: SegmentController, layer: Any, **options: Any) -> None:
 def wait_for_quiet(controller: SegmentController) -> None:
     """Deliver as a window does."""
     end = time.monotonic() + 20
-    while controller._display_watch.is_pending and time.monotonic() < end:
+    while controller._context.display_watch.is_pending and time.monotonic() < end:
         time.sleep(0.02)
         controller.worker.deliver()
     controller.wait()
@@ -262,5 +262,5 @@ def test_a_session_that_ended_follows_no_more(
     image.gamma = 0.7
     time.sleep(1.5 * QUIET_S)
     started.wait()
-    assert not started._display_watch.is_pending
+    assert not started._context.display_watch.is_pending
     assert started.state.message.startswith("Choose an image")

@@ -38,7 +38,7 @@ def test_tiles_embedded_before_the_panel_was_opened_are_found(
     with Session(model, open_image(pixels), embeddings=EmbeddingStore()) as session:
         session.embed(0)
     assert len(encoded) == 1
-    started.set_reads_ahead(False)
+    started.settings.set_reads_ahead(False)
     started.click(INSIDE)
     started.wait()
     assert started.state.decode_ms is not None

@@ -238,7 +238,7 @@ def test_objects_are_saved_beside_the_image(started: SegmentController, tmp_path
     assert path_beside(started.image_layer) is None
     started.click(INSIDE)
     started.commit()
-    started.save_objects(tmp_path / "scene-objects.tif")
+    started.objects.save(tmp_path / "scene-objects.tif")
     assert "scene-objects.tif" in line(started)
     saved = tifffile.imread(tmp_path / "scene-objects.tif")
     np.testing.assert_array_equal(saved, started.overlay.target.data)
@@ -283,7 +283,7 @@ def test_a_box_while_loading_is_answered(
 ) -> None:
     viewer.add_image(pixels, rgb=True)
     controller.start()
-    controller.drag(
+    controller.drags.take(
         Drag(tool=DragTool.BOX, path=((20, 18), (42, 46)), is_positive=True, is_done=True)
     )
     assert "Still loading" in shown_message(controller.state)
@@ -336,14 +336,14 @@ def test_objects_of_a_stack_are_saved_beside_the_image(
     assert (stored.axes, stored.types[0]) == (("time", "y", "x"), "time")
     controller.click(INSIDE)
     controller.commit()
-    controller.save_objects(tmp_path / "stack-objects.tif")
+    controller.objects.save(tmp_path / "stack-objects.tif")
     assert "stack-objects.tif" in line(controller)
     saved = tifffile.imread(tmp_path / "stack-objects.tif")
     assert saved.shape == (3, 64, 64)
     assert saved[1, 30, 30] == 1
     assert not saved[[0, 2]].any()
     monkeypatch.setattr("napari_hrsam.plugin.session.inference.MAX_SAVED_PX", 100)
-    controller.save_objects(tmp_path / "more.tif")
+    controller.objects.save(tmp_path / "more.tif")
     with pytest.raises(LabelsError, match="labels export"):
         controller.wait()
     assert not (tmp_path / "more.tif").exists()

@@ -112,7 +112,7 @@ def test_commits_and_their_undo_outlive_a_change_of_model(
     layers = list(viewer.layers)
     labels = labels_of(session)
     before = labels.copy()
-    session.use_model("other")
+    session.models.use("other")
     assert session.state.phase is Phase.LOADING
     session.wait()
     assert session.state.phase is Phase.READY
@@ -124,7 +124,7 @@ def test_commits_and_their_undo_outlive_a_change_of_model(
     session.undo()
     session.wait()
     assert not labels.any()
-    session.use_model("hrsam-tiny")
+    session.models.use("hrsam-tiny")
     session.wait()
     assert session.state.can_redo
     session.redo()
@@ -144,7 +144,7 @@ def test_an_object_given_up_does_not_come_back_under_another_model(
     session.cancel()
     session.wait()
     assert session.state.can_redo
-    session.use_model("other")
+    session.models.use("other")
     session.wait()
     assert not session.state.can_redo
     assert session.state.can_undo
@@ -153,7 +153,7 @@ def test_an_object_given_up_does_not_come_back_under_another_model(
 def test_an_object_being_drawn_keeps_its_model(session: SegmentController) -> None:
     session.click((5, 5))
     with pytest.raises(SessionError, match="commit or cancel it"):
-        session.use_model("other")
+        session.models.use("other")
     session.wait()
     assert session.state.phase is Phase.READY
     assert session.state.num_prompts == 1
@@ -165,7 +165,7 @@ def test_an_object_whose_commit_fails_meanwhile_keeps_its_model(
 ) -> None:
     session.click(INSIDE)
     session.commit()  # on the object that is there: it cannot be written
-    session.use_model("other")
+    session.models.use("other")
     with pytest.raises(ValueError, match="belong to objects already"):
         session.wait()
     assert session.state.phase is Phase.READY
@@ -179,7 +179,7 @@ def test_after_a_failure_the_model_before_goes_on(
     errors: list[BaseException] = []
     session.state.failed.connect(errors.append)
     loader.error = CheckpointError("the file is damaged")
-    session.use_model("other")
+    session.models.use("other")
     with pytest.raises(CheckpointError):
         session.wait()
     assert len(errors) == 1
@@ -200,13 +200,13 @@ def test_after_a_failure_the_model_before_goes_on(
 def test_a_download_shows_how_far_it_is_and_can_be_cancelled(
     session: SegmentController, loader: Loader
 ) -> None:
-    session.use_model("far", download=True)
+    session.models.use("far", download=True)
     assert loader.half.wait(5)
     session.worker.deliver()
     assert session.state.progress == (10 * MB, 40 * MB)
     assert session.state.message == "Downloading: 10 MB of 40 MB"
     with pytest.raises(SessionError, match="being loaded already"):
-        session.use_model("other")
+        session.models.use("other")
     session.cancel()
     assert session.state.phase is Phase.READY
     assert session.state.progress is None
@@ -224,7 +224,7 @@ def test_a_download_shows_how_far_it_is_and_can_be_cancelled(
 def test_clicks_while_another_model_is_loaded_are_answered(
     session: SegmentController, viewer: ViewerModel, loader: Loader
 ) -> None:
-    session.use_model("far", download=True)
+    session.models.use("far", download=True)
     assert loader.half.wait(10)
     session.worker.deliver()
     drag(viewer, (5, 5))
@@ -249,7 +249,7 @@ def test_an_error_after_cancelling_is_not_shown(session: SegmentController, load
         raise DownloadError("offline")
 
     session.worker._session._load_model = load
-    session.use_model("far", download=True)
+    session.models.use("far", download=True)
     assert loader.half.wait(5)
     session.cancel()
     loader.go_on.set()
@@ -258,7 +258,7 @@ def test_an_error_after_cancelling_is_not_shown(session: SegmentController, load
 
 
 def test_stopping_gives_up_the_loading_too(session: SegmentController, loader: Loader) -> None:
-    session.use_model("far", download=True)
+    session.models.use("far", download=True)
     assert loader.half.wait(5)
     session.stop()
     loader.go_on.set()
@@ -273,7 +273,7 @@ def test_a_model_can_be_loaded_before_the_session(
 ) -> None:
     controller = SegmentController(viewer, load_model=loader)
     loader.go_on.set()
-    controller.use_model("far", download=True)
+    controller.models.use("far", download=True)
     controller.wait()
     assert controller.state.phase is Phase.STOPPED
     assert controller.state.model == "far"
@@ -291,7 +291,7 @@ def test_loading_without_a_session_can_be_given_up(
     how: str, viewer: ViewerModel, loader: Loader
 ) -> None:
     controller = SegmentController(viewer, load_model=loader)
-    controller.use_model("far", download=True)
+    controller.models.use("far", download=True)
     assert loader.half.wait(5)
     getattr(controller, how)()
     assert controller.state.phase is Phase.STOPPED

@@ -22,7 +22,7 @@ KEY = ((), 1)
 
 
 def told(controller: SegmentController) -> list[tuple[int, str, int | None]]:
-    return [(row.label, row.object_class, row.area_px) for row in controller.objects.rows()]
+    return [(row.label, row.object_class, row.area_px) for row in controller.objects.list.rows()]
 
 
 def draw(controller: SegmentController) -> None:
@@ -32,7 +32,7 @@ def draw(controller: SegmentController) -> None:
 
 
 def change(controller: SegmentController, make: Any, **arguments: Any) -> None:
-    controller.change_classes(partial(make, **arguments))
+    controller.classes.change(partial(make, **arguments))
     controller.wait()
 
 
@@ -42,11 +42,11 @@ def test_rows_follow_commits_changes_undo_and_redo(started: SegmentController) -
     assert started.overlay is not None
     area = int(np.count_nonzero(started.overlay.target.data))
     assert told(started) == [(1, "", area)]
-    row = started.objects.row(KEY)
+    row = started.objects.list.row(KEY)
     assert row is not None
     assert (row.level, row.num_prompts) == (0, 1)
     assert row.score == pytest.approx(0.9)
-    started.delete(1)
+    started.objects.delete(1)
     started.wait()
     assert told(started) == []
     started.undo()
@@ -65,7 +65,7 @@ def test_a_class_is_given_with_the_commit_and_stays_for_new_objects(
 ) -> None:
     change(started, Properties.adding_class, name="nucleus")
     started.click(INSIDE)
-    started.assign_key(1)
+    started.classes.assign_key(1)
     assert started.state.object_class == "nucleus"
     started.commit()
     started.wait()
@@ -73,10 +73,10 @@ def test_a_class_is_given_with_the_commit_and_stays_for_new_objects(
     started.undo()
     started.wait()
     assert told(started) == []
-    assert [one.name for one in started.objects.classes] == ["nucleus"]
+    assert [one.name for one in started.objects.list.classes] == ["nucleus"]
     started.undo()
     started.wait()
-    assert started.objects.classes == ()
+    assert started.objects.list.classes == ()
     assert started.state.object_class == "", "what is no class any more is given to nothing"
 
 
@@ -85,17 +85,17 @@ def test_an_object_that_is_changed_keeps_its_class_unless_it_gets_another(
 ) -> None:
     change(started, Properties.adding_class, name="nucleus")
     change(started, Properties.adding_class, name="debris")
-    started.choose_class("nucleus")
+    started.classes.choose("nucleus")
     draw(started)
-    started.edit(1)
+    started.objects.edit(1)
     started.wait()
     started.click((30, 43), positive=False)
     started.commit()
     started.wait()
     assert told(started)[0][1] == "nucleus"
-    started.edit(1)
+    started.objects.edit(1)
     started.wait()
-    started.assign_key(2)
+    started.classes.assign_key(2)
     started.commit()
     started.wait()
     assert told(started)[0][1] == "debris", "also where no pixel was changed"
@@ -109,8 +109,8 @@ def test_a_key_goes_to_the_selected_rows_else_to_what_is_under_the_mouse(
 ) -> None:
     change(started, Properties.adding_class, name="nucleus")
     draw(started)
-    started.objects.selected = (KEY,)
-    started.assign_key(1)
+    started.objects.list.selected = (KEY,)
+    started.classes.assign_key(1)
     started.wait()
     assert told(started)[0][1] == "nucleus"
     assert started.state.message == "Object 1: class 'nucleus'."
@@ -119,22 +119,22 @@ def test_a_key_goes_to_the_selected_rows_else_to_what_is_under_the_mouse(
     assert told(started)[0][1] == ""
     assert started.overlay is not None
     assert started.overlay.target.data.any(), "the class alone is taken back"
-    started.objects.selected = ()
+    started.objects.list.selected = ()
     viewer.cursor.position = INSIDE
     started.canvas.actions["Alt-1"]()
     started.wait()
     assert told(started)[0][1] == "nucleus"
     viewer.cursor.position = (5, 5)
     with pytest.raises(PromptError, match="under the mouse"):
-        started.assign_key(1)
+        started.classes.assign_key(1)
     with pytest.raises(LabelsError, match="the digit 7"):
-        started.assign_key(7)
+        started.classes.assign_key(7)
 
 
 def test_a_click_on_a_committed_object_picks_it(started: SegmentController) -> None:
     draw(started)
     picked: list[Any] = []
-    started.objects.picked.connect(picked.append)
+    started.objects.list.picked.connect(picked.append)
     started.click_world(INSIDE)
     assert picked == [KEY]
 
@@ -144,28 +144,28 @@ def test_showing_an_object_moves_the_view_to_it(
 ) -> None:
     draw(started)
     viewer.scene.camera.center = (0.0, 1000.0, 1000.0)
-    started.show_object(KEY)
-    row = started.objects.row(KEY)
+    started.objects.show(KEY)
+    row = started.objects.list.row(KEY)
     assert row is not None
     seen = started.overlay.view.box0()  # type: ignore[union-attr]
     assert seen.union(row.box) == seen
     with pytest.raises(SessionError, match="gone"):
-        started.show_object(((), 9))
+        started.objects.show(((), 9))
 
 
 def test_classes_are_there_in_the_next_session(started: SegmentController) -> None:
     change(started, Properties.adding_class, name="nucleus", color=(1, 2, 3))
-    started.choose_class("nucleus")
+    started.classes.choose("nucleus")
     draw(started)
     layer = started.overlay.target  # type: ignore[union-attr]
     started.stop()
     started.wait()
     assert told(started) == []
-    assert started.objects.classes == ()
+    assert started.objects.list.classes == ()
     started.start(model="colour", target=layer)
     started.wait()
     assert [name for _, name, _ in told(started)] == ["nucleus"]
-    assert started.objects.classes[0].color == (1, 2, 3)
+    assert started.objects.list.classes[0].color == (1, 2, 3)
     started.undo()
     started.wait()
 
@@ -180,16 +180,16 @@ def test_labels_of_another_program_are_measured_beside_the_work(
     zarr.open_array(tmp_path / "a/labels/cells/0", mode="r+")[...] = values
     viewer.add_image(pixels, rgb=True, name="scene")
     seen: list[tuple[int, int]] = []
-    controller.objects.progressed.connect(lambda done, total: seen.append((done, total)))
+    controller.objects.list.progressed.connect(lambda done, total: seen.append((done, total)))
     controller.start(model="colour", target=LabelFile(tmp_path / "a", "cells"))
     controller.wait()
-    controller.objects.join()
+    controller.objects.list.join()
     controller.worker.deliver()
     controller.worker.deliver()
     assert told(controller) == [(5, "", 40), (8, "", 30)]
-    assert not controller.objects.is_measuring
+    assert not controller.objects.list.is_measuring
     assert seen[-1] == (1, 1)
-    controller.delete_objects([((), 8)])
+    controller.objects.delete_listed([((), 8)])
     draw(controller)
     assert [label for label, *_ in told(controller)] == [5, 9]
     controller.close()
@@ -206,16 +206,19 @@ def test_objects_of_a_stack_are_found_on_their_plane(
     for plane in (2, 0):
         viewer.dims.set_point(0, plane)
         draw(controller)
-    assert [(row.plane, row.label) for row in controller.objects.rows()] == [((0,), 2), ((2,), 1)]
-    controller.show_object(((2,), 1))
+    assert [(row.plane, row.label) for row in controller.objects.list.rows()] == [
+        ((0,), 2),
+        ((2,), 1),
+    ]
+    controller.objects.show(((2,), 1))
     assert viewer.dims.current_step[0] == 2
-    controller.edit_object(((0,), 2))
+    controller.objects.edit_listed(((0,), 2))
     assert viewer.dims.current_step[0] == 0
     controller.wait()
     with pytest.raises(SessionError, match="commit or cancel"):
-        controller.delete_objects([((2,), 1)])
+        controller.objects.delete_listed([((2,), 1)])
     controller.cancel()
-    controller.delete_objects([((2,), 1), ((0,), 2)])
+    controller.objects.delete_listed([((2,), 1), ((0,), 2)])
     controller.wait()
     assert told(controller) == []
     controller.undo()

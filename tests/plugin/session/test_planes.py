@@ -86,7 +86,7 @@ def test_the_current_object_is_continued_and_the_view_goes_along(
     started: SegmentController,
 ) -> None:
     started.click(inside(1))
-    started.continue_on()
+    started.planes.continue_on()
     assert shown_plane(started) == (2,)
     assert started.state.has_object, "before it is answered"
     started.wait()
@@ -98,7 +98,7 @@ def test_the_current_object_is_continued_and_the_view_goes_along(
     stored = labels(started)
     assert is_object(stored[1] == 1, 1), "shown as committed"
     assert not np.delete(stored, 1, 0).any()
-    started.continue_on(-2)
+    started.planes.continue_on(-2)
     started.wait()
     assert shown_plane(started) == (0,)
     started.commit()
@@ -121,7 +121,7 @@ def test_what_was_painted_goes_along(started: SegmentController) -> None:
     preview.layer.brush_size = 1
     preview.layer.paint((0, 22 - preview.box.y0, 18 - preview.box.x0), 0)
     assert started.overlay.preview.strokes() is not None
-    started.continue_on()
+    started.planes.continue_on()
     started.wait()
     assert labels(started)[1, 22, 18] == 0
     assert labels(started)[1, 23, 18] == 1
@@ -129,7 +129,7 @@ def test_what_was_painted_goes_along(started: SegmentController) -> None:
 
 def test_a_committed_object_is_continued(started: SegmentController, viewer: ViewerModel) -> None:
     commit(started, 1)
-    started.continue_on()
+    started.planes.continue_on()
     started.wait()
     assert "Object 1 continued" in started.state.message, "the one committed last"
     started.cancel()
@@ -140,7 +140,7 @@ def test_a_committed_object_is_continued(started: SegmentController, viewer: Vie
     started.cancel()
     go(started, 1)
     viewer.cursor.position = (1, *inside(1))
-    started.continue_on(-1)
+    started.planes.continue_on(-1)
     started.wait()
     assert "Object 1 continued" in started.state.message, "the one under the mouse"
     started.commit()
@@ -153,7 +153,7 @@ def test_what_was_continued_and_cancelled_comes_back_under_its_id(
     started: SegmentController,
 ) -> None:
     commit(started, 1)
-    started.continue_on()
+    started.planes.continue_on()
     started.click((5, 5), positive=False)
     started.wait()
     assert started.state.num_prompts == 2
@@ -175,7 +175,7 @@ def test_one_that_is_cancelled_at_once_leaves_the_one_before_committed(
     started: SegmentController,
 ) -> None:
     started.click(inside(1))
-    started.continue_on()
+    started.planes.continue_on()
     started.cancel()
     started.wait()
     assert not started.state.has_object
@@ -185,7 +185,7 @@ def test_one_that_is_cancelled_at_once_leaves_the_one_before_committed(
 
 def test_prompts_and_commits_may_follow_before_it_is_answered(started: SegmentController) -> None:
     started.click(inside(1))
-    started.continue_on()
+    started.planes.continue_on()
     started.click((5, 5), positive=False)
     started.commit()
     started.wait()
@@ -193,25 +193,25 @@ def test_prompts_and_commits_may_follow_before_it_is_answered(started: SegmentCo
 
 
 def test_where_it_cannot_go_everything_stays(started: SegmentController) -> None:
-    for ask in (started.continue_on, partial_propagate(started)):
+    for ask in (started.planes.continue_on, partial_propagate(started)):
         with pytest.raises(PromptError, match="no object to continue"):
             ask()
     commit(started, 0)
     with pytest.raises(PromptError, match="the stack ends here: expected a plane from 0 to 5"):
-        started.continue_on(-1)
+        started.planes.continue_on(-1)
     go(started, 1)
     started.click(inside(1))
     started.wait()
     go(started, 3)
     with pytest.raises(PromptError, match="the object is on plane 1, and this is plane 3"):
-        started.continue_on()
+        started.planes.continue_on()
     go(started, 1)
     with pytest.raises(SessionError, match="being drawn"):
-        started.continue_on(1, 1)
+        started.planes.continue_on(1, 1)
     before = labels(started)
     started.cancel()
     go(started, 0)
-    started.continue_on(1, 7)
+    started.planes.continue_on(1, 7)
     with pytest.raises(LabelsError, match="got 7"):
         started.wait()
     assert shown_plane(started) == (0,), "back to where it was"
@@ -220,17 +220,17 @@ def test_where_it_cannot_go_everything_stays(started: SegmentController) -> None
 
 
 def partial_propagate(controller: SegmentController) -> Callable[[], None]:
-    return lambda: controller.propagate(2)
+    return lambda: controller.planes.propagate(2)
 
 
 def test_an_object_that_is_there_already_is_named(started: SegmentController) -> None:
     commit(started, 1)
-    started.continue_on()
+    started.planes.continue_on()
     started.commit()
     started.wait()
     go(started, 1)
-    started.edit(1)
-    started.continue_on()
+    started.objects.edit(1)
+    started.planes.continue_on()
     with pytest.raises(HRSAMError, match="object 1 is not drawn yet"):
         started.wait()
     assert started.state.has_object, "still taken up"
@@ -245,7 +245,7 @@ def test_a_flat_image_is_no_stack(
     controller.wait()
     controller.click((30, 30))
     assert not controller.state.is_stack
-    for ask in (controller.continue_on, partial_propagate(controller)):
+    for ask in (controller.planes.continue_on, partial_propagate(controller)):
         with pytest.raises(SessionError, match="'flat' is no stack"):
             ask()
 
@@ -255,7 +255,7 @@ def test_an_object_is_propagated_until_it_is_gone(started: SegmentController) ->
     seen: list[tuple[int, int]] = []
     started.worker.progress.connect(lambda _, *at: seen.append(at))
     started.click(inside(1))
-    started.propagate(10)
+    started.planes.propagate(10)
     started.wait()
     assert seen[0] == (0, 10)
     assert started.state.progress is None
@@ -270,7 +270,7 @@ def test_an_object_is_propagated_until_it_is_gone(started: SegmentController) ->
     started.wait()
     assert [bool(plane.any()) for plane in labels(started)] == [False] + [True] * 3 + [False] * 2
     go(started, 1)
-    started.propagate(-5, 1)
+    started.planes.propagate(-5, 1)
     started.wait()
     assert started.state.message == (
         "Object 1 was committed on 1 plane, as far as plane 0: the stack ends here."
@@ -294,7 +294,7 @@ def test_a_propagation_that_is_cancelled_keeps_what_is_done(
         return propagate(*given, progress=once, **more)
 
     monkeypatch.setattr(session, "propagate", halted)
-    started.propagate(4)
+    started.planes.propagate(4)
     started.wait()
     assert started.state.message == "Stopped: 2 planes committed. Ctrl+Z undoes each."
     assert [bool(plane.any()) for plane in labels(started)] == [False] + [True] * 3 + [False] * 2
@@ -306,7 +306,7 @@ def test_cancel_reaches_a_propagation_under_way(started: SegmentController, mode
     commit(started, 1)
     model.gate.clear()
     model.waiting.clear()
-    started.propagate(4)
+    started.planes.propagate(4)
     assert model.waiting.wait(60)
     started.worker.deliver()
     assert started.state.progress == (0, 4)

@@ -131,7 +131,7 @@ def test_all_layers_lie_on_a_pyramid_in_any_frame(
     image = viewer.add_image(discs, rgb=True, multiscale=True, **FRAMES[frame])
     controller.start(image)
     controller.wait()
-    controller.pin_level(5)
+    controller.settings.pin_level(5)
     controller.click_world(image.data_to_world(MIDDLE))
     controller.wait()
     layers = controller.overlay
@@ -169,7 +169,7 @@ def test_the_plane_that_is_shown_is_worked_on(
     viewer.dims.set_point(0, 2 * 3)
     controller.start(image)
     controller.wait()
-    controller.pin_level(0)
+    controller.settings.pin_level(0)
     controller.click_world((6, 30, 30))
     controller.wait()
     layers = controller.overlay
@@ -217,7 +217,7 @@ def test_layers_can_be_the_colours_that_the_model_sees(
     two = viewer.add_image(column, name="two", contrast_limits=(0, 0.5))
     controller.start(one, channels={"red": one, "blue": two})
     controller.wait()
-    controller.pin_level(0)
+    controller.settings.pin_level(0)
     controller.click((30, 30))
     controller.commit()
     controller.wait()
@@ -236,17 +236,17 @@ def test_the_level_follows_the_zoom_unless_it_is_pinned(
 ) -> None:
     zoom_to(viewer, 2)
     assert (running.state.level, running.state.is_level_pinned) == (2, False)
-    running.pin_level(5)
+    running.settings.pin_level(5)
     zoom_to(viewer, 7)
     assert (running.state.level, running.state.is_level_pinned) == (5, True)
     running.click(MIDDLE)
     running.wait()
     assert running.state.level == 5
-    running.pin_level(99)
+    running.settings.pin_level(99)
     running.cancel()
     running.wait()
     assert running.state.level == running.state.levels[1] == 9
-    running.pin_level(None)
+    running.settings.pin_level(None)
     assert running.state.level == 7
 
 
@@ -298,7 +298,7 @@ def folder(controller: SegmentController) -> Path:
 
 
 def commit_at(controller: SegmentController, place: tuple[int, int], level: int = 0) -> None:
-    controller.pin_level(level)
+    controller.settings.pin_level(level)
     controller.click(place)
     controller.commit()
     controller.wait()
@@ -498,8 +498,8 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
     image, path = ome_slide
     controller.start(image)
     controller.wait()
-    controller.pin_level(0)
-    controller.set_reads_ahead(False)
+    controller.settings.pin_level(0)
+    controller.settings.set_reads_ahead(False)
     model.gate.clear()
     controller.click((416, 704))
     controller.commit()
@@ -517,8 +517,8 @@ def test_closing_makes_the_commits_that_wait_and_frees_the_labels(
 def test_a_commit_made_after_stop_is_shown(
     running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.set_reads_ahead(False)
-    running.pin_level(5)
+    running.settings.set_reads_ahead(False)
+    running.settings.pin_level(5)
     model.gate.clear()
     running.click(MIDDLE)
     running.commit()
@@ -605,9 +605,9 @@ def outlining(
         return encode(image)
 
     monkeypatch.setattr(model, "encode", slow)
-    running.set_outlines_fully(True)
-    running.set_reads_ahead(False)
-    running.pin_level(5)
+    running.settings.set_outlines_fully(True)
+    running.settings.set_reads_ahead(False)
+    running.settings.pin_level(5)
     running.click(MIDDLE)
     running.wait()
     assert running.overlay is not None
@@ -638,7 +638,7 @@ def test_an_outline_that_takes_long_shows_its_progress_and_can_be_given_up(
     assert outlining.overlay.preview.pixels[3, 5] == 1, "what was painted"
     assert outlining.overlay.preview.strokes() is not None
     assert not np.any(outlining.overlay.target.data[-1])
-    outlining.set_outlines_fully(False)
+    outlining.settings.set_outlines_fully(False)
     outlining.commit()
     outlining.wait()
     assert outlining.state.num_committed == 1
@@ -668,7 +668,7 @@ def test_closing_does_not_wait_for_the_outline_but_keeps_the_commit(
 def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
     running: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.set_reads_ahead(False)
+    running.settings.set_reads_ahead(False)
     running.wait()
     encode, seen = model.encode, []
 
@@ -677,7 +677,7 @@ def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
         return encode(image)
 
     monkeypatch.setattr(model, "encode", count)
-    running.pin_level(0)
+    running.settings.pin_level(0)
     model.gate.clear()
     model.waiting.clear()
     # So large that it is looked at several times.
@@ -692,7 +692,7 @@ def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
 def test_escape_ends_the_search_for_an_object_at_the_next_look(
     running: SegmentController, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.set_reads_ahead(False)
+    running.settings.set_reads_ahead(False)
     running.wait()
     encode, seen = model.encode, []
 
@@ -701,7 +701,7 @@ def test_escape_ends_the_search_for_an_object_at_the_next_look(
         return encode(image)
 
     monkeypatch.setattr(model, "encode", count)
-    running.pin_level(0)
+    running.settings.pin_level(0)
     model.gate.clear()
     model.waiting.clear()
     running.click(MIDDLE)
@@ -721,9 +721,9 @@ def test_escape_ends_the_search_for_an_object_at_the_next_look(
 def test_an_escape_too_many_gives_up_no_commit_that_nobody_waits_for(
     running: SegmentController, model: Any
 ) -> None:
-    running.set_reads_ahead(False)
-    running.set_outlines_fully(True)
-    running.pin_level(2)
+    running.settings.set_reads_ahead(False)
+    running.settings.set_outlines_fully(True)
+    running.settings.pin_level(2)
     running.wait()
     model.gate.clear()
     running.click(SMALL)
@@ -762,7 +762,7 @@ def test_what_is_on_screen_is_prepared_while_idle(
 def test_preparing_can_be_switched_off(
     running: SegmentController, viewer: ViewerModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.set_reads_ahead(False)
+    running.settings.set_reads_ahead(False)
     running.wait()
     encoded: list[Any] = []
     monkeypatch.setattr(model, "encode", encoded.append)

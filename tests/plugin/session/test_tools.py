@@ -72,7 +72,7 @@ def commit(controller: SegmentController, at: tuple[float, float] = INSIDE) -> N
 def test_a_scribble_is_drawn_with_either_button(
     button: int, is_positive: bool, started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.use_tool(DragTool.SCRIBBLE)
+    started.settings.use_tool(DragTool.SCRIBBLE)
     path = [(22.0, 20.0), (30.0, 25.0), (38.0, 30.0)]
     stroke(viewer, path, button, release=False)
     kind = POSITIVE if is_positive else NEGATIVE
@@ -91,7 +91,7 @@ def test_a_scribble_is_drawn_with_either_button(
 def test_a_scribble_that_returns_to_its_start_is_no_click(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
-    started.use_tool(DragTool.SCRIBBLE)
+    started.settings.use_tool(DragTool.SCRIBBLE)
     stroke(viewer, [(30, 30), (36, 30), (30, 30)])
     assert started.overlay is not None
     assert len(started.overlay.prompts.scribbles) == 1
@@ -102,7 +102,7 @@ def test_a_scribble_that_returns_to_its_start_is_no_click(
 def test_an_outline_is_a_box_and_a_click(
     started: SegmentController, viewer: ViewerModel, square: NDArray[np.bool_]
 ) -> None:
-    started.use_tool(DragTool.LASSO)
+    started.settings.use_tool(DragTool.LASSO)
     path = [(18.0, 16.0), (18.0, 48.0), (46.0, 48.0), (46.0, 16.0), (19.0, 17.0)]
     stroke(viewer, path, release=False)
     assert kinds(started) == {LINE}
@@ -120,9 +120,9 @@ def test_an_outline_is_a_box_and_a_click(
 
 def test_a_tool_is_left_by_its_key(started: SegmentController, viewer: ViewerModel) -> None:
     for tool in (DragTool.BOX, DragTool.SCRIBBLE, DragTool.LASSO, DragTool.CUT):
-        started.use_tool(tool)
+        started.settings.use_tool(tool)
         assert started.state.drag_tool is tool
-    started.use_tool(DragTool.CUT)
+    started.settings.use_tool(DragTool.CUT)
     assert started.state.drag_tool is DragTool.PAN
     stroke(viewer, [(10, 10), (40, 40)])
     assert started.state.num_prompts == 0
@@ -156,7 +156,7 @@ def test_a_committed_object_is_changed_under_its_id(
     commit(started)
     before = target(started).copy()
     viewer.cursor.position = INSIDE
-    started.edit_under_cursor()
+    started.objects.edit_under_cursor()
     started.wait()
     assert started.state.is_editing
     assert started.state.message.startswith("Object 1: clicks correct it")
@@ -179,7 +179,7 @@ def test_a_committed_object_is_changed_under_its_id(
 def test_a_change_is_given_up_and_brought_back(started: SegmentController) -> None:
     commit(started)
     before = target(started).copy()
-    started.edit(1)
+    started.objects.edit(1)
     started.click(OTHER, positive=False)
     started.wait()
     changed = shown(started)
@@ -201,7 +201,7 @@ def test_a_change_is_given_up_and_brought_back(started: SegmentController) -> No
 def test_a_change_of_nothing_is_told(started: SegmentController) -> None:
     commit(started)
     before = target(started).copy()
-    started.edit(1)
+    started.objects.edit(1)
     started.commit()
     started.wait()
     assert started.state.message == "Object 1 was put back as it was: nothing was changed."
@@ -214,7 +214,7 @@ def test_a_committed_object_is_deleted_and_comes_back(
     commit(started)
     before = target(started).copy()
     viewer.cursor.position = INSIDE
-    started.delete_under_cursor()
+    started.objects.delete_under_cursor()
     started.wait()
     assert not target(started).any()
     assert started.state.message == "Object 1 was deleted. Ctrl+Z brings it back."
@@ -223,8 +223,8 @@ def test_a_committed_object_is_deleted_and_comes_back(
     started.wait()
     np.testing.assert_array_equal(target(started), before)
     assert started.state.message == "Object 1 is back."
-    started.edit(1)
-    started.delete_under_cursor()
+    started.objects.edit(1)
+    started.objects.delete_under_cursor()
     started.wait()
     assert not target(started).any()
     assert not started.state.has_object
@@ -234,13 +234,13 @@ def test_where_nothing_is_nothing_is_changed(
     started: SegmentController, viewer: ViewerModel
 ) -> None:
     viewer.cursor.position = OTHER
-    for action in (started.edit_under_cursor, started.delete_under_cursor):
+    for action in (started.objects.edit_under_cursor, started.objects.delete_under_cursor):
         with pytest.raises(PromptError, match="no committed object is under the mouse"):
             action()
     viewer.cursor.position = (-50, 900)
     with pytest.raises(HRSAMError):
-        started.edit_under_cursor()
-    started.edit(77)
+        started.objects.edit_under_cursor()
+    started.objects.edit(77)
     with pytest.raises(HRSAMError, match="77"):
         started.wait()
     assert not started.state.has_object
@@ -253,7 +253,7 @@ def test_an_object_being_drawn_is_not_lost_to_another_one(
     started.click(OTHER)
     started.wait()
     viewer.cursor.position = INSIDE
-    for action in (started.edit_under_cursor, started.delete_under_cursor):
+    for action in (started.objects.edit_under_cursor, started.objects.delete_under_cursor):
         with pytest.raises(SessionError, match="an object is being drawn: commit or cancel it"):
             action()
     assert started.state.num_prompts == 1
@@ -274,10 +274,10 @@ def test_an_object_takes_over_another(started: SegmentController, viewer: Viewer
     before = target(started).copy()
     viewer.cursor.position = (30, 40)
     with pytest.raises(SessionError, match="press E, then at the other one and press M"):
-        started.merge_under_cursor()
-    started.edit(1)
+        started.objects.merge_under_cursor()
+    started.objects.edit(1)
     started.wait()
-    started.merge_under_cursor()
+    started.objects.merge_under_cursor()
     started.wait()
     np.testing.assert_array_equal(target(started) == 1, before > 0)
     assert not started.state.has_object
@@ -292,7 +292,7 @@ def test_a_drag_cuts_the_object_that_it_crosses(
 ) -> None:
     commit(started)
     before = target(started).copy()
-    started.use_tool(DragTool.CUT)
+    started.settings.use_tool(DragTool.CUT)
     stroke(viewer, [(15, 31), (30, 32), (50, 32)])
     started.wait()
     after = target(started).copy()
@@ -319,24 +319,24 @@ def test_holes_are_filled_and_outlines_smoothed(
     whole = target(started) == 1
     target(started)[29:33, 29:33] = 0
     viewer.cursor.position = (26, 24)
-    started.change_under_cursor(started.fill_holes, "E")
+    started.objects.change_under_cursor(started.objects.fill_holes, "E")
     started.wait()
     np.testing.assert_array_equal(target(started) == 1, whole)
     assert started.state.message.startswith("Object 1 has no holes any more.")
-    started.fill_holes(1)
+    started.objects.fill_holes(1)
     started.wait()
     assert started.state.message == "The object has no holes."
     target(started)[30, 44:48] = 1
-    started.edit(1)
+    started.objects.edit(1)
     started.wait()
-    started.smooth(1)
+    started.objects.smooth(1)
     started.wait()
     assert started.state.message.startswith("Object 1 was smoothed.")
     assert not started.state.has_object
     assert not target(started)[30, 46:48].any(), "the spike is gone"
     started.click(OTHER)
     with pytest.raises(SessionError, match="an object is being drawn"):
-        started.smooth(1)
+        started.objects.smooth(1)
 
 
 def hover(viewer: ViewerModel, at: tuple[float, float]) -> None:
@@ -351,7 +351,7 @@ def test_what_a_click_would_give_is_shown_under_the_mouse(
     hover(viewer, INSIDE)
     started.wait()
     assert not shown(started).any(), "off by default"
-    started.set_peeks(True)
+    started.settings.set_peeks(True)
     hover(viewer, INSIDE)
     started.wait()
     assert not shown(started).any(), "nothing is encoded for it"
@@ -377,7 +377,7 @@ def test_what_a_click_would_give_is_shown_under_the_mouse(
     started.wait()
     hover(viewer, INSIDE)
     started.wait()
-    started.set_peeks(False)
+    started.settings.set_peeks(False)
     assert not shown(started).any()
 
 
@@ -387,7 +387,7 @@ def test_of_many_moves_the_newest_is_answered(
     started.click(INSIDE)
     started.cancel()
     started.wait()
-    started.set_peeks(True)
+    started.settings.set_peeks(True)
     num = model.num_decoded
     for column in range(20):
         hover(viewer, (30, 22 + column))

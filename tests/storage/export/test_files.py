@@ -30,6 +30,7 @@ from napari_hrsam.storage.export.source import part_of
 from napari_hrsam.storage.export.table import export_csv
 from napari_hrsam.storage.export.tiff import export_tiff
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.edits import DrawnAs
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (90, 120)
@@ -342,8 +343,10 @@ def test_oblong_pixels_give_true_lengths(tmp_path: Path) -> None:
 def test_the_journal_tells_of_each_object(tmp_path: Path) -> None:
     prompts = Prompts().with_click((5, 5), True).with_click((30, 30), False)
     with create_labels(tmp_path / "a.zarr", "cells", (64, 64)) as labels:
-        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, prompts=prompts, model="tiny")
-        undone = labels.write(Box(20, 2, 29, 9), np.ones((9, 7), bool), 2, model="b")
+        labels.write(
+            Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, drawn=DrawnAs(prompts=prompts, model="tiny")
+        )
+        undone = labels.write(Box(20, 2, 29, 9), np.ones((9, 7), bool), 2, drawn=DrawnAs(model="b"))
         labels.revert(undone)
         # While they are open elsewhere, and after.
         for name in ("open", "closed"):
@@ -364,7 +367,7 @@ def test_a_damaged_journal_costs_its_columns_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with create_labels(tmp_path / "a.zarr", "cells", (64, 64)) as labels:
-        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, model="tiny")
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, drawn=DrawnAs(model="tiny"))
     (tmp_path / "a.zarr/labels/cells/.journal/journal.sqlite").write_bytes(b"no database" * 99)
     export_csv(tmp_path / "a.zarr", "cells", tmp_path / "a.csv")
     (row,) = rows(tmp_path / "a.csv")

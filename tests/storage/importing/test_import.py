@@ -21,8 +21,8 @@ from napari_hrsam.storage.importing.coco import import_coco
 from napari_hrsam.storage.importing.formats import import_format, import_objects
 from napari_hrsam.storage.importing.geojson import import_geojson
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.store import ArrayLabels
 
 SHAPE = (30, 40)
 FORMATS: list[dict[str, Any]] = [

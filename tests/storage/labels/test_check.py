@@ -22,6 +22,7 @@ from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels import check_levels, regions
 from napari_hrsam.storage.labels.check import verify_labels
 from napari_hrsam.storage.labels.downsampling import majority
+from napari_hrsam.storage.labels.edits import DrawnAs
 
 SHAPE = (150, 200)
 
@@ -473,7 +474,7 @@ def test_a_read_only_folder_is_verified_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with create_labels(tmp_path / "a", "cells", (64, 64)) as labels:
-        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, model="tiny")
+        labels.write(Box(2, 2, 9, 9), np.ones((7, 7), bool), 1, drawn=DrawnAs(model="tiny"))
     for path in [tmp_path / "a", *(tmp_path / "a").rglob("*")]:
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
     # The rights mean nothing to an administrator: opening for writing is refused here as well.

@@ -12,8 +12,8 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.labels.blocks import Block, _zstd
+from napari_hrsam.storage.labels.edits import DrawnAs, History
 from napari_hrsam.storage.labels.journal import Journal, JournalEdit
-from napari_hrsam.storage.labels.store import History
 
 U4 = np.dtype("u4")
 PROMPTS = Prompts().with_click((3.25, 4), True).with_click((1, 2), False).with_box((0, 1, 9, 8.5))
@@ -35,7 +35,10 @@ def block(y0: int = 0) -> Block:
 
 def record(journal: Journal, label: int, *blocks: Block) -> JournalEdit:
     edit = journal.record(
-        blocks or (block(),), label=label, plane=(3, 1), prompts=PROMPTS, model="tiny"
+        blocks or (block(),),
+        label=label,
+        plane=(3, 1),
+        drawn=DrawnAs(prompts=PROMPTS, model="tiny"),
     )
     assert edit is not None
     return edit
@@ -180,8 +183,8 @@ def test_a_failure_while_blocks_are_made_leaves_nothing(journal: Journal) -> Non
         raise LabelsError("damaged chunk")
 
     with pytest.raises(LabelsError, match="damaged chunk"):
-        journal.record(failing(), label=9, plane=(), prompts=Prompts(), model="")
-    assert journal.record((), label=9, plane=(), prompts=Prompts(), model="") is None
+        journal.record(failing(), label=9, plane=())
+    assert journal.record((), label=9, plane=()) is None
     assert [edit.label for edit in journal.history().undone] == [1]
     assert journal.next_label() == 2
 

@@ -16,9 +16,10 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import DrawnAs
 from napari_hrsam.storage.labels.kept import KeptLabels
 from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow, measure_array
-from napari_hrsam.storage.labels.store import ArrayLabels, DrawnAs
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (600, 700)
@@ -70,7 +71,7 @@ def test_areas_follow_commits_undo_and_redo(tmp_path: Path, kind: str) -> None:
                 assert row.box.union(Box.around(values == row.label)) == row.box
 
         edits = [
-            put(labels, 1, 10, 10, 40, prompts=PROMPTS, model="tiny"),
+            put(labels, 1, 10, 10, 40, drawn=DrawnAs(prompts=PROMPTS, model="tiny")),
             put(labels, 2, 60, 60, 30),
             put(labels, 3, 50, 20, 20, overwrite=True),
             labels.replace(1, labels.find(1), ArrayMask(Box(0, 0, 31, 31), disc(15))),
@@ -95,8 +96,8 @@ def test_rows_tell_what_the_journal_knows_without_reading_a_pixel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with create_labels(tmp_path / "a", "cells", SHAPE) as labels:
-        drawn = DrawnAs(object_class="nucleus", level=2, score=0.875)
-        edit = put(labels, 7, 100, 200, 25, prompts=PROMPTS, model="tiny", drawn=drawn)
+        drawn = DrawnAs(prompts=PROMPTS, model="tiny", object_class="nucleus", level=2, score=0.875)
+        edit = put(labels, 7, 100, 200, 25, drawn=drawn)
         monkeypatch.setattr(StoredLabels, "read", _refuse)
         (row,) = labels.objects()
     assert row == ObjectRow(
@@ -117,8 +118,10 @@ def test_rows_tell_what_the_journal_knows_without_reading_a_pixel(
 
 def test_undoing_a_change_brings_back_what_was_told_before(tmp_path: Path) -> None:
     with create_labels(tmp_path / "a", "cells", SHAPE) as labels:
-        put(labels, 1, 10, 10, 20, model="first", prompts=PROMPTS, drawn=DrawnAs(score=0.5))
-        edit = labels.replace(1, labels.find(1), ArrayMask(Box(0, 0, 31, 31), disc(15)), model="b")
+        put(labels, 1, 10, 10, 20, drawn=DrawnAs(model="first", prompts=PROMPTS, score=0.5))
+        edit = labels.replace(
+            1, labels.find(1), ArrayMask(Box(0, 0, 31, 31), disc(15)), drawn=DrawnAs(model="b")
+        )
         assert edit is not None
         shown = labels.object_list()
         labels.revert(edit)
@@ -198,7 +201,7 @@ def test_planes_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_journal_of_an_older_version_opens_and_its_objects_are_measured(tmp_path: Path) -> None:
     with create_labels(tmp_path / "a", "cells", SHAPE) as labels:
-        put(labels, 1, 0, 0, 10, prompts=PROMPTS, model="tiny")
+        put(labels, 1, 0, 0, 10, drawn=DrawnAs(prompts=PROMPTS, model="tiny"))
     with closing(sqlite3.connect(labels.folder / ".journal" / "journal.sqlite")) as database:
         database.execute("UPDATE edits SET prompts = json_remove(prompts, '$.areas')")
         database.execute("DELETE FROM facts WHERE name = 'has_others'")

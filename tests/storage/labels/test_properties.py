@@ -24,6 +24,8 @@ from napari_hrsam.storage.label_image import (
     open_labels,
     verify_labels,
 )
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import DrawnAs
 from napari_hrsam.storage.labels.kept import KeptLabels
 from napari_hrsam.storage.labels.properties import (
     ObjectClass,
@@ -32,7 +34,6 @@ from napari_hrsam.storage.labels.properties import (
     properties_in,
     put_properties,
 )
-from napari_hrsam.storage.labels.store import ArrayLabels, DrawnAs
 
 SHAPE = (300, 400)
 SQUARE = np.ones((10, 10), bool)

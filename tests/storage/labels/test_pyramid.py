@@ -27,7 +27,7 @@ from napari_hrsam.storage.label_image import (
     open_labels,
 )
 from napari_hrsam.storage.labels.check import verify_labels
-from napari_hrsam.storage.labels.store import History
+from napari_hrsam.storage.labels.edits import DrawnAs, History
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 SHAPE = (1500, 1301)
@@ -75,7 +75,9 @@ def test_a_commit_is_there_at_every_level_and_after_opening_again(tmp_path: Path
     with hrsam.create_labels(tmp_path / "a.zarr", name="cells", like=SHAPE) as labels:
         assert [array.shape for array in labels.levels] == [(1500, 1301), (750, 651), (375, 326)]
         label = labels.next_label()
-        edit = labels.write(PLACE, disc(60)[10:50], label, prompts=prompts, model="tiny")
+        edit = labels.write(
+            PLACE, disc(60)[10:50], label, drawn=DrawnAs(prompts=prompts, model="tiny")
+        )
         assert (edit.label, edit.prompts, edit.model) == (1, prompts, "tiny")
         assert edit.box == PLACE
         assert labels.next_label() == 2

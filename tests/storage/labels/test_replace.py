@@ -21,11 +21,11 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.label_image import create_labels, open_labels
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
 from napari_hrsam.storage.labels.check import verify_labels
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, read_journal
 from napari_hrsam.storage.labels.kept import KeptLabels
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
-from napari_hrsam.storage.labels.store import ArrayLabels
 
 SHAPE = (300, 400)
 WHOLE = Box(0, 0, *SHAPE)

@@ -16,7 +16,8 @@ from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import ArrayMask, BlockMask, RegionMask
 from napari_hrsam.storage.label_image import LabelWriter, create_labels
-from napari_hrsam.storage.labels.store import ArrayLabels, LabelStore
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.store import LabelStore
 
 SHAPE = (100_000, 100_000)
 

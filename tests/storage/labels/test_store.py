@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from napari_hrsam.errors import LabelsError, ShapeError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.labels.store import ArrayLabels, Edit, History, LabelStore
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
+from napari_hrsam.storage.labels.store import LabelStore
 
 SQUARE = np.ones((4, 5), bool)
 PLACE = Box(2, 3, 6, 8)
@@ -29,7 +31,7 @@ def test_an_object_is_written_in_place_with_a_tight_edit() -> None:
     mask = np.zeros((10, 10), bool)
     mask[2:5, 3:4] = True
     prompts = Prompts().with_click((5, 5), True)
-    edit = labels.write(Box(4, 4, 14, 14), mask, 9, prompts=prompts, model="colour")
+    edit = labels.write(Box(4, 4, 14, 14), mask, 9, drawn=DrawnAs(prompts=prompts, model="colour"))
     assert edit.box == Box(6, 7, 9, 8)
     assert (array == 9).sum() == 3
     assert (array[edit.box.slices] == 9).all()

@@ -28,15 +28,13 @@ class Canvas:
     ----------
     viewer
         The viewer whose mouse, keys and view are used.
-    actions
-        Key to action.
     on_click, on_drag, is_subtracting, drag_tool
         See `ClickTool`.
 
     Attributes
     ----------
     actions
-        What our keys do.
+        What our keys do, by key; see `set_actions`.
     changed
         Emitted with what changed: "zoom", "center", "point" (the plane that is shown), "ndisplay"
         (the view turned 2-D or 3-D) or "tool" (one of napari's tools took the mouse or left it).
@@ -50,7 +48,6 @@ class Canvas:
     def __init__(
         self,
         viewer: napari.components.ViewerModel,
-        actions: Mapping[str, Action],
         *,
         on_click: Callable[[World, bool], None],
         on_drag: Callable[[Drag], None],
@@ -58,8 +55,8 @@ class Canvas:
         drag_tool: Callable[[], DragTool],
     ) -> None:
         self._viewer = viewer
-        self.actions = dict(actions)
-        self._keys = KeyBindings(actions)
+        self.actions: Mapping[str, Action] = {}
+        self._keys = KeyBindings(self.actions)
         self._clicks = ClickTool(
             viewer,
             on_click=on_click,
@@ -95,6 +92,11 @@ class Canvas:
     def tool(self) -> str:
         """Which of napari's tools has the mouse; empty if it is free for clicks."""
         return tool_with_mouse(self._viewer)
+
+    def set_actions(self, actions: Mapping[str, Action]) -> None:
+        """Say what our keys do, before the first `start`."""
+        self.actions = actions
+        self._keys = KeyBindings(actions)
 
     def start(self, layers: Sequence[Layer]) -> None:
         """Begin; keys work whichever of these layers is active."""

@@ -17,8 +17,8 @@ from napari_hrsam.plugin.session.image_input import read_image_layers
 from napari_hrsam.storage.importing.formats import import_objects, require_objects
 from napari_hrsam.storage.importing.objects import Imported
 from napari_hrsam.storage.label_image import open_labels, open_or_create_labels
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
 from napari_hrsam.storage.labels.places import FOLDER_KEY, LabelFile
-from napari_hrsam.storage.labels.store import ArrayLabels
 
 if TYPE_CHECKING:
     import napari.viewer

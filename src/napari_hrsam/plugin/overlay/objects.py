@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from napari_hrsam.errors import LabelsError
     from napari_hrsam.plugin.session.commands import OpenedLabels
     from napari_hrsam.plugin.session.targets import MemoryTarget
+    from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.places import LabelFile
-    from napari_hrsam.storage.labels.store import Edit
 
 MAX_THUMBNAIL_PIXELS = 2**24
 NUM_COLORS = 49

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from napari_hrsam.errors import PromptError
+from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.geometry import FINEST_LEVEL, coarsest_level
 from napari_hrsam.plugin.canvas.view import ImageView
 from napari_hrsam.plugin.overlay.model_input import ModelInputDisplay
@@ -299,6 +299,55 @@ class Overlay:
                 "to cancel it and begin another one here"
             )
         return plane
+
+    def require_no_object(self, what: str) -> None:
+        """Check that no object is being drawn.
+
+        Parameters
+        ----------
+        what
+            What is to be done to others: the end of "commit or cancel it before ...".
+
+        Raises
+        ------
+        SessionError
+            If one is.
+        """
+        if self.has_object:
+            raise SessionError(f"an object is being drawn: commit or cancel it before {what}")
+
+    def label_at_cursor(self, plane: tuple[int, ...] | None = None) -> int:
+        """Return the id of the committed object under the mouse, 0 for none.
+
+        Parameters
+        ----------
+        plane
+            Of the object; by default the one that the mouse points at.
+
+        Raises
+        ------
+        PromptError
+            If the view shows none of the image.
+        """
+        position = self.view.position(self._viewer.cursor.position)
+        if not self.view.holds(position.point_yx):
+            return 0
+        return self.objects.label_at(position.point_yx, position.plane if plane is None else plane)
+
+    def label_under_cursor(self, key: str) -> int:
+        """Return the id of the committed object under the mouse, for a key that needs one.
+
+        Raises
+        ------
+        PromptError
+            If there is none.
+        """
+        label = self.label_at_cursor()
+        if not label:
+            raise PromptError(
+                f"no committed object is under the mouse: point at one, then press {key}"
+            )
+        return label
 
     def give_up_object(self, level: int) -> None:
         """Show no object any more, but remember it.

@@ -79,9 +79,9 @@ class LevelBox(QWidget):
         self.pin_box.toggled.connect(self._pin)
         self.spin_box.valueChanged.connect(self._pin)
         self.outline_box.activated.connect(self._set_outlines)
-        self.ahead_box.toggled.connect(controller.set_reads_ahead)
-        self.peek_box.toggled.connect(controller.set_peeks)
-        self.input_box.toggled.connect(controller.show_model_input)
+        self.ahead_box.toggled.connect(controller.settings.set_reads_ahead)
+        self.peek_box.toggled.connect(controller.settings.set_peeks)
+        self.input_box.toggled.connect(controller.settings.show_model_input)
 
     def show_state(self, state: ControllerState) -> None:
         """Show the level in use and the settings."""
@@ -115,7 +115,7 @@ class LevelBox(QWidget):
 
     def _pin(self) -> None:
         is_pinned = self.pin_box.isChecked()
-        self._controller.pin_level(self.spin_box.value() if is_pinned else None)
+        self._controller.settings.pin_level(self.spin_box.value() if is_pinned else None)
 
     def _set_outlines(self) -> None:
-        self._controller.set_outlines_fully(self.outline_box.currentText() == IN_FULL)
+        self._controller.settings.set_outlines_fully(self.outline_box.currentText() == IN_FULL)

@@ -72,7 +72,7 @@ class ObjectsSection(Section):
 
     def __init__(self, controller: SegmentController) -> None:
         super().__init__("Objects")
-        self._controller, self._objects = controller, controller.objects
+        self._controller, self._objects = controller, controller.objects.list
         self._guard = controller.state.guard
         self._is_following = False
         self.model = ObjectsModel(self._objects)
@@ -234,7 +234,7 @@ class ObjectsSection(Section):
             return
         keys = self._objects.selected = tuple(self.selected)
         if len(keys) == 1:
-            self._guard(self._controller.show_object, keys[0])
+            self._guard(self._controller.objects.show, keys[0])
 
     def select(self, keys: Sequence[Key]) -> None:
         """Select the rows of some objects, without moving the view to them."""
@@ -271,12 +271,12 @@ class ObjectsSection(Section):
     def menu_of(self, keys: Sequence[Key]) -> QMenu:
         """Make the menu of some objects."""
         menu = QMenu(self)
-        change = self._controller.change_classes
+        change = self._controller.classes.change
         labels = labels_of(keys)
         if len(keys) == 1:
-            menu.addAction("Go to it", _do(self._guard, self._controller.show_object, keys[0]))
+            menu.addAction("Go to it", _do(self._guard, self._controller.objects.show, keys[0]))
             menu.addAction(
-                "Change its mask", _do(self._guard, self._controller.edit_object, keys[0])
+                "Change its mask", _do(self._guard, self._controller.objects.edit_listed, keys[0])
             )
             menu.addSeparator()
         classes = menu.addMenu("Class")
@@ -292,7 +292,7 @@ class ObjectsSection(Section):
         menu.addAction("Colour of the class", _do(self._guard, change, plain))
         menu.addSeparator()
         what = "Delete" if len(keys) == 1 else f"Delete {len(keys):,} objects"
-        menu.addAction(what, _do(self._guard, self._controller.delete_objects, list(keys)))
+        menu.addAction(what, _do(self._guard, self._controller.objects.delete_listed, list(keys)))
         return menu
 
     def _open_menu(self, place: QPoint) -> None:
@@ -307,7 +307,7 @@ class ObjectsSection(Section):
         color = self._asked_color(None)
         if color is not None:
             make = partial(Properties.setting_color, labels=labels, color=color)
-            self._guard(self._controller.change_classes, make)
+            self._guard(self._controller.classes.change, make)
 
     # ------------------------------------------------------------------ classes
 
@@ -316,17 +316,17 @@ class ObjectsSection(Section):
         make = partial(Properties.adding_class, name=name)
         if labels:
             make = partial(Properties.setting_class, labels=labels, name=name)
-        self._guard(self._controller.change_classes, make)
+        self._guard(self._controller.classes.change, make)
 
     def change_class(self, name: str, **changes: Any) -> None:
         """Rename (new_name), recolour (color) a class, or give it a digit (key)."""
         make = partial(Properties.changing_class, name=name, **changes)
-        self._guard(self._controller.change_classes, make)
+        self._guard(self._controller.classes.change, make)
 
     def remove_class(self, name: str) -> None:
         """Remove a class; its objects have none then."""
         make = partial(Properties.removing_class, name=name)
-        self._guard(self._controller.change_classes, make)
+        self._guard(self._controller.classes.change, make)
 
     @property
     def current_class(self) -> ObjectClass | None:
@@ -356,7 +356,7 @@ class ObjectsSection(Section):
         self._open_class_menu(QPoint(0, self.class_list.height()))
 
     def _choose_next(self, *_: Any) -> None:
-        self._controller.choose_class(self.next_class.currentData())
+        self._controller.classes.choose(self.next_class.currentData())
 
     def _ask_new_class(self, labels: Sequence[int] = ()) -> None:
         name, is_agreed = QInputDialog.getText(self, "New class", "Name")
@@ -389,11 +389,11 @@ class ObjectsSection(Section):
             return False
         text = event.text()
         if len(text) == 1 and text in "123456789":
-            self._guard(self._controller.assign_key, int(text))
+            self._guard(self._controller.classes.assign_key, int(text))
         elif event.key() == Qt.Key.Key_Delete:
-            self._guard(self._controller.delete_objects, keys)
+            self._guard(self._controller.objects.delete_listed, keys)
         elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and len(keys) == 1:
-            self._guard(self._controller.show_object, keys[0])
+            self._guard(self._controller.objects.show, keys[0])
         else:
             return False
         return True

@@ -37,7 +37,7 @@ class PlanesBox(QWidget):
             button(
                 text,
                 f"Continue an object on the {where} plane, to be corrected there: {WHICH}",
-                partial(guard, controller.continue_on, step),
+                partial(guard, controller.planes.continue_on, step),
             )
             for text, where, step in (
                 ("Plane before [Shift+Left]", "previous", -1),
@@ -71,4 +71,4 @@ class PlanesBox(QWidget):
 
     def _propagate(self, step: int) -> None:
         number = step * self.spin_box.value()
-        self._controller.state.guard(self._controller.propagate, number)
+        self._controller.state.guard(self._controller.planes.propagate, number)

@@ -220,6 +220,7 @@ class SegmentWidget(QWidget):
     def _build_drawing(self) -> Section:
         section = Section("Draw an object")
         controller, guard = self.controller, self.controller.state.guard
+        objects, use_tool = controller.objects, controller.settings.use_tool
         self.add_button = button(
             "Add [T]",
             "A plain click adds to the object, a right click takes away",
@@ -236,7 +237,7 @@ class SegmentWidget(QWidget):
         self._polarity.addButton(self.add_button)
         self._polarity.addButton(self.subtract_button)
         self.tool_buttons = {
-            tool: button(text, tooltip, partial(controller.use_tool, tool), is_checkable=True)
+            tool: button(text, tooltip, partial(use_tool, tool), is_checkable=True)
             for tool, text, tooltip in TOOLS
         }
         self.commit_button = button(
@@ -254,17 +255,17 @@ class SegmentWidget(QWidget):
             "Delete [Del]",
             "Delete the committed object that is being changed; the key deletes the one under the "
             "mouse, too",
-            partial(guard, controller.delete_under_cursor),
+            partial(guard, objects.delete_under_cursor),
         )
         self.fill_button = button(
             "Fill holes",
             "Fill the holes of the committed object that was taken up [E]",
-            partial(guard, controller.change_under_cursor, controller.fill_holes, "E"),
+            partial(guard, objects.change_under_cursor, objects.fill_holes, "E"),
         )
         self.smooth_button = button(
             "Smooth",
             "Smooth the outline of the committed object that was taken up [E]",
-            partial(guard, controller.change_under_cursor, controller.smooth, "E"),
+            partial(guard, objects.change_under_cursor, objects.smooth, "E"),
         )
         self.undo_button = button(
             "Undo [Ctrl+Z]",
@@ -475,7 +476,7 @@ class SegmentWidget(QWidget):
             chosen, _ = QFileDialog.getSaveFileName(self, "Save the objects", "objects.tif")
             path = Path(chosen) if chosen else None
         if path is not None:
-            self.controller.save_objects(path)
+            self.controller.objects.save(path)
 
     def _open_folder(self) -> None:
         QDesktopServices.openUrl(QUrl.fromLocalFile(self.controller.state.labels_folder))
@@ -505,7 +506,7 @@ class SegmentWidget(QWidget):
 
     def _use_model(self, model: str, is_agreed: bool) -> None:
         device = self.device_box.currentData()
-        self.controller.use_model(model, device=device, download=is_agreed)
+        self.controller.models.use(model, device=device, download=is_agreed)
         self.model_box.expect(model)
 
     def _restart(self) -> None:

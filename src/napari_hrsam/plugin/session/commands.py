@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.loading import ModelRequest
     from napari_hrsam.storage.images.layers import LayerImage
+    from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
-    from napari_hrsam.storage.labels.store import Edit
 
 LabelsPlace: TypeAlias = KeptArray | LabelFile | OwnPlace
 """What receives committed objects: an array, changed in place, or a label image on disk."""

@@ -26,9 +26,9 @@ from napari_hrsam.plugin.session.loading import (
 from napari_hrsam.plugin.session.progress import Cancelled, Progress
 from napari_hrsam.storage.images.pictures import write_labels
 from napari_hrsam.storage.label_image import LabelWriter, open_or_create_labels
+from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.kept import KeptArray, KeptLabels
 from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
-from napari_hrsam.storage.labels.store import Edit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
+    from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import PropertiesChange
-    from napari_hrsam.storage.labels.store import Edit
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from napari_hrsam.storage.importing.coco import coco_extent, import_coco, is_ann
 from napari_hrsam.storage.importing.geojson import geojson_extent, import_geojson, is_feature
 from napari_hrsam.storage.importing.json_items import items
 from napari_hrsam.storage.importing.objects import Imported
-from napari_hrsam.storage.labels.store import ArrayLabels, LabelStore
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.store import LabelStore
 
 ImportFormat = Literal["geojson", "coco"]
 

@@ -17,8 +17,10 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.masks import BLOCK_PX
 from napari_hrsam.storage.importing.runs import Bounds, PolygonShape, RunMask
+from napari_hrsam.storage.labels.arguments import checked_plane
+from napari_hrsam.storage.labels.edits import DrawnAs
 from napari_hrsam.storage.labels.regions import Progress, region_grid
-from napari_hrsam.storage.labels.store import LabelStore, checked_plane
+from napari_hrsam.storage.labels.store import LabelStore
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)
@@ -302,7 +304,12 @@ class _Drawing:
             raise LabelsError(f"all of its {mask.area:,} pixels belong to other objects")
         label = self._label(found)
         labels.write(
-            mask.box, mask, label, overwrite=self._overwrite, model=found.model, plane=plane
+            mask.box,
+            mask,
+            label,
+            overwrite=self._overwrite,
+            plane=plane,
+            drawn=DrawnAs(model=found.model),
         )
         self.drawn.append(label)
         self.counts["overlapping"] += num_taken > 0

@@ -28,6 +28,8 @@ from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.files.bounded_codecs import loose_limit
 from napari_hrsam.storage.files.safe_files import force
 from napari_hrsam.storage.labels.blocks import Block, StoredBlocks, pack, unpack
+from napari_hrsam.storage.labels.changes import MAX_AREAS, area_changes
+from napari_hrsam.storage.labels.edits import NOT_SAID, DrawnAs, EditKind, History
 from napari_hrsam.storage.labels.journal_rows import (
     COLUMNS,
     MAX_PENDING,
@@ -48,14 +50,6 @@ from napari_hrsam.storage.labels.journal_rows import (
     stored_id,
 )
 from napari_hrsam.storage.labels.properties import PropertiesChange
-from napari_hrsam.storage.labels.store import (
-    MAX_AREAS,
-    NOT_SAID,
-    DrawnAs,
-    EditKind,
-    History,
-    area_changes,
-)
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -230,8 +224,6 @@ class Journal:
         *,
         label: int,
         plane: tuple[int, ...],
-        prompts: Prompts,
-        model: str,
         kind: EditKind = "draw",
         drawn: DrawnAs = NOT_SAID,
         change: PropertiesChange | None = None,
@@ -248,7 +240,7 @@ class Journal:
         """
         time, box, areas = clock.time(), Box(0, 0, 0, 0), {label: 0} if label else {}
         with self._transaction() as execute:
-            row = [stored_id(label), json.dumps(plane), model, time, _NEW]
+            row = [stored_id(label), json.dumps(plane), drawn.model, time, _NEW]
             number = execute(
                 "INSERT INTO edits (label, plane, prompts, model, time, is_done, is_pending)"
                 " VALUES (?, ?, '', ?, ?, 0, ?)",
@@ -271,7 +263,7 @@ class Journal:
                 return None
             is_told = len(areas) <= MAX_AREAS and kind != "properties"
             said = prompts_text(
-                prompts,
+                drawn.prompts,
                 kind,
                 level=drawn.level,
                 score=drawn.score,
@@ -279,7 +271,7 @@ class Journal:
                 areas=[*areas.items()] if is_told else None,
                 properties=change.told() if change else None,
             )
-            _require_short(said, prompts)
+            _require_short(said, drawn.prompts)
             execute("UPDATE edits SET prompts = ? WHERE number = ?", [said, number])
             if box.area:
                 execute(
@@ -290,8 +282,8 @@ class Journal:
         return JournalEdit(
             label=label,
             box=box,
-            prompts=prompts,
-            model=model,
+            prompts=drawn.prompts,
+            model=drawn.model,
             time=time,
             plane=plane,
             kind=kind,

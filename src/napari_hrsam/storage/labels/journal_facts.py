@@ -12,6 +12,7 @@ from urllib.parse import quote
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.storage.files.writer_lock import require_own_files
+from napari_hrsam.storage.labels.edits import Edit, EditKind
 from napari_hrsam.storage.labels.journal_rows import (
     COLUMNS,
     OF_OBJECT,
@@ -22,7 +23,6 @@ from napari_hrsam.storage.labels.journal_rows import (
     require_tables,
 )
 from napari_hrsam.storage.labels.properties import PropertiesChange
-from napari_hrsam.storage.labels.store import Edit, EditKind
 
 JOURNAL_FILE = Path(".journal") / "journal.sqlite"
 """Where the journal lies in the folder of a label image."""

@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts, Scribble
+from napari_hrsam.storage.labels.changes import MAX_AREAS
+from napari_hrsam.storage.labels.edits import Edit, EditKind
 from napari_hrsam.storage.labels.properties import PropertiesChange
-from napari_hrsam.storage.labels.store import MAX_AREAS, Edit, EditKind
 
 VERSION = 2
 MAX_TEXT = 4 * 2**20

@@ -14,15 +14,15 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.images.layers import LayerImage
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import NOT_SAID, ArrayEdit, DrawnAs, Edit
 from napari_hrsam.storage.labels.objects import ObjectList, measure_array
 from napari_hrsam.storage.labels.places import DEFAULT_NAME, LabelFile, OwnPlace
 from napari_hrsam.storage.labels.properties import PropertiesChange
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
-from napari_hrsam.storage.labels.store import NOT_SAID, ArrayEdit, ArrayLabels, DrawnAs, Edit
 
 if TYPE_CHECKING:
     from napari_hrsam.masks import RegionMask
-    from napari_hrsam.prompts import Prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -103,8 +103,6 @@ class KeptLabels(ArrayLabels):
         label: int,
         *,
         overwrite: bool = False,
-        prompts: Prompts | None = None,
-        model: str = "",
         plane: tuple[int, ...] = (),
         drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit:
@@ -115,26 +113,11 @@ class KeptLabels(ArrayLabels):
         LabelsError
             Also if it cannot be copied; the array is as before then.
         """
-        edit = super().write(
-            box,
-            mask,
-            label,
-            overwrite=overwrite,
-            prompts=prompts,
-            model=model,
-            plane=plane,
-            drawn=drawn,
-        )
+        edit = super().write(box, mask, label, overwrite=overwrite, plane=plane, drawn=drawn)
         written = (edit.after == label) & (edit.before != label)
         with self._or_not_at_all(edit):
             self._copied[edit] = self._copy.write(
-                edit.box,
-                written,
-                label,
-                overwrite=True,
-                prompts=prompts,
-                model=model,
-                drawn=drawn,
+                edit.box, written, label, overwrite=True, drawn=drawn
             )
         return edit
 
@@ -145,8 +128,6 @@ class KeptLabels(ArrayLabels):
         mask: RegionMask | None,
         *,
         overwrite: bool = False,
-        prompts: Prompts | None = None,
-        model: str = "",
         plane: tuple[int, ...] = (),
         drawn: DrawnAs = NOT_SAID,
     ) -> ArrayEdit | None:
@@ -159,24 +140,13 @@ class KeptLabels(ArrayLabels):
         LabelsError
             Also if it cannot be copied; the array is as before then.
         """
-        edit = super().replace(
-            label,
-            box,
-            mask,
-            overwrite=overwrite,
-            prompts=prompts,
-            model=model,
-            plane=plane,
-            drawn=drawn,
-        )
+        edit = super().replace(label, box, mask, overwrite=overwrite, plane=plane, drawn=drawn)
         if edit is None:
             return None
         whole = as_box(box).union(edit.box)
         now = None if mask is None else ArrayMask(whole, self.array[whole.slices] == label)
         with self._or_not_at_all(edit):
-            copied = self._copy.replace(
-                label, whole, now, overwrite=True, prompts=prompts, model=model, drawn=drawn
-            )
+            copied = self._copy.replace(label, whole, now, overwrite=True, drawn=drawn)
         # The copy lacks what others wrote into the array: there may be nothing to do.
         if copied is not None:
             self._copied[edit] = copied

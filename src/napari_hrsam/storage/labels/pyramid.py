@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import EmptyMask, RegionMask
-from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.files.held_places import HeldPlaces
 from napari_hrsam.storage.files.writer_lock import WriterLock
+from napari_hrsam.storage.labels.arguments import no_free_pixel, region_of, require_fits
 from napari_hrsam.storage.labels.blocks import Block
+from napari_hrsam.storage.labels.changes import class_change, only_label
+from napari_hrsam.storage.labels.classed import ClassedObjects
+from napari_hrsam.storage.labels.edits import NOT_SAID, DrawnAs, Edit, EditKind, History
 from napari_hrsam.storage.labels.highest_label import highest_label
 from napari_hrsam.storage.labels.journal import Journal, JournalEdit
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE
@@ -38,19 +41,6 @@ from napari_hrsam.storage.labels.properties import (
     read_properties,
 )
 from napari_hrsam.storage.labels.search import find_label
-from napari_hrsam.storage.labels.store import (
-    NOT_SAID,
-    ClassedObjects,
-    DrawnAs,
-    Edit,
-    EditKind,
-    History,
-    class_change,
-    no_free_pixel,
-    only_label,
-    region_of,
-    require_fits,
-)
 from napari_hrsam.storage.labels.stored import StoredLabels
 from napari_hrsam.storage.labels.writer import LevelWriter, require_small_chunks
 
@@ -226,8 +216,6 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         label: int,
         *,
         overwrite: bool = False,
-        prompts: Prompts | None = None,
-        model: str = "",
         plane: tuple[int, ...] = (),
         drawn: DrawnAs = NOT_SAID,
     ) -> JournalEdit:
@@ -244,10 +232,10 @@ class PyramidLabels(StoredLabels, ClassedObjects):
             Its id, 1 or more.
         overwrite : bool
             Whether pixels of other objects are taken over; by default they stay.
-        prompts, model, drawn
-            Kept in the journal.
         plane : tuple of int
             Index over the axes before y and x; may be left out where they all have length 1.
+        drawn : DrawnAs
+            Kept in the journal.
 
         Returns
         -------
@@ -268,7 +256,7 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         plane = self.plane(plane)
         with self._turn():
             changes = self._writer.changes(box, region, label, plane, overwrite=overwrite)
-            edit = self._carried_out(changes, label, plane, "draw", prompts, model, drawn)
+            edit = self._carried_out(changes, label, plane, "draw", drawn)
             if edit is None:
                 raise no_free_pixel(label, region, box)
             thread = threading.get_ident()
@@ -286,8 +274,6 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         mask: RegionMask | None,
         *,
         overwrite: bool = False,
-        prompts: Prompts | None = None,
-        model: str = "",
         plane: tuple[int, ...] = (),
         drawn: DrawnAs = NOT_SAID,
     ) -> JournalEdit | None:
@@ -302,7 +288,7 @@ class PyramidLabels(StoredLabels, ClassedObjects):
             background; see `find`.
         mask : RegionMask or None
             Its new pixels, in the image; None deletes it.
-        overwrite, prompts, model, plane, drawn
+        overwrite, plane, drawn
             As in `write`.
 
         Returns
@@ -330,7 +316,7 @@ class PyramidLabels(StoredLabels, ClassedObjects):
                 ):
                     raise no_free_pixel(label, region, mask.box)
                 kind: EditKind = "delete" if mask is None else "replace"
-                return self._carried_out(changes, label, plane, kind, prompts, model, drawn)
+                return self._carried_out(changes, label, plane, kind, drawn)
             finally:
                 self._writer.forget()
 
@@ -364,8 +350,6 @@ class PyramidLabels(StoredLabels, ClassedObjects):
                 (),
                 label=only_label(change),
                 plane=(0,) * len(self.plane_shape),
-                prompts=Prompts(),
-                model="",
                 kind="properties",
                 change=change,
             )
@@ -384,8 +368,6 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         label: int,
         plane: tuple[int, ...],
         kind: EditKind,
-        prompts: Prompts | None,
-        model: str,
         drawn: DrawnAs,
     ) -> JournalEdit | None:
         """Write a change down in the journal and carry it out; None if there is none."""
@@ -394,8 +376,6 @@ class PyramidLabels(StoredLabels, ClassedObjects):
                 changes,
                 label=label,
                 plane=plane,
-                prompts=prompts or Prompts(),
-                model=model,
                 kind=kind,
                 drawn=drawn,
                 change=class_change(self._properties, label, drawn),

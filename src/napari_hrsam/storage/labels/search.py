@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from napari_hrsam.geometry import Box
+from napari_hrsam.storage.labels.arguments import NoSuchLabelError, no_such_label
 from napari_hrsam.storage.labels.chunks import Chunk, ChunkGrid, OneLabel, labels_of
-from napari_hrsam.storage.labels.store import NoSuchLabelError, no_such_label
 
 MAX_SEARCHED_PX = 2**26
 """Pixels of the finest level that is searched whole at first: 8,192 x 8,192."""

@@ -25,9 +25,9 @@ from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.storage.images.ome_metadata import OmeImage, dataset_paths, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, open_group
+from napari_hrsam.storage.labels.arguments import checked_plane
 from napari_hrsam.storage.labels.codec import DAMAGE, damaged
 from napari_hrsam.storage.labels.names import label_folder, local_folder
-from napari_hrsam.storage.labels.store import checked_plane
 
 MAX_SIDE_PX = 2**31
 """Longest axis of a label image that is believed; 100 times the largest images there are."""

@@ -19,6 +19,7 @@ from napari_hrsam.lru import LRU
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.storage.files.safe_files import FileBatch, changed_ns
 from napari_hrsam.storage.labels.blocks import Block, Blocks
+from napari_hrsam.storage.labels.changes import changed_pixels
 from napari_hrsam.storage.labels.chunks import (
     Chunk,
     ChunkGrid,
@@ -30,7 +31,6 @@ from napari_hrsam.storage.labels.chunks import (
     unwritable,
 )
 from napari_hrsam.storage.labels.downsampling import AxisRatio, any_set, majority
-from napari_hrsam.storage.labels.store import changed_pixels
 from napari_hrsam.storage.labels.stored import StoredLabels
 
 logger = logging.getLogger(__name__)

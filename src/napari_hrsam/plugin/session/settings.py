@@ -1,0 +1,73 @@
+"""What a user sets, and what follows from it at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_hrsam.plugin.canvas.mouse import DragTool
+from napari_hrsam.plugin.session import commands
+
+if TYPE_CHECKING:
+    from napari_hrsam.plugin.session.context import SessionContext
+    from napari_hrsam.plugin.session.peeks import Peeks
+
+
+class Settings:
+    """Sets how objects are looked at, drawn and shown; what is set is in the state.
+
+    Parameters
+    ----------
+    context
+        What the controller works on.
+    peeks
+        What is shown under the mouse.
+    """
+
+    def __init__(self, context: SessionContext, peeks: Peeks) -> None:
+        self._context = context
+        self._peeks = peeks
+
+    def pin_level(self, level: int | None) -> None:
+        """Look at new objects at one level at every zoom, or at that of the zoom (None).
+
+        Parameters
+        ----------
+        level
+            -2 (full size enlarged four times) to the coarsest level of the image; the nearest that
+            there is will be taken. The current object keeps its own.
+        """
+        self._context.update(pinned_level=level)
+        self._context.show_level()
+
+    def set_outlines_fully(self, is_full: bool) -> None:
+        """Refine outlines of objects larger than a tile at full resolution when they are committed.
+
+        Otherwise they are refined at the level of the object's first prompt, as it was seen.
+        """
+        self._context.update(outlines_fully=is_full)
+        self._context.worker.send(commands.SetOutline(0 if is_full else None))
+
+    def show_model_input(self, is_shown: bool) -> None:
+        """Show the tile of each object as the model sees it, in a layer under it, or do not."""
+        self._context.update(shows_input=is_shown)
+        if self._context.overlay is not None:
+            self._context.worker.send(commands.ShowInput(is_shown))
+
+    def set_peeks(self, peeks: bool) -> None:
+        """Show under the mouse what a click would give, where that is encoded, or do not."""
+        self._context.update(peeks=peeks)
+        if not peeks:
+            self._peeks.clear()
+
+    def set_reads_ahead(self, reads_ahead: bool) -> None:
+        """Encode tiles of the view while nothing else is asked for, or do not."""
+        self._context.update(reads_ahead=reads_ahead)
+        if reads_ahead:
+            self._context.look_ahead()
+        else:
+            self._context.worker.read_ahead(None)
+
+    def use_tool(self, tool: DragTool) -> None:
+        """Draw something with plain drags of the mouse; the same once more: move the view again."""
+        state = self._context.state
+        state.update(drag_tool=DragTool.PAN if state.drag_tool is tool else tool)
