@@ -164,14 +164,9 @@ class Overlay:
         leaving = list(self.own)
         if not keeps_target and self.objects.is_disposable:
             leaving.append(self.target)
-        layers = self._viewer.layers
-        # First, as each time the active layer goes, napari makes another one active and shows its
-        # controls: also one that goes next.
-        if layers.selection.active in leaving and self.image.layer in layers:
-            layers.selection.active = self.image.layer
         for layer in leaving:
-            if layer in layers:
-                layers.remove(layer)
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
 
     def _move_with_image(self) -> None:
         for shown in (self.preview, self.shown_prompts, self.objects):
