@@ -12,7 +12,8 @@ import torch
 import napari_hrsam
 from napari_hrsam.cli import main
 from napari_hrsam.cli.about import _attention, _scan
-from napari_hrsam.modeling.download import Progress, RegistryEntry
+from napari_hrsam.modeling.download import Progress
+from napari_hrsam.modeling.registry import RegistryEntry
 
 
 def test_models_are_listed_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,9 @@ from napari_hrsam.errors import CheckpointError, DownloadError
 from napari_hrsam.modeling import download
 from napari_hrsam.modeling.download import (
     CACHE_VARIABLE,
-    RegistryEntry,
     fetch,
 )
+from napari_hrsam.modeling.registry import RegistryEntry
 
 CONTENT = bytes(range(256)) * 16_384  # 4 MiB
 HALF = len(CONTENT) // 2

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from napari_hrsam.errors import CheckpointError, ConfigError
-from napari_hrsam.modeling.download import RegistryEntry
 from napari_hrsam.modeling.layouts import (
     Layout,
     expected_state,
@@ -18,7 +17,7 @@ from napari_hrsam.modeling.layouts import (
     renamed,
 )
 from napari_hrsam.modeling.models import ChannelOrder, ModelConfig, find_config
-from napari_hrsam.modeling.registry import load_registry
+from napari_hrsam.modeling.registry import RegistryEntry, load_registry
 from napari_hrsam.modeling.saving import config_metadata, stored_state
 from napari_hrsam.modeling.weight_files import (
     WeightFile,

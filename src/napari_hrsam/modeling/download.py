@@ -6,9 +6,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import pooch
 import requests
@@ -16,6 +15,9 @@ import requests
 import napari_hrsam
 from napari_hrsam.cache import CACHE_VARIABLE, cache_folder
 from napari_hrsam.errors import CheckpointError, DownloadError
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.registry import RegistryEntry
 
 logger = logging.getLogger(__name__)
 
@@ -26,48 +28,6 @@ _CHUNK_BYTES = 1 << 16
 _SPARE_BYTES = 64 << 20  # left free on the disk beyond the file itself
 _GIVE_UP_AFTER = 4  # attempts in a row that brought less than `_WORTH_BYTES`
 _WORTH_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegistryEntry:
-    """A file of weights: where it comes from, and what is known of it.
-
-    Attributes
-    ----------
-    name : str
-        Of the model.
-    file : str
-        File name.
-    holds : {"model", "focus refiner"}
-        The whole model, or its refiner alone: the rest is that of the model without ``+focus``.
-    num_parameters : int
-        Of the whole model.
-    url : str
-        Empty where nothing can be fetched by a program; then ``get`` says how to get it.
-    sha256 : str
-        64 hex digits; empty without a URL.
-    num_bytes : int
-        Size; 0 without a URL.
-    licence : str
-        As its authors name it.
-    channel_order : {"rgb", "bgr"}
-        Of the images it was trained on.
-    trained_on : str
-    get : str
-        What to get, and from where; empty for weights that come with this project.
-    """
-
-    name: str
-    file: str
-    licence: str
-    channel_order: Literal["rgb", "bgr"]
-    num_parameters: int
-    holds: Literal["model", "focus refiner"] = "model"
-    url: str = ""
-    sha256: str = ""
-    num_bytes: int = 0
-    trained_on: str = ""
-    get: str = ""
 
 
 def fetch(

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from safetensors import SafetensorError, safe_open
 
 from napari_hrsam.cache import cache_folder
 from napari_hrsam.errors import WeightsNotFoundError
-from napari_hrsam.modeling.download import Progress, RegistryEntry, fetch
 from napari_hrsam.modeling.models import MODELS, ChannelOrder, ModelConfig, split_name
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.download import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,48 @@ WEIGHTS_VARIABLE = "NAPARI_HRSAM_WEIGHTS"
 """Environment variable with a folder that is searched before the shipped weights."""
 
 Origin = Literal["shipped", "downloaded", "download", "authors"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistryEntry:
+    """A file of weights: where it comes from, and what is known of it.
+
+    Attributes
+    ----------
+    name : str
+        Of the model.
+    file : str
+        File name.
+    holds : {"model", "focus refiner"}
+        The whole model, or its refiner alone: the rest is that of the model without ``+focus``.
+    num_parameters : int
+        Of the whole model.
+    url : str
+        Empty where nothing can be fetched by a program; then ``get`` says how to get it.
+    sha256 : str
+        64 hex digits; empty without a URL.
+    num_bytes : int
+        Size; 0 without a URL.
+    licence : str
+        As its authors name it.
+    channel_order : {"rgb", "bgr"}
+        Of the images it was trained on.
+    trained_on : str
+    get : str
+        What to get, and from where; empty for weights that come with this project.
+    """
+
+    name: str
+    file: str
+    licence: str
+    channel_order: Literal["rgb", "bgr"]
+    num_parameters: int
+    holds: Literal["model", "focus refiner"] = "model"
+    url: str = ""
+    sha256: str = ""
+    num_bytes: int = 0
+    trained_on: str = ""
+    get: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +214,9 @@ def require_weights(
         return located.model
     entry = located.base_entry
     if download and entry is not None and entry.url:
+        # Here, as what fetches takes long to import.
+        from napari_hrsam.modeling.download import fetch
+
         return fetch(entry, progress=progress)
     raise WeightsNotFoundError(
         f"there are no weights for {config.name!r} on this machine; {located.how_to_get}, or "

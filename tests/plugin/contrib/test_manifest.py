@@ -136,10 +136,9 @@ def test_other_images_are_left_to_other_readers(tmp_path: Path, npe2pm: PluginMa
     assert generated_reader(str(tmp_path / "none.zarr")) is None
 
 
-def test_the_panel_is_imported_without_torch() -> None:
+def test_the_forms_are_imported_without_torch() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
-        "import napari_hrsam.plugin.session.controller, napari_hrsam.plugin.panel.widget\n"
         "from napari_hrsam.plugin.forms import embed, export, importing, verify\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )

@@ -273,6 +273,18 @@ def test_stop_takes_its_layers_away_and_an_unused_target_too(
     assert started.state.phase is Phase.STOPPED
 
 
+def test_stop_takes_its_layers_away_at_once(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    """Between two of them the window would draw, and a script meet half a session."""
+    nums = [len(viewer.layers)]
+    started.stop()
+    while started.worker.is_busy:
+        started.worker.deliver()
+        nums.append(len(viewer.layers))
+    assert sorted(set(nums)) == [1, 4]
+
+
 def test_loading_can_be_cancelled(viewer: ViewerModel, model: Any, pixels: Any) -> None:
     release = threading.Event()
 
@@ -392,6 +404,24 @@ def test_the_zoom_gives_the_level(
     controller.wait()
     viewer.scene.camera.zoom = 1.0
     assert controller.state.level == level, "the object keeps its level"
+
+
+@pytest.mark.parametrize("size", [(800, 600), (1600, 1000), (3000, 2000)])
+def test_the_size_of_the_window_makes_no_mask_coarser(
+    controller: SegmentController, viewer: ViewerModel, size: tuple[int, int]
+) -> None:
+    image = np.zeros((1024, 1024), np.uint8)
+    image[500:520, 500:520] = 255
+    viewer.add_image(image)
+    viewer.canvas.size = size
+    controller.start()
+    controller.wait()
+    assert controller.overlay is not None
+    levels = []
+    for zoom in (0.3, 1.0, 4.0):
+        viewer.scene.camera.zoom = zoom
+        levels.append(controller.overlay.next_level(None))
+    assert levels == [1, 0, -1]
 
 
 def test_an_object_beyond_what_was_looked_at_is_said_to_go_on(

@@ -44,6 +44,26 @@ def session_on(controller: SegmentController, image: Image, **options: Any) -> N
     controller.wait()
 
 
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_axes_of_length_one_do_not_stop_the_panel(
+    num_axes: int,
+    controller: SegmentController,
+    viewer: ViewerModel,
+    pixels: NDArray[np.uint8],
+    square: NDArray[np.bool_],
+) -> None:
+    image = viewer.add_image(pixels.reshape(*(1,) * num_axes, *pixels.shape), rgb=True)
+    session_on(controller, image)
+    viewer.scene.camera.zoom = 1.0
+    controller.click(INSIDE)
+    controller.commit()
+    controller.wait()
+    assert controller.overlay is not None
+    labels = np.asarray(controller.overlay.target.data)
+    assert labels.shape == (*(1,) * num_axes, 64, 64)
+    assert agree(labels.reshape(64, 64) == 1, square)
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 def test_clicks_and_layers_are_right_in_any_frame(
     frame: str,

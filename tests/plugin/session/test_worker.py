@@ -34,9 +34,6 @@ class FakeSession:
             raise SessionError("expected a session")
         return command
 
-    def hurry(self) -> None:
-        self.gate.set()
-
 
 @pytest.fixture
 def session() -> FakeSession:
@@ -47,6 +44,7 @@ def session() -> FakeSession:
 def worker(session: FakeSession) -> Iterator[Worker]:
     worker = Worker()
     worker._session = session  # type: ignore[assignment]
+    worker._hurry = session.gate
     yield worker
     worker.close()
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.lru import LRU
-from napari_hrsam.storage.labels.stored import read_labels
 
 if TYPE_CHECKING:
     import zarr
@@ -41,7 +40,7 @@ class BlockCache:
     ----------
     arrays : sequence of zarr arrays
         The levels, finest first; the last two axes are y and x.
-    on_damage : callable
+    on_damage : callable, optional
         Called with the first `LabelsError`, on the thread that reads.
     max_bytes : int
         Memory for blocks.
@@ -50,7 +49,7 @@ class BlockCache:
     def __init__(
         self,
         arrays: Sequence[zarr.Array[Any]],
-        on_damage: Callable[[LabelsError], None],
+        on_damage: Callable[[LabelsError], None] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._arrays = tuple(arrays)
@@ -59,7 +58,7 @@ class BlockCache:
         # None stands for a block of background.
         self._blocks: LRU[Key, NDArray[Any] | None] = LRU(max_bytes, _num_bytes, MAX_BLOCKS)
         self._num_changes = 0
-        self._is_damage_reported = False
+        self._damage: LabelsError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -78,6 +77,13 @@ class BlockCache:
     def side_yx(self, level: int) -> tuple[int, int]:
         """Height and width of a level's blocks."""
         return self._sides[level]
+
+    def tell_damage(self, on_damage: Callable[[LabelsError], None]) -> None:
+        """Have the first `LabelsError` told; one that was met before is told at once."""
+        with self._lock:
+            self._on_damage, error = on_damage, self._damage
+        if error is not None:
+            on_damage(error)
 
     def read(self, level: int, plane: tuple[int, ...], box: Box) -> NDArray[Any]:
         """Read a part of one plane of a level.
@@ -130,14 +136,18 @@ class BlockCache:
         return block
 
     def _fetch(self, key: Key, box: Box) -> NDArray[Any]:
+        # Here, as a panel without labels on disk needs no zarr, which takes long to import.
+        from napari_hrsam.storage.labels.stored import read_labels
+
         level, plane = key[:2]
         try:
             pixels = read_labels(self._arrays[level], (*plane, *box.slices))
         except LabelsError as error:
             with self._lock:
-                is_first, self._is_damage_reported = not self._is_damage_reported, True
-            if is_first:
-                self._on_damage(error)
+                is_first, on_damage = self._damage is None, self._on_damage
+                self._damage = self._damage or error
+            if is_first and on_damage is not None:
+                on_damage(error)
             return np.zeros(box.shape_yx, self.dtype(level))
         return pixels.astype(self.dtype(level), copy=False)
 

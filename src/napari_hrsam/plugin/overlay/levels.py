@@ -116,13 +116,16 @@ class LevelView:
 class LabelView:
     """All levels of a stored label image for a Labels layer, and what an edit changes of them.
 
+    It reads the coarsest level when it is made, and what an edit changed of it: on the thread that
+    edits, so that the viewer's need not wait for the disk.
+
     Parameters
     ----------
     arrays : sequence of zarr arrays
         The levels, finest first, which are only read.
-    on_damage : callable
+    on_damage : callable, optional
         Called once, on the thread that reads, when a chunk cannot be read; its pixels are shown
-        as background.
+        as background. See `tell_damage`.
     num_plane_axes : int, optional
         Axes before y and x to show, if those of the arrays are of length 1 and more than that.
 
@@ -135,7 +138,7 @@ class LabelView:
     def __init__(
         self,
         arrays: Sequence[zarr.Array[Any]],
-        on_damage: Callable[[LabelsError], None],
+        on_damage: Callable[[LabelsError], None] | None = None,
         num_plane_axes: int | None = None,
     ) -> None:
         self._shapes = [(array.shape[-2], array.shape[-1]) for array in arrays]
@@ -154,6 +157,10 @@ class LabelView:
         if num_left_out == num_axes:
             # A live array, as napari reads the coarsest level of a flat image only once.
             self._live = self.levels[-1] = np.asarray(self.levels[-1])
+
+    def tell_damage(self, on_damage: Callable[[LabelsError], None]) -> None:
+        """Have the first damaged chunk told; one that was met before is told at once."""
+        self._cache.tell_damage(on_damage)
 
     @property
     def is_empty(self) -> bool:

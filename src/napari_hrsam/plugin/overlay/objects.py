@@ -12,7 +12,6 @@ from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.canvas.coordinates import place, placement
-from napari_hrsam.plugin.overlay.levels import LabelView
 from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 if TYPE_CHECKING:
@@ -150,14 +149,9 @@ class StoredObjects:
     image
         The layer whose pixel grid it shares.
     opened
-        The label image and its stored levels.
+        The label image, and what shows it.
     on_damage
         Called once when a chunk cannot be read, on the thread that reads.
-
-    Raises
-    ------
-    LabelsError
-        If its coarsest level is too large to be shown.
     """
 
     is_paintable = False
@@ -170,7 +164,8 @@ class StoredObjects:
         on_damage: Callable[[LabelsError], None],
     ) -> None:
         self._image = image
-        self._view = LabelView(opened.levels, on_damage, image.ndim - 2)
+        self._view = opened.view
+        self._view.tell_damage(on_damage)
         self._is_stale = False
         key = (str(opened.file.path), opened.file.name)
         olds = [layer for layer in viewer.layers if layer.metadata.get(FOLDER_KEY) == key]
@@ -195,9 +190,8 @@ class StoredObjects:
         """Whether there is no object yet."""
         return self._view.is_empty
 
-    def edited(self, edit: Edit) -> None:
-        """Have what changed read again when it is drawn."""
-        self._view.edited(edit.box, edit.plane)
+    def edited(self, edit: Edit) -> None:  # noqa: ARG002  the view has it already
+        """Take note of a commit, or of one that was undone."""
         self._is_stale = True
 
     def label_at(self, point_yx: tuple[float, float], plane: tuple[int, ...]) -> int:

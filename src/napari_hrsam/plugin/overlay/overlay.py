@@ -153,7 +153,7 @@ class Overlay:
             getattr(self.image.layer.events, name).disconnect(self._move_with_image)
 
     def remove(self, *, keeps_target: bool) -> None:
-        """Take the session's own layers out of the viewer.
+        """Take the session's own layers out of the viewer, all in this turn of the event loop.
 
         Parameters
         ----------

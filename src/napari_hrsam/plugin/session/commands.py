@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari_hrsam.prompts import Prompts
-from napari_hrsam.storage.labels.kept import KeptArray
-from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.places import KeptArray, LabelFile, OwnPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.taken_up import TakenUp
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
+    from napari_hrsam.plugin.overlay.levels import LabelView
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.loading import ModelRequest
     from napari_hrsam.storage.images.layers import LayerImage
@@ -363,10 +363,13 @@ class OpenedLabels:
         Where it is.
     levels
         Its stored arrays, finest first, for reading on any thread.
+    view
+        What shows them, true after every edit.
     """
 
     file: LabelFile
     levels: tuple[zarr.Array[Any], ...]
+    view: LabelView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

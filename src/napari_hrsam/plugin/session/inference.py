@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
+from napari_hrsam.plugin.overlay.levels import LabelView
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
 from napari_hrsam.plugin.overlay.warm_up import compile_layers
 from napari_hrsam.plugin.session import commands
@@ -21,14 +22,13 @@ from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
     ModelLoader,
     ModelRequest,
-    load_named_model,
 )
 from napari_hrsam.plugin.session.progress import Cancelled, Progress
 from napari_hrsam.storage.images.pictures import write_labels
 from napari_hrsam.storage.label_image import LabelWriter, open_or_create_labels
 from napari_hrsam.storage.labels.edits import Edit
-from napari_hrsam.storage.labels.kept import KeptArray, KeptLabels
-from napari_hrsam.storage.labels.places import LabelFile, OwnPlace
+from napari_hrsam.storage.labels.kept import KeptLabels
+from napari_hrsam.storage.labels.places import KeptArray, LabelFile, OwnPlace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,15 +45,18 @@ MAX_SAVED_PX = 2**28
 
 
 class InferenceSession:
-    """The session, its model and its labels; on the inference thread, but for `hurry`.
+    """The session, its model and its labels; made and used on the inference thread.
 
     Parameters
     ----------
     load_model
         Makes a model; see `ModelLoader`.
+    hurry
+        Set to end soon: only commits are made from then on. What is not needed for them is left at
+        its next step, and so is the finer outline of an object that is being committed.
     """
 
-    def __init__(self, load_model: ModelLoader = load_named_model) -> None:
+    def __init__(self, load_model: ModelLoader, hurry: threading.Event) -> None:
         self._load_model = load_model
         self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
@@ -66,15 +69,7 @@ class InferenceSession:
         self._untold_edits: list[Edit] = []
         self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
-        self._hurry = threading.Event()
-
-    def hurry(self) -> None:
-        """End soon, called on another thread: only commits are made from now on.
-
-        What is not needed for them is left at its next step, and so is the finer outline of an
-        object that is being committed.
-        """
-        self._hurry.set()
+        self._hurry = hurry
 
     def apply(self, command: commands.Command, progress: Progress) -> Any:
         """Carry out a command.
@@ -354,6 +349,8 @@ class InferenceSession:
         session = self._current
         prediction, carried = session.prediction, session.carried
         edits, self._untold_edits = self._untold_edits, []
+        edit = step if isinstance(step, Edit) else None
+        self._read_again([*edits, *([] if edit is None else [edit])])
         if prediction is not None:
             # Computed here, so that the viewer need not wait for it.
             _ = prediction.level_mask
@@ -368,9 +365,16 @@ class InferenceSession:
             begun_with=session.begun_with,
             earlier_edits=tuple(edits),
             model_input=session.model_input() if self._shows_input and prediction else None,
-            edit=step if isinstance(step, Edit) else None,
+            edit=edit,
             **more,
         )
+
+    def _read_again(self, edits: list[Edit]) -> None:
+        """Read for the viewer what was changed on disk."""
+        opened = self._labels.get("labels")
+        for edit in edits:
+            if opened is not None and edit.box.area:
+                opened.view.edited(edit.box, edit.plane)
 
     # ------------------------------------------------------------------ sessions and models
 
@@ -398,7 +402,11 @@ class InferenceSession:
         if isinstance(place, LabelFile):
             # Before the model: that it is open elsewhere is reported at once.
             self._store = labels = open_or_create_labels(place.path, place.name, pixels)
-            self._labels["labels"] = commands.OpenedLabels(file=place, levels=labels.levels)
+            # Here, as it reads the coarsest level: the window is not to wait for the disk.
+            view = LabelView(labels.levels, num_plane_axes=len(command.image.plane_shape))
+            self._labels["labels"] = commands.OpenedLabels(
+                file=place, levels=labels.levels, view=view
+            )
         if not self._load(command.request, loading):
             return None
         self._session = Session(

@@ -13,8 +13,6 @@ from psygnal import Signal
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.plugin.session.progress import Cancelled, Progress
-from napari_hrsam.storage.label_image import LabelImage
-from napari_hrsam.storage.labels.listing import measure_plane
 from napari_hrsam.storage.labels.objects import Key, ObjectList, ObjectRow
 from napari_hrsam.storage.labels.properties import ObjectClass, Properties
 
@@ -171,6 +169,10 @@ class CommittedObjects:
         self, found: ObjectList, file: LabelFile, planes: tuple[int, ...], progress: Progress
     ) -> None:
         """Read all pixels; on a thread of its own."""
+        # Here, as they take long to import.
+        from napari_hrsam.storage.label_image import LabelImage
+        from napari_hrsam.storage.labels.listing import measure_plane
+
         try:
             labels = LabelImage(file.path, file.name)
             places = [*np.ndindex(planes)]

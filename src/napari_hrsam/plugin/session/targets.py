@@ -11,10 +11,10 @@ from napari.layers import Labels
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.plugin.overlay.objects import COPY_KEY
-from napari_hrsam.storage.labels.kept import KeptArray
 from napari_hrsam.storage.labels.places import (
     DEFAULT_NAME,
     FOLDER_KEY,
+    KeptArray,
     LabelFile,
     OwnPlace,
     ome_zarr_of,

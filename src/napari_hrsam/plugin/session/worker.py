@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from psygnal import Signal
 
 from napari_hrsam.plugin.session import commands
-from napari_hrsam.plugin.session.inference import InferenceSession
 from napari_hrsam.plugin.session.inference_thread import InferenceThread
 from napari_hrsam.plugin.session.loading import ModelLoader, load_named_model
 from napari_hrsam.plugin.session.progress import Progress
+
+if TYPE_CHECKING:
+    from napari_hrsam.plugin.session.inference import InferenceSession
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,9 @@ class Worker:
     delivered: ClassVar[Signal] = Signal()
 
     def __init__(self, load_model: ModelLoader = load_named_model) -> None:
-        self._session = InferenceSession(load_model)
+        self._load_model = load_model
+        self._session: InferenceSession | None = None
+        self._hurry = threading.Event()
         self._thread = InferenceThread()
         self._generation = 0
         # Each gives up what belongs to it: a session, an object's prompts, a way to be shown.
@@ -91,14 +96,14 @@ class Worker:
             receive = partial(self._receive_step, command, self._opening, self._generation)
         else:
             receive = partial(self._receive, command, self._opening, progress, then)
-        self._thread.submit(partial(self._session.apply, command, progress), receive)
+        self._thread.submit(partial(self._apply, command, progress), receive)
         # A look under the mouse, many times a second, is no work that a panel shows.
         if not isinstance(command, commands.Peek):
             self.sent.emit()
 
     def read_ahead(self, command: commands.ReadAhead | None) -> None:
         """Encode tiles while nothing else is asked for; None: nothing."""
-        work = None if command is None else partial(self._session.apply, command, Progress())
+        work = None if command is None else partial(self._apply, command, Progress())
         self._thread.use_spare_time(work)
 
     def call(self, function: Callable[[], None]) -> None:
@@ -117,12 +122,12 @@ class Worker:
         """End the thread after the commits asked for; returns at once, nothing is emitted any more.
 
         The current object, which was not committed, is given up; the labels are closed. Nothing
-        else is finished; see `InferenceSession.hurry`.
+        else is finished; see `InferenceSession`.
         """
-        self._session.hurry()
+        self._hurry.set()
         for scope in (self._opening, self._loading, self._object, self._shown):
             scope.cancel()
-        self._thread.close(partial(self._session.apply, commands.Close(), Progress()))
+        self._thread.close(self._end)
 
     def join(self, timeout_s: float = 60.0) -> bool:
         """Wait after `close` until the commits are made; False if they are not in time."""
@@ -142,6 +147,19 @@ class Worker:
         is_answered = self._thread.wait(timeout_s)
         self.delivered.emit()
         return is_answered
+
+    def _apply(self, command: commands.Command, progress: Progress) -> Any:
+        """Carry out a command; on the inference thread."""
+        if self._session is None:
+            # Here, as it takes long to import: the window is not to wait for that.
+            from napari_hrsam.plugin.session.inference import InferenceSession
+
+            self._session = InferenceSession(self._load_model, self._hurry)
+        return self._session.apply(command, progress)
+
+    def _end(self) -> None:
+        if self._session is not None:
+            self._session.apply(commands.Close(), Progress())
 
     def _progress_of(self, command: commands.Command) -> Progress:
         """Return what reports and cancels a command; cancel what the command puts an end to."""

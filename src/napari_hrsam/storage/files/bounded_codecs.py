@@ -28,8 +28,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.core.metadata import ArrayV2Metadata
 
-MAX_CHUNK_BYTES = 448 * 2**20
-"""An image whose smallest readable part is larger cannot be read in little memory."""
+from napari_hrsam.storage.files.bounds import MAX_CHUNK_BYTES
 
 MAX_CHUNKS_PER_SHARD = 2**20
 """Chunks in a shard: its index is held in memory as a whole."""

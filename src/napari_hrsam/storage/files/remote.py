@@ -22,6 +22,7 @@ from zarr.storage import FsspecStore, WrapperStore
 
 from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError, MissingExtraError
 from napari_hrsam.storage.files.checked_store import MAX_BYTES
+from napari_hrsam.storage.files.urls import shown_url
 
 logger = logging.getLogger(__name__)
 
@@ -54,25 +55,6 @@ TOO_MANY_REQUESTS = 429
 """HTTP status of a server that wants to be asked again later."""
 
 _T = TypeVar("_T")
-
-
-def is_url(source: str) -> bool:
-    """Whether a source is a URL and not a local path."""
-    return "://" in source
-
-
-def shown_url(source: str) -> str:
-    """Return a path or URL as it may be shown: a URL without what only its owner may know.
-
-    Signed links have their token in the query, others a password before the host. A ``file``
-    URL is shown as the path that it is.
-    """
-    if not is_url(source) or source.startswith("file://"):
-        return source.removeprefix("file://")
-    scheme, _, rest = source.partition("://")
-    place = rest.partition("?")[0].partition("#")[0]
-    host, slash, path = place.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_url(url: str) -> Store:
@@ -148,7 +130,7 @@ class PatientStore(WrapperStore[Store]):
     store : Store
         What is read.
     url : str
-        Named in errors; see `shown_url`.
+        Named in errors; see `urls.shown_url`.
     forbidden_is_missing : bool
         Whether 403 is taken for 404.
     """

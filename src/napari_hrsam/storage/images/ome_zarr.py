@@ -12,7 +12,8 @@ from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
 from napari_hrsam.sample.generated import local_store
 from napari_hrsam.storage.files.bounded_codecs import bounded
 from napari_hrsam.storage.files.checked_store import CheckedStore
-from napari_hrsam.storage.files.remote import is_url, open_url, shown_url
+from napari_hrsam.storage.files.remote import open_url
+from napari_hrsam.storage.files.urls import is_url, shown_url
 from napari_hrsam.storage.images.colours import Channels, Limits, Shown, shown_channels
 from napari_hrsam.storage.images.ome_metadata import OmeChannel, OmeImage, parse_ome
 from napari_hrsam.storage.images.stored import AxisOrder, StoredLevel, stored_levels

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import HRSAMError, ImageError, ImageReadError
 from napari_hrsam.geometry import Box
-from napari_hrsam.storage.files.bounded_codecs import MAX_CHUNK_BYTES
+from napari_hrsam.storage.files.bounds import MAX_CHUNK_BYTES
 from napari_hrsam.storage.images.array_kinds import adapted
 
 MAX_AT_ONCE_BYTES = 256 * 2**20

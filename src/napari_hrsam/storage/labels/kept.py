@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,50 +12,14 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import ArrayMask
-from napari_hrsam.storage.images.layers import LayerImage
 from napari_hrsam.storage.labels.array_labels import ArrayLabels
 from napari_hrsam.storage.labels.edits import NOT_SAID, ArrayEdit, DrawnAs, Edit
 from napari_hrsam.storage.labels.objects import ObjectList, measure_array
-from napari_hrsam.storage.labels.places import DEFAULT_NAME, LabelFile, OwnPlace
 from napari_hrsam.storage.labels.properties import PropertiesChange
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
 
 if TYPE_CHECKING:
     from napari_hrsam.masks import RegionMask
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class KeptArray:
-    """An array for objects, and how its copy on disk is found.
-
-    Attributes
-    ----------
-    array : (H, W) integer
-        Changed in place by commits.
-    place : OwnPlace
-        Of the image.
-    name : str
-        Name of the label image there.
-    taken : tuple of LabelFile
-        Copies that belong to other arrays: with one of these names another one is used.
-    is_new : bool
-        Whether the array is to take up what the copy holds.
-    """
-
-    array: NDArray[np.integer]
-    place: OwnPlace
-    name: str = DEFAULT_NAME
-    taken: tuple[LabelFile, ...] = ()
-    is_new: bool = True
-
-    def file(self, image: LayerImage) -> LabelFile:
-        """Return where the copy lies; see `OwnPlace.of`."""
-        path = self.place.of(image).path
-        number, file = 1, LabelFile(path, self.name)
-        while file in self.taken:
-            number += 1
-            file = LabelFile(path, f"{self.name}-{number}")
-        return file
 
 
 class KeptLabels(ArrayLabels):

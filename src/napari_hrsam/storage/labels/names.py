@@ -9,7 +9,7 @@ from pathlib import Path
 
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.files.metadata_files import ome_attributes
-from napari_hrsam.storage.files.remote import shown_url
+from napari_hrsam.storage.files.urls import shown_url
 
 MAX_DEPTH = 4
 """Folders inside each other in a name."""

@@ -1,4 +1,8 @@
-"""Where the objects of an image are kept: beside it, or in a folder of their own."""
+"""Where the objects of an image are kept: beside it, or in a folder of their own.
+
+It imports no zarr until an OME-Zarr image is looked at: that takes long, and the panel needs it at
+once.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError
 from napari_hrsam.storage.images.fingerprint import identify
 from napari_hrsam.storage.images.layers import LayerImage, levels_of
 from napari_hrsam.storage.images.ome_metadata import parse_ome
-from napari_hrsam.storage.images.ome_zarr import array_in, open_group
 from napari_hrsam.storage.labels.names import label_names
 
 LABELS_VARIABLE = "NAPARI_HRSAM_LABELS"
@@ -79,6 +84,40 @@ class OwnPlace:
         return LabelFile(folder / f"{readable(self.name)}-{digest}.zarr")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KeptArray:
+    """An array for objects, and how its copy on disk is found.
+
+    Attributes
+    ----------
+    array : (H, W) integer
+        Changed in place by commits.
+    place : OwnPlace
+        Of the image.
+    name : str
+        Name of the label image there.
+    taken : tuple of LabelFile
+        Copies that belong to other arrays: with one of these names another one is used.
+    is_new : bool
+        Whether the array is to take up what the copy holds.
+    """
+
+    array: NDArray[np.integer]
+    place: OwnPlace
+    name: str = DEFAULT_NAME
+    taken: tuple[LabelFile, ...] = ()
+    is_new: bool = True
+
+    def file(self, image: LayerImage) -> LabelFile:
+        """Return where the copy lies; see `OwnPlace.of`."""
+        path = self.place.of(image).path
+        number, file = 1, LabelFile(path, self.name)
+        while file in self.taken:
+            number += 1
+            file = LabelFile(path, f"{self.name}-{number}")
+        return file
+
+
 def ome_zarr_of(layer: Any) -> Path | None:
     """Find the local OME-Zarr image that an Image layer shows, if labels can be added to it.
 
@@ -140,6 +179,8 @@ def _places(layer: Any, level0: Any) -> list[Path]:
 
 def _is_image(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether a folder is an OME-Zarr image with these pixels, channels left out."""
+    from napari_hrsam.storage.images.ome_zarr import array_in, open_group
+
     try:
         group = open_group(path)
         ome = parse_ome(group.attrs.asdict(), str(path))
