@@ -129,6 +129,19 @@ def test_ids_up_to_the_last_of_uint64_come_back(tmp_path: Path, label: int) -> N
         assert journal.next_label() == max(label, 5) + 1
 
 
+@pytest.mark.parametrize("label", [7, 2**63 + 7])
+def test_a_fact_that_was_set_back_gives_no_id_twice(tmp_path: Path, label: int) -> None:
+    """As in a journal that is in part an older copy."""
+    path, dtype = tmp_path / "a.sqlite", np.dtype("uint64")
+    with closing(Journal.create(path, dtype, 1, 0)) as journal:
+        for one in (label, 3):
+            journal.mark_applied(record(journal, one), is_done=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE facts SET value = 2 WHERE name = 'next_label'")
+    with closing(Journal(path, dtype)) as journal:
+        assert journal.next_label() == label + 1
+
+
 def test_an_id_beyond_the_dtype_is_damage(journal: Journal) -> None:
     journal.mark_applied(record(journal, 2**32), is_done=True)
     with pytest.raises(LabelsError, match=r"the id 4294967296 in labels of uint32"):

@@ -137,6 +137,7 @@ class Journal:
                 require_tables(self._database)
                 self._database.execute(SEEN)
                 self.identity = str(self._fact("identity"))
+                self._raise_next_label(self._highest_told() + 1)
         except BaseException:
             self._database.close()
             raise
@@ -447,6 +448,14 @@ class Journal:
             "SELECT value FROM facts WHERE name = ?", [name]
         ).fetchone()
         return value
+
+    def _highest_told(self) -> int:
+        """Return the highest id of all edits: the fact may be of an older copy, or set back."""
+        row = self._database.execute(
+            # Ids of 2**63 and above are stored below 0.
+            "SELECT label FROM edits WHERE label != 0 ORDER BY label < 0 DESC, label DESC LIMIT 1"
+        ).fetchone()
+        return 0 if row is None else id_of(row[0])
 
     def _raise_next_label(self, label: int) -> None:
         if label > id_of(self._fact("next_label")):
