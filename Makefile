@@ -3,6 +3,7 @@
 # make check   the same without set-up, in the environment of PYTHON (default: .venv, else python3)
 # make test-newest   what needs no torch, on Python 3.12 and 3.13 with the newest of every library
 # make test-slow     processes killed and clicks at random, ten times as long as in make check
+# make docs    the documentation site, in site/
 # make venv    the development environment .venv
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 KILLS ?= 200
 STRESS ?= 200
 
-.PHONY: demo test check test-newest test-slow venv clean
+.PHONY: demo docs test check test-newest test-slow venv clean
 
 demo:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -28,6 +29,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) -e '.[dev]'
 	touch $@
+
+docs: venv
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --clean
 
 test: venv
 	PYTHON=$(BIN)/python scripts/check
@@ -44,4 +49,4 @@ test-slow: venv
 		-k 'kill or stress' tests/engine tests/plugin tests/storage
 
 clean:
-	rm -rf $(VENV) .venv-newest-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

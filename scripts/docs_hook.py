@@ -1,4 +1,4 @@
-"""What the documentation site takes from elsewhere: model cards, the help of the commands."""
+"""Pages of the documentation site that are made: cards, commands, public names, keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ HEAD = """# Command line
 `napari-hrsam COMMAND --help` says the same. The exit status is 0 (fine), 1 (failed) or 2 (misused);
 progress goes to stderr.
 """
+REFERENCE = """# Python, in full
+
+Everything here is `napari_hrsam.NAME`. Order is (y, x), in level-0 pixels, pixel centres at
+integers; boxes are half-open (y0, x0, y1, x1).
+"""
 SITE = "https://github.com/napari-hrsam/napari-hrsam/blob/main"
 
 
@@ -29,9 +34,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = text.replace("](README.md)", f"]({SITE}/weights/README.md)")
         text = text.replace("](../", f"]({SITE}/")
         files.append(File.generated(config, f"cards/{card.name}", content=text))
-    page = File.generated(config, "command-line.md", content=command_line())
-    files.append(page)
+    made = {"command-line.md": command_line, "reference.md": reference, "keys.md": keys}
+    for name, make in made.items():
+        files.append(File.generated(config, name, content=make()))
     return files
+
+
+def reference() -> str:
+    """List the public names, for mkdocstrings to fill in."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from api_page import GROUPS
+
+    parts = [REFERENCE]
+    for title, names in GROUPS.items():
+        parts.append(f"## {title}\n")
+        parts += [
+            f"::: napari_hrsam.{name}\n    options:\n      heading_level: 3\n" for name in names
+        ]
+    return "\n".join(parts)
+
+
+def keys() -> str:
+    """Take the keys from the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return "# Keys and mouse\n" + text.partition("## Keys and mouse\n")[2].partition("\n## ")[0]
 
 
 def command_line() -> str:
