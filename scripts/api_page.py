@@ -27,8 +27,8 @@ boxes are half-open (y0, x0, y1, x1). All errors are `HRSAMError`. This page is 
 """
 
 GROUPS = {
-    "Segment": ("segment", "segment_in", "Session", "Prediction", "PlanesReport", "Prompts",
-                "ImagePredictor", "EncodedImage", "DecodedMasks"),
+    "Segment": ("segment", "segment_in", "Session", "Prediction", "DrawnObjects", "PlanesReport",
+                "Prompts", "ImagePredictor", "EncodedImage", "DecodedMasks"),
     "Models": ("load_model", "list_models", "ModelInfo", "Segmenter"),
     "Images": ("open_image", "PyramidImage", "ArrayImage", "Box"),
     "Labels": ("create_labels", "open_labels", "LabelImage", "LabelWriter",

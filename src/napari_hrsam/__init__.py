@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.replay import Replayed, ReplayedObject, replay
     from napari_hrsam.engine.segment import segment
-    from napari_hrsam.engine.session import Session
+    from napari_hrsam.engine.session import DrawnObjects, Session
     from napari_hrsam.errors import HRSAMError
     from napari_hrsam.geometry import Box
     from napari_hrsam.modeling.checkpoints import load_model
@@ -57,6 +57,7 @@ __all__ = [
     "Compacted",
     "DecodedMasks",
     "DrawnAs",
+    "DrawnObjects",
     "Edit",
     "EmbedReport",
     "EmbeddingStore",
@@ -105,6 +106,7 @@ _HOMES = {
     "Box": "napari_hrsam.geometry",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
+    "DrawnObjects": "napari_hrsam.engine.session",
     "DrawnAs": "napari_hrsam.storage.labels.edits",
     "Edit": "napari_hrsam.storage.labels.edits",
     "EmbedReport": "napari_hrsam.engine.embed",

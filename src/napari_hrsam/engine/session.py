@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.carried import Carried
 from napari_hrsam.engine.commits import Commits
 from napari_hrsam.engine.drawing import Drawing, Step
+from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.encodes_ahead import EncodesAhead
 from napari_hrsam.engine.local_correction import STROKE_PLACES
 from napari_hrsam.engine.object_edits import ObjectEdits
@@ -25,6 +27,7 @@ from napari_hrsam.engine.predictor import Predictor
 from napari_hrsam.engine.session_state import SessionState
 from napari_hrsam.engine.taken_up import TakenUp
 from napari_hrsam.engine.tile_cache import NotEncodedError, TileCache
+from napari_hrsam.errors import HRSAMError
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
@@ -37,7 +40,23 @@ if TYPE_CHECKING:
 
 EditT = TypeVar("EditT", bound=Edit | None)
 
-__all__ = ["Edit", "Prediction", "Session"]
+__all__ = ["DrawnObjects", "Edit", "Prediction", "Session"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnObjects:
+    """What `Session.draw_each` did.
+
+    Attributes
+    ----------
+    edits : tuple of Edit
+        One per object that was committed, in their order.
+    skipped : tuple of (int, str)
+        Place of every other in the sequence that was given, and why.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    skipped: tuple[tuple[int, str], ...] = ()
 
 
 class Session:
@@ -487,6 +506,63 @@ class Session:
             self.cancel()
             raise
         return prediction
+
+    def draw_each(
+        self,
+        several: Sequence[Prompts],
+        level: int | None = None,
+        plane: tuple[int, ...] = (),
+        *,
+        object_class: str | None = None,
+        progress: Progress | None = None,
+        on_commit: Callable[[Edit], None] | None = None,
+    ) -> DrawnObjects:
+        """Draw and commit several objects, one after the other; each is one step to undo.
+
+        One that cannot be drawn or committed is skipped, and told; the others are drawn. Pixels of
+        objects that are there stay theirs.
+
+        Parameters
+        ----------
+        several : sequence of Prompts
+            Those of each object, such as ``Prompts().with_click((120, 80), True)`` or
+            ``Prompts().with_box((30, 40, 90, 110))``.
+        level, plane
+            As in `click`.
+        object_class : str, optional
+            As in `commit`.
+        progress : callable of (done, total), optional
+            Called before every object. What it raises ends the work; what was committed stays.
+        on_commit : callable of Edit, optional
+            Called after every commit.
+
+        Returns
+        -------
+        DrawnObjects
+
+        Raises
+        ------
+        SessionError
+            If there is a current object, or the session is closed.
+        """
+        edits: list[Edit] = []
+        skipped: list[tuple[int, str]] = []
+        for number, prompts in enumerate(several):
+            self._state.require_none("draw others")
+            if progress is not None:
+                progress(number, len(several))
+            try:
+                self.draw(prompts, level, plane)
+                edit = self.commit(object_class=object_class)
+            except HRSAMError as error:
+                skipped.append((number, str(error)))
+            else:
+                edits.append(edit)
+                if on_commit is not None:
+                    on_commit(edit)
+            finally:
+                self._drawing.end()
+        return DrawnObjects(edits=tuple(edits), skipped=tuple(skipped))
 
     def model_input(self) -> NDArray[np.uint8]:
         """Return what the model sees of the tile of the current object.

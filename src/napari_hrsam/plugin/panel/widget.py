@@ -267,6 +267,12 @@ class SegmentWidget(QWidget):
             "Smooth the outline of the committed object that was taken up [E]",
             partial(guard, objects.change_under_cursor, objects.smooth, "E"),
         )
+        self.each_button = button(
+            "Draw each of a layer",
+            "Select a layer of your own: every point is a click on an object, every shape a box, "
+            "an outline or a stroke; each object is drawn and committed",
+            partial(guard, objects.draw_layer),
+        )
         self.undo_button = button(
             "Undo [Ctrl+Z]",
             "Undo the last brush stroke, else click, else commit",
@@ -291,6 +297,7 @@ class SegmentWidget(QWidget):
         section.form.addRow(row(self.next_button, self.delete_button))
         section.form.addRow(row(self.fill_button, self.smooth_button))
         section.form.addRow(row(self.undo_button, self.redo_button))
+        section.form.addRow(self.each_button)
         section.form.addRow(self.planes_box)
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
@@ -398,6 +405,7 @@ class SegmentWidget(QWidget):
         for one in (self.delete_button, self.fill_button, self.smooth_button):
             one.setEnabled(is_ready and state.is_editing)
         self.undo_button.setEnabled(is_ready and (state.can_undo or state.has_object))
+        self.each_button.setEnabled(is_ready and not state.has_object)
         self.redo_button.setEnabled(is_ready and state.can_redo)
         self.save_button.setVisible(is_ready and not state.is_beside_image)
         self.folder_button.setVisible(is_ready and bool(state.labels_folder))

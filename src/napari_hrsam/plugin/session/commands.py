@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.session import DrawnObjects
     from napari_hrsam.engine.taken_up import TakenUp
     from napari_hrsam.geometry import Box
     from napari_hrsam.plugin.canvas.coordinates import BoxPrompt
@@ -146,6 +147,28 @@ class Propagate:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawEach:
+    """Draw several objects of a plane, and commit each.
+
+    Attributes
+    ----------
+    several
+        Prompts of each.
+    level
+        At which they are looked at first.
+    plane
+        Where they lie.
+    object_class
+        As of `Commit`.
+    """
+
+    several: tuple[Prompts, ...]
+    level: int | None
+    plane: tuple[int, ...]
+    object_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """Give all pixels of some committed objects of a plane to the first; as `Delete` otherwise."""
 
@@ -249,6 +272,7 @@ Step: TypeAlias = (
     | ObjectEdit
     | ContinueOn
     | Propagate
+    | DrawEach
     | NextCandidate
     | ShowInput
     | Commit
@@ -434,6 +458,8 @@ class Answer:
         What was changed in the label image before `edit`, and not answered yet.
     planes
         How far an object was propagated by this step, and why no further.
+    drawn
+        Which of several objects were drawn by this step, and which were not.
     candidate
         Which of how many masks of the same prompts is shown, from 1; (0, 0) for the likeliest.
     model_input : (size, size, 3) uint8
@@ -445,7 +471,7 @@ class Answer:
     is_undone
         Whether `edit` was undone by this step.
     is_halted
-        Whether the step was a propagation that was given up; what it committed stays.
+        Whether the step was one of many commits that was given up; what it committed stays.
     is_cancelled
         Whether the step was a commit that was given up: the object is still the current one.
     newest
@@ -466,6 +492,7 @@ class Answer:
     begun_with: Prompts = field(default_factory=Prompts)
     earlier_edits: tuple[Edit, ...] = ()
     planes: PlanesReport | None = None
+    drawn: DrawnObjects | None = None
     candidate: tuple[int, int] = (0, 0)
     model_input: NDArray[np.uint8] | None = None
     edit: Edit | None = None

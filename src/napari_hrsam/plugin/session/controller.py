@@ -547,10 +547,10 @@ class SegmentController:
 
     def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if isinstance(command, commands.Propagate):
-            self._context.show_message(
-                messages.describe_planes(done, total), progress=(done, total)
-            )
+        if isinstance(command, commands.Propagate | commands.DrawEach):
+            is_planes = isinstance(command, commands.Propagate)
+            describe = messages.describe_planes if is_planes else messages.describe_drawing
+            self._context.show_message(describe(done, total), progress=(done, total))
         elif not isinstance(command, commands.Commit):
             self.state.update(progress=None if is_done else (done, total))
             # Whoever clicked meanwhile has to read that it did not count.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,8 @@ class InferenceSession:
                 result = self._continue_on(command, progress)
             case commands.Propagate():
                 result = self._propagate(command, progress)
+            case commands.DrawEach():
+                result = self._draw_each(command, progress)
             case commands.Open():
                 result = self._open(command, progress)
             case commands.UseModel():
@@ -258,12 +260,33 @@ class InferenceSession:
             self._prompt = None
         return self._answer()
 
-    def _propagate(self, command: commands.Propagate, progress: Progress) -> commands.Answer:
+    def _unless_hurried(self, progress: Progress) -> Callable[[int, int], None]:
+        """Return what tells of progress, and ends the work where the session is to end."""
+
         def go_on(done: int, total: int) -> None:
             if self._hurry.is_set():
                 raise Cancelled
             progress(done, total)
 
+        return go_on
+
+    def _draw_each(self, command: commands.DrawEach, progress: Progress) -> commands.Answer:
+        try:
+            drawn = self._current.draw_each(
+                command.several,
+                command.level,
+                command.plane,
+                object_class=command.object_class,
+                progress=self._unless_hurried(progress),
+                on_commit=self._note,
+            )
+        except Cancelled:
+            return self._answer(is_halted=True)
+        finally:
+            progress.finish()
+        return self._answer(drawn=drawn)
+
+    def _propagate(self, command: commands.Propagate, progress: Progress) -> commands.Answer:
         try:
             report = self._current.propagate(
                 command.num_planes,
@@ -271,7 +294,7 @@ class InferenceSession:
                 command.from_plane,
                 axis=command.axis,
                 mask=self._painted(command.strokes),
-                progress=go_on,
+                progress=self._unless_hurried(progress),
                 on_commit=self._note,
             )
         except Cancelled:
@@ -309,13 +332,10 @@ class InferenceSession:
     def _write_object(
         self, mask: NDArray[np.bool_] | None, object_class: str | None, progress: Progress
     ) -> Edit:
-        def go_on(done: int, total: int) -> None:
-            if self._hurry.is_set():
-                raise Cancelled
-            progress(done, total)
-
         try:
-            return self._current.commit(mask=mask, object_class=object_class, progress=go_on)
+            return self._current.commit(
+                mask=mask, object_class=object_class, progress=self._unless_hurried(progress)
+            )
         except Cancelled:
             if progress.is_cancelled:
                 raise

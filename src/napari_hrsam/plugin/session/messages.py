@@ -11,6 +11,8 @@ from napari_hrsam.geometry import downsample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from napari_hrsam.engine.over_planes import PlanesReport
+    from napari_hrsam.engine.session import DrawnObjects
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
@@ -78,8 +80,13 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
         Names planes; empty for a flat image.
     """
     edit = answer.edit
-    if answer.is_halted or answer.planes is not None:
-        return _describe_propagated(answer, plane_name)
+    if answer.is_halted:
+        num = len(answer.earlier_edits)
+        return f"Stopped: {num} committed. Ctrl+Z undoes each." if num else "Stopped."
+    if answer.drawn is not None:
+        return _describe_drawn(answer.drawn)
+    if answer.planes is not None:
+        return _describe_propagated(answer.planes, plane_name)
     if answer.is_cancelled:
         return "The commit was given up; the object is still there. C commits, Esc cancels."
     if edit is not None:
@@ -186,10 +193,23 @@ def shown_message(state: ControllerState) -> str:
     return f"{message} {state.tool}".strip()
 
 
-def _describe_propagated(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
-    report = answer.planes
-    if report is None:
-        return f"Stopped: {_num_planes(len(answer.earlier_edits))} committed. Ctrl+Z undoes each."
+def _describe_drawn(drawn: DrawnObjects) -> str:
+    num, num_all = len(drawn.edits), len(drawn.edits) + len(drawn.skipped)
+    text = f"{num} of {num_all} objects drawn and committed. Ctrl+Z undoes each."
+    if drawn.skipped:
+        number, why = drawn.skipped[0]
+        text += f" Not number {number + 1}: {why}"
+        if len(drawn.skipped) > 1:
+            text += f"; and {len(drawn.skipped) - 1} more"
+    return text
+
+
+def describe_drawing(done: int, total: int) -> str:
+    """Say how many of several objects are drawn."""
+    return f"Drawing: {done} of {total} objects. Cancel stops it."
+
+
+def _describe_propagated(report: PlanesReport, plane_name: Callable[[tuple[int, ...]], str]) -> str:
     drawn = f"Object {report.label} was committed on {_num_planes(len(report.planes))}"
     if report.planes:
         drawn = f"{drawn}, as far as {plane_name(report.planes[-1])}"

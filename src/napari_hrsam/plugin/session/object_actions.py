@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from napari_hrsam.errors import PromptError, SessionError
 from napari_hrsam.plugin.canvas.coordinates import pixel_area
+from napari_hrsam.plugin.canvas.layer_prompts import prompts_of_layer
 from napari_hrsam.plugin.overlay.objects import MemoryObjects
 from napari_hrsam.plugin.session import commands, messages
 from napari_hrsam.plugin.session.objects_list import CommittedObjects
-from napari_hrsam.prompts import Scribble
+from napari_hrsam.prompts import Prompts, Scribble
 
 if TYPE_CHECKING:
+    from napari.layers import Layer
+
     from napari_hrsam.plugin.overlay.overlay import Overlay
     from napari_hrsam.plugin.session.class_actions import ClassActions
     from napari_hrsam.plugin.session.context import SessionContext
@@ -68,6 +71,57 @@ class ObjectActions:
         overlay.take_up(label, plane)
         self._context.show_message(messages.LOOKING)
         self._context.worker.send(commands.TakeUp(label, plane))
+
+    def draw_each(self, several: Sequence[Prompts]) -> None:
+        """Draw several objects of the plane that is shown, and commit each, one after the other.
+
+        `cancel` ends it; what is committed until then stays, and each can be undone.
+
+        Parameters
+        ----------
+        several : sequence of Prompts
+            Those of each object.
+
+        Raises
+        ------
+        PromptError
+            If there are none.
+        SessionError
+            If no session is ready, or an object is being drawn.
+        """
+        overlay, plane = self._context.ready_for_prompt()
+        overlay.require_no_object("drawing others")
+        if not several:
+            raise PromptError("expected prompts of objects on this plane, got none")
+        self._context.begin_anew()
+        level = overlay.next_level(self._context.state.pinned_level)
+        chosen = self._classes.for_commit(overlay)
+        self._context.show_message(messages.describe_drawing(0, len(several)))
+        command = commands.DrawEach(tuple(several), level, plane, chosen)
+        self._context.worker.send(command)
+
+    def draw_layer(self, layer: Layer | None = None) -> None:
+        """Draw an object for every point or shape of a layer; see `prompts_of_layer`.
+
+        Parameters
+        ----------
+        layer : Points or Shapes layer, optional
+            By default the selected one.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As of `draw_each`; also if it is no such layer, or the session's own.
+        """
+        overlay = self._context.ready()
+        viewer = self._context.viewer
+        layer = viewer.layers.selection.active if layer is None else layer
+        if layer is None or layer in overlay.own:
+            raise PromptError(
+                "no points or shapes chosen: select a Points layer of yours (a click each) or a "
+                "Shapes layer (boxes, outlines, lines) in the list of layers"
+            )
+        self.draw_each(prompts_of_layer(viewer, layer, overlay.view))
 
     def delete(self, label: int) -> None:
         """Delete a committed object of the plane that is shown; `undo` brings it back.
