@@ -74,7 +74,7 @@ def _on_plane(
         known = world_position(viewer, layer, place)[-len(world) :]
         world[len(world) - len(known) :] = known
         try:
-            position = view.position(world)
+            position = view.position(world.tolist())
         except PromptError:
             return None
         if position.plane != plane:
