@@ -102,7 +102,7 @@ def validation_rows(model: Segmenter, data: list[str], per_domain: int) -> list[
     """First clicks on validation objects at full size of an image scaled to show them so."""
     domains: dict[str, list[tuple[Sample, int]]] = defaultdict(list)
     for sample in open_samples(data):
-        domains[sample.domain] += [(sample, label) for label in sample.objects()]
+        domains[sample.domain] += [(sample, label) for label in sample.objects]
     rng = np.random.default_rng(0)
     chosen = {
         domain: [things[i] for i in sorted(rng.permutation(len(things))[:per_domain])]

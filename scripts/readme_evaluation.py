@@ -1,6 +1,7 @@
 """Put the scores of `napari-hrsam evaluate --json FILE` into the README.
 
-    python scripts/readme_evaluation.py FILE --command "napari-hrsam evaluate ..."
+    python scripts/readme_evaluation.py FILE --command "napari-hrsam evaluate ..." \
+        --baselines FILE ...
 
 Replaces what stands between the evaluation markers, so that no score is typed by hand.
 """
@@ -74,9 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("scores", type=Path, metavar="FILE")
     parser.add_argument("--command", required=True, help="the command that made the scores")
+    parser.add_argument("--baselines", nargs="*", type=Path, default=[], metavar="FILE")
     args = parser.parse_args()
     readme = Path(__file__).parents[1] / "README.md"
     scores = json.loads(args.scores.read_text(encoding="utf-8"))
+    scores["baselines"] = [json.loads(path.read_text(encoding="utf-8")) for path in args.baselines]
     table = evaluation_table(scores, args.command)
     readme.write_text(insert(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
 
