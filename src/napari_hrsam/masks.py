@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.geometry import Box, Grid
+from napari_hrsam.geometry import Box, BoxLike, Grid, as_box
 
 BLOCK_PX = 512
 """Side of the blocks of a `BlockMask`, which lie on a fixed grid from pixel (0, 0)."""
@@ -28,7 +28,7 @@ class RegionMask(Protocol):
     def box(self) -> Box:
         """Where pixels may be set."""
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over any box, of shape ``box.shape_yx``; False outside ``self.box``."""
 
     def fills(self, box: Box) -> bool | None:
@@ -65,8 +65,9 @@ class ArrayMask:
         """Where pixels may be set."""
         return self._box
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over a box; False outside its own."""
+        box = as_box(box)
         common = box.intersection(self._box)
         inside = self._array[common.shifted(-self._box.y0, -self._box.x0).slices]
         if common == box:
@@ -93,8 +94,9 @@ class EmptyMask:
     def __init__(self, box: Box) -> None:
         self.box = box
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return an array of False."""
+        box = as_box(box)
         return np.zeros(box.shape_yx, np.bool_)
 
     def fills(self, box: Box) -> bool:  # noqa: ARG002  # a `RegionMask` is asked for boxes
@@ -143,8 +145,9 @@ class BlockMask:
         """Memory that the outline's blocks take."""
         return sum(packed.nbytes for packed in self._mixed.values())
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over a box; False outside its own."""
+        box = as_box(box)
         mask = np.zeros(box.shape_yx, np.bool_)
         for place in _GRID.places(box.intersection(self._box)):
             own = _GRID.box(place).intersection(self._box)

@@ -163,7 +163,7 @@ def test_a_new_object_takes_the_place_of_one_that_is_there(
     with hrsam.open_labels(path, "cells") as labels:
         session = hrsam.Session(model, image, labels)
         session.click((120, 30))
-        found = session.refine_outline().region.read(Box.of_shape(SHAPE))
+        found = session.refine_outline().region.read((0, 0, *SHAPE))
         edit = session.commit(replaces=7)
         after = values(path)
         assert (edit.label, edit.kind) == (7, "replace")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import ShapeError
-from napari_hrsam.geometry import Box
+from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import RegionMask
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ class EditedMask:
         """Where pixels may be set."""
         return self._edits.box
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the edited mask over a box of level-0 pixels; False outside its own."""
+        box = as_box(box)
         mask = self._region.read(box).copy()
         common, rows, columns = self._places(box)
         if common.area:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_hrsam.geometry import Box, Grid, Tile, downsample, pixel_of
+from napari_hrsam.geometry import Box, BoxLike, Grid, Tile, as_box, downsample, pixel_of
 
 QUANTUM = 1 / 16
 """Step of the logits kept in blocks, which are bytes: 8 either way, far beyond any doubt."""
@@ -131,8 +131,9 @@ class MultiscaleMask:
         clicks = list(self._clicks.items())
         return MultiscaleMask(self.tile, self.logits, self._shape_yx, clicks, (*self.layers, layer))
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over a box of level-0 pixels; False outside its own box."""
+        box = as_box(box)
         mask = np.zeros(box.shape_yx, np.bool_)
         common = box.intersection(self._box)
         for part in Grid((BLOCK_PX, BLOCK_PX)).parts(common):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.errors import SessionError
-from napari_hrsam.geometry import Box, Tile, downsample
+from napari_hrsam.geometry import Box, BoxLike, Tile, as_box, downsample
 from napari_hrsam.masks import RegionMask
 from napari_hrsam.storage.images.tile_source import PyramidImage
 
@@ -45,7 +45,7 @@ class PresentMask:
         """Where pixels may be set."""
         return self._region.box
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over a box; False outside its own.
 
         Raises
@@ -53,6 +53,7 @@ class PresentMask:
         ImageReadError
             If the image's pixels there cannot be read.
         """
+        box = as_box(box)
         mask = self._region.read(box).copy()
         for y, x in itertools.product(
             range(0, box.height, BLOCK_PX), range(0, box.width, BLOCK_PX)

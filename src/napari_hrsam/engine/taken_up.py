@@ -18,7 +18,16 @@ from napari_hrsam.engine.object_predictor import MARGIN_PX
 from napari_hrsam.engine.outline import outline_distance
 from napari_hrsam.engine.prediction import Prediction
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.geometry import Box, Tile, TileGrid, best_level, downsample, pixel_of
+from napari_hrsam.geometry import (
+    Box,
+    BoxLike,
+    Tile,
+    TileGrid,
+    as_box,
+    best_level,
+    downsample,
+    pixel_of,
+)
 from napari_hrsam.masks import BlockMask, RegionMask
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.labels.edits import Edit
@@ -112,8 +121,9 @@ class StoredMask(MultiscaleMask):
             tile, logits, self._shape_yx, clicks, stored=self._stored, changed=changed
         )
 
-    def read(self, box: Box) -> NDArray[np.bool_]:
+    def read(self, box: BoxLike) -> NDArray[np.bool_]:
         """Return the mask over a box of level-0 pixels."""
+        box = as_box(box)
         mask = self._stored.read(box)
         if not self.is_exact(box):
             changed = self._changed_in(box)
