@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.session import Session
 from napari_hrsam.errors import ConfigError, DataError
 from napari_hrsam.geometry import Box, best_level, coarsest_level, filling_level
+from napari_hrsam.masks import mask_iou
 from napari_hrsam.training.clicks import next_click
 from napari_hrsam.training.datasets import Sample
 from napari_hrsam.training.metrics import summarize
 
 if TYPE_CHECKING:
-    from napari_hrsam.masks import mask_iou
-from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.modeling.segmenter import Segmenter
 
 View = Literal["object", "image"]
 VIEWS: tuple[View, ...] = ("object", "image")
