@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
     from napari_hrsam.storage.labels.objects import ObjectRow
     from napari_hrsam.storage.labels.properties import ObjectClass
+    from napari_hrsam.training.fine_tune import ClickScore, FineTuned, fine_tune
+    from napari_hrsam.training.settings import FineTuneConfig
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "ArrayImage",
     "ArrayLabels",
     "Box",
+    "ClickScore",
     "Compacted",
     "DecodedMasks",
     "DrawnAs",
@@ -62,6 +65,8 @@ __all__ = [
     "EmbeddingStore",
     "EncodedImage",
     "Exported",
+    "FineTuneConfig",
+    "FineTuned",
     "HRSAMError",
     "History",
     "ImagePredictor",
@@ -87,6 +92,7 @@ __all__ = [
     "export_csv",
     "export_geojson",
     "export_tiff",
+    "fine_tune",
     "import_coco",
     "import_geojson",
     "list_models",
@@ -103,6 +109,7 @@ _HOMES = {
     "ArrayImage": "napari_hrsam.storage.images.tile_source",
     "ArrayLabels": "napari_hrsam.storage.labels.array_labels",
     "Box": "napari_hrsam.geometry",
+    "ClickScore": "napari_hrsam.training.fine_tune",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
     "DrawnAs": "napari_hrsam.storage.labels.edits",
@@ -111,6 +118,8 @@ _HOMES = {
     "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
+    "FineTuneConfig": "napari_hrsam.training.settings",
+    "FineTuned": "napari_hrsam.training.fine_tune",
     "HRSAMError": "napari_hrsam.errors",
     "History": "napari_hrsam.storage.labels.edits",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
@@ -135,6 +144,7 @@ _HOMES = {
     "export_csv": "napari_hrsam.storage.export.table",
     "export_geojson": "napari_hrsam.storage.export.geojson",
     "export_tiff": "napari_hrsam.storage.export.tiff",
+    "fine_tune": "napari_hrsam.training.fine_tune",
     "import_coco": "napari_hrsam.storage.importing.coco",
     "import_geojson": "napari_hrsam.storage.importing.geojson",
     "list_models": "napari_hrsam.modeling.registry",
