@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
     from napari_hrsam.storage.labels.objects import ObjectRow
     from napari_hrsam.storage.labels.properties import ObjectClass
-    from napari_hrsam.training.fine_tune import ClickScore, FineTuned, fine_tune
+    from napari_hrsam.training.fine_tune import fine_tune
+    from napari_hrsam.training.fine_tuned import ClickScore, FineTuned
     from napari_hrsam.training.settings import FineTuneConfig
 
 __version__ = "0.1.0"
@@ -109,7 +110,7 @@ _HOMES = {
     "ArrayImage": "napari_hrsam.storage.images.tile_source",
     "ArrayLabels": "napari_hrsam.storage.labels.array_labels",
     "Box": "napari_hrsam.geometry",
-    "ClickScore": "napari_hrsam.training.fine_tune",
+    "ClickScore": "napari_hrsam.training.fine_tuned",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
     "DrawnAs": "napari_hrsam.storage.labels.edits",
@@ -119,7 +120,7 @@ _HOMES = {
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
     "FineTuneConfig": "napari_hrsam.training.settings",
-    "FineTuned": "napari_hrsam.training.fine_tune",
+    "FineTuned": "napari_hrsam.training.fine_tuned",
     "HRSAMError": "napari_hrsam.errors",
     "History": "napari_hrsam.storage.labels.edits",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",

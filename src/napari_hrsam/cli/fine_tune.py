@@ -22,7 +22,7 @@ from napari_hrsam.cli.settings import add_settings, given
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
-    from napari_hrsam.training.fine_tune import FineTuned
+    from napari_hrsam.training.fine_tuned import FineTuned
 
 SAY_EVERY_S = 1.0
 

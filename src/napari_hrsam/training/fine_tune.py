@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -23,77 +22,21 @@ from napari_hrsam.modeling.own_models import own_model_path
 from napari_hrsam.modeling.saving import save_weights
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.evaluate import evaluate, model_under_test
+from napari_hrsam.training.fine_tuned import (
+    AFTER,
+    BEFORE,
+    REGIONS,
+    TRAINING,
+    ClickScore,
+    FineTuned,
+)
 from napari_hrsam.training.label_regions import Labels, RegionSamples, read_regions, write_regions
 from napari_hrsam.training.settings import FineTuneConfig
 from napari_hrsam.training.train import StepReport, train
 
-logger = logging.getLogger(__name__)
-
-REGIONS, BEFORE, TRAINING, AFTER = PARTS = ("regions", "before", "training", "after")
-"""What is done, in this order; `PartProgress` names them."""
-
 PartProgress: TypeAlias = Callable[[str, int, int], None]
 
 _THOUSAND = 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClickScore:
-    """How well a model draws held-out objects from simulated clicks.
-
-    Attributes
-    ----------
-    noc85 : float
-        Mean number of clicks until the IoU reaches 0.85.
-    iou1 : float, 0..1
-        Mean IoU after one click.
-    """
-
-    noc85: float
-    iou1: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FineTuned:
-    """What came of `fine_tune`.
-
-    Attributes
-    ----------
-    name : str
-        Of the new model, for `load_model`.
-    path : Path
-        Its weights.
-    base : str
-        The model that it was made from.
-    num_objects, num_regions : int
-        That it learned from.
-    num_held_out : int
-        Objects that it was scored on.
-    before, after : ClickScore
-        Of the base and of the new model, on the held-out objects.
-    num_steps : int
-        Of the training.
-    seconds : float
-        Spent on it.
-    """
-
-    name: str
-    path: Path
-    base: str
-    num_objects: int
-    num_regions: int
-    num_held_out: int
-    before: ClickScore
-    after: ClickScore
-    num_steps: int
-    seconds: float
-
-    def __repr__(self) -> str:
-        """Tell the model and its scores in one line."""
-        return (
-            f"FineTuned({self.name}: NoC@85 {self.before.noc85:.2f} -> {self.after.noc85:.2f} on "
-            f"{self.num_held_out} held-out objects)"
-        )
 
 
 def fine_tune(

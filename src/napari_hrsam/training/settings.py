@@ -400,13 +400,11 @@ class TrainConfig:
                 f"stem_weight {self.clicks.stem_weight} needs the weights of the pretrained stem, "
                 "got none; name them with stem_teacher (--stem-teacher)"
             )
-        if self.steps < 1 or self.warmup < 0 or self.validation_objects < 1:
+        if min(self.steps, self.validation_objects) < 1 or min(self.warmup, self.minutes) < 0:
             raise ConfigError(
-                "steps and validation_objects must be at least 1 and warmup at least 0, got "
-                f"{self.steps}, {self.validation_objects} and {self.warmup}"
+                "steps and validation_objects must be at least 1, warmup and minutes at least 0, "
+                f"got {self.steps}, {self.validation_objects}, {self.warmup} and {self.minutes}"
             )
-        if not 0 <= self.minutes < math.inf:
-            raise ConfigError(f"minutes must be 0 (no limit) or more, got {self.minutes}")
         for name in ("ema_decay", "hold", "stem_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
