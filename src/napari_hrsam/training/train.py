@@ -237,7 +237,7 @@ class Trainer:
             self._ends_at = start + 60 * self.config.minutes
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self.stage.draw, self._rng(0), self._done())
-            while self.step < self.config.steps and time.monotonic() < self._ends_at:
+            while self.step < self.config.steps:
                 batch = pending.result()
                 rng = self._rng(1)
                 rate, share = self._learning_rate(), self._done()
@@ -261,6 +261,8 @@ class Trainer:
                     learning_rate=rate,
                     seconds=round(time.monotonic() - start, 2),
                 )
+                if time.monotonic() >= self._ends_at:
+                    return
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.step, stream])

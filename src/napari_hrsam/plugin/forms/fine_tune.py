@@ -41,6 +41,7 @@ PERCENT_OF_PARTS = dict(zip(PARTS, (5, 15, 65, 15), strict=True))
 LOOK_EVERY_S = 0.2
 """So soon a cancelled process is ended."""
 
+_COMMAND = [sys.executable, "-m", "napari_hrsam.cli", "fine-tune"]
 _PROGRESS = re.compile(r"(\w+): (\d+)/(\d+)")
 _ERROR = "napari-hrsam: "
 
@@ -163,9 +164,8 @@ def fine_tune_apart(samples: Path, options: Sequence[str], bar: _Bar) -> FineTun
         With what the process said, if it failed.
     """
     result = samples / "result.json"
-    command = [sys.executable, "-m", "napari_hrsam.cli", "fine-tune", "--samples", str(samples)]
-    process = subprocess.Popen(
-        [*command, *options, "--json", str(result)],
+    process = subprocess.Popen(  # noqa: S603  no shell, and the texts are options of ours
+        [*_COMMAND, "--samples", str(samples), *options, "--json", str(result)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -271,11 +271,14 @@ class FineTuneForm(Form):
         """Say what it is worth, and where it is."""
         before, after = result.before, result.after
         self.fields.reset_choices()
-        lines = [
-            f"{result.name} learned {result.num_objects} objects in {result.num_steps} steps.",
+        scores = (
             f"On {result.num_held_out} others that it did not see: {after.noc85:.1f} clicks to an "
             f"IoU of 0.85, before {before.noc85:.1f}; IoU after one click {after.iou1:.3f}, before "
-            f"{before.iou1:.3f}.",
+            f"{before.iou1:.3f}."
+        )
+        lines = [
+            f"{result.name} learned {result.num_objects} objects in {result.num_steps} steps.",
+            scores,
             f"Choose {result.name} in the list of models of the panel.",
         ]
         if after.noc85 > before.noc85:
