@@ -12,6 +12,7 @@ from PIL import Image
 import napari_hrsam as hrsam
 from napari_hrsam.cli import main
 from napari_hrsam.cli.fine_tune import Countdown
+from napari_hrsam.training.fine_tuned import from_figures
 
 QUICK = ["--steps", "1", "--minutes", "0", "--num-scored", "1", "--num-clicks", "1"]
 
@@ -42,7 +43,7 @@ def test_a_model_is_taught_and_used_by_its_name(
     out, err = capsys.readouterr()
     figures = json.loads(out)
     assert (figures["name"], figures["num_objects"], figures["num_held_out"]) == ("mine", 6, 2)
-    assert hrsam.FineTuned.from_figures(figures).before.noc85 == figures["before"]["noc85"]
+    assert from_figures(figures).before.noc85 == figures["before"]["noc85"]
     said = err.splitlines()
     assert "before: 1/1" in said
     assert "training: 1000/1000" in said

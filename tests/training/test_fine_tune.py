@@ -22,7 +22,7 @@ from napari_hrsam.modeling.kept_model import kept_model
 from napari_hrsam.modeling.models import MODELS
 from napari_hrsam.training import fine_tune as module
 from napari_hrsam.training.fine_tune import fine_tune, fine_tune_on
-from napari_hrsam.training.settings import FineTuneConfig
+from napari_hrsam.training.settings import FineTuneConfig, fine_tune_run
 from napari_hrsam.training.train import Trainer
 
 QUICK = FineTuneConfig(minutes=0, steps=2, num_scored=1, num_clicks=1)
@@ -167,7 +167,8 @@ def test_settings_out_of_range() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             FineTuneConfig(**wrong)
-    run = FineTuneConfig(whole=True).training("hrsam-tiny", "start", "data", "out", "cpu")
+    places = {"model": "hrsam-tiny", "start": "s", "data": "d", "out": "o", "device": "cpu"}
+    run = fine_tune_run(FineTuneConfig(whole=True), **places)
     assert (run.stage, run.clicks.dense_weight, run.minutes) == ("clicks", 0.0, 5.0)
 
 

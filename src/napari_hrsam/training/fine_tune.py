@@ -31,7 +31,7 @@ from napari_hrsam.training.fine_tuned import (
     FineTuned,
 )
 from napari_hrsam.training.label_regions import Labels, RegionSamples, read_regions, write_regions
-from napari_hrsam.training.settings import FineTuneConfig
+from napari_hrsam.training.settings import FineTuneConfig, fine_tune_run
 from napari_hrsam.training.train import StepReport, train
 
 PartProgress: TypeAlias = Callable[[str, int, int], None]
@@ -193,8 +193,13 @@ def _tuned(
         report.of(TRAINING)(round(_THOUSAND * share), _THOUSAND)
 
     report.of(TRAINING)(0, _THOUSAND)
-    settings = config.training(
-        network, str(start), str(samples.learn), str(run / "training"), str(loaded.device)
+    settings = fine_tune_run(
+        config,
+        model=network,
+        start=str(start),
+        data=str(samples.learn),
+        out=str(run / "training"),
+        device=str(loaded.device),
     )
     weights = train(settings, progress=trained)
     tuned = load_model(

@@ -69,9 +69,9 @@ class FineTuned:
             f"{self.num_held_out} held-out objects)"
         )
 
-    @classmethod
-    def from_figures(cls, figures: Mapping[str, Any]) -> FineTuned:
-        """Return what ``napari-hrsam fine-tune --json`` told."""
-        told = {field.name: figures[field.name] for field in fields(cls)}
-        scores = {name: ClickScore(**told[name]) for name in ("before", "after")}
-        return cls(**{**told, **scores, "path": Path(told["path"])})
+
+def from_figures(figures: Mapping[str, Any]) -> FineTuned:
+    """Return what ``napari-hrsam fine-tune --json`` told."""
+    told = {field.name: figures[field.name] for field in fields(FineTuned)}
+    scores = {name: ClickScore(**told[name]) for name in ("before", "after")}
+    return FineTuned(**{**told, **scores, "path": Path(told["path"])})

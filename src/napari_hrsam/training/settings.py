@@ -464,43 +464,45 @@ class FineTuneConfig:
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
 
-    def training(self, model: str, start: str, data: str, out: str, device: str) -> TrainConfig:
-        """Return the settings of the run: the same task as for the models that are shipped.
 
-        Parameters
-        ----------
-        model : str
-            Name of the network.
-        start : str
-            Its weights.
-        data, out : str
-            Folders: of samples, and of the run.
-        device : str
-        """
-        sizes = (
-            CropSize(crop_px=256, batch_size=4, objects_per_crop=4),
-            CropSize(crop_px=512, batch_size=1, objects_per_crop=6),
-        )
-        return TrainConfig(
-            model=model,
-            data=(data,),
-            out=out,
-            init=(start,),
-            stage="clicks" if self.whole else "decoder",
-            steps=self.steps or MANY_STEPS,
-            minutes=self.minutes,
-            # An object of the user's is shown as large as the session shows it, or larger.
-            crops=CropConfig(
-                sizes=sizes, span=(0.1, 0.45), wide_share=0.25, polarity=0.0, grey=0.1
-            ),
-            # Whatever is unlabelled may be an object too: only masks of objects are taught.
-            clicks=ClickConfig(dense_weight=0.0),
-            learning_rate=self.learning_rate,
-            warmup=20,
-            hold=0.3,
-            ema_decay=self.ema_decay,
-            precision="auto",
-            device=device,
-            seed=self.seed,
-            checkpoint_every_s=1e9,
-        )
+def fine_tune_run(
+    config: FineTuneConfig, *, model: str, start: str, data: str, out: str, device: str
+) -> TrainConfig:
+    """Return the settings of the run: the same task as for the models that are shipped.
+
+    Parameters
+    ----------
+    config : FineTuneConfig
+    model : str
+        Name of the network.
+    start : str
+        Its weights.
+    data, out : str
+        Folders: of samples, and of the run.
+    device : str
+    """
+    sizes = (
+        CropSize(crop_px=256, batch_size=4, objects_per_crop=4),
+        CropSize(crop_px=512, batch_size=1, objects_per_crop=6),
+    )
+    return TrainConfig(
+        model=model,
+        data=(data,),
+        out=out,
+        init=(start,),
+        stage="clicks" if config.whole else "decoder",
+        steps=config.steps or MANY_STEPS,
+        minutes=config.minutes,
+        # An object of the user's is shown as large as the session shows it, or larger.
+        crops=CropConfig(sizes=sizes, span=(0.1, 0.45), wide_share=0.25, polarity=0.0, grey=0.1),
+        # Whatever is unlabelled may be an object too: only masks of objects are taught.
+        clicks=ClickConfig(dense_weight=0.0),
+        learning_rate=config.learning_rate,
+        warmup=20,
+        hold=0.3,
+        ema_decay=config.ema_decay,
+        precision="auto",
+        device=device,
+        seed=config.seed,
+        checkpoint_every_s=1e9,
+    )

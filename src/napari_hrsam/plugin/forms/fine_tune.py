@@ -28,7 +28,7 @@ from napari_hrsam.plugin.session.image_input import read_image_layers
 from napari_hrsam.plugin.session.loading import AUTO_DEVICE, DEFAULT_MODEL
 from napari_hrsam.storage.label_image import open_labels
 from napari_hrsam.storage.labels.array_labels import ArrayLabels
-from napari_hrsam.training.fine_tuned import PARTS, FineTuned
+from napari_hrsam.training.fine_tuned import PARTS, FineTuned, from_figures
 from napari_hrsam.training.label_regions import write_regions
 from napari_hrsam.training.settings import FineTuneConfig
 
@@ -183,7 +183,7 @@ def fine_tune_apart(samples: Path, options: Sequence[str], bar: _Bar) -> FineTun
         process.wait()
     if process.returncode != 0:
         raise ConfigError(_what_failed(said))
-    return FineTuned.from_figures(json.loads(result.read_text(encoding="utf-8")))
+    return from_figures(json.loads(result.read_text(encoding="utf-8")))
 
 
 def _environment() -> dict[str, str]:
