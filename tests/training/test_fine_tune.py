@@ -71,7 +71,7 @@ def test_a_model_of_ones_own_is_made_listed_and_loaded(
     with safe_open(done.path, "pt") as stored:
         about = stored.metadata()
     facts = json.loads(about["fine_tuned"])
-    assert (about["model"], about["base_model"]) == ("hrsam-tiny", start)
+    assert (about["model"], about["base_model"]) == ("hrsam-tiny", "hrsam-tiny")
     assert (facts["objects"], facts["held_out"]) == (6, 2)
     assert facts["after"]["noc85"] == done.after.noc85
     loaded = hrsam.load_model("mine", device="cpu")

@@ -19,6 +19,7 @@ from napari_hrsam.cli.options import (
     say,
 )
 from napari_hrsam.cli.settings import add_settings, given
+from napari_hrsam.training.settings import FineTuneConfig
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
@@ -29,8 +30,6 @@ SAY_EVERY_S = 1.0
 
 def add_commands(commands: Commands) -> None:
     """Add the command ``fine-tune``."""
-    from napari_hrsam.training.settings import FineTuneConfig
-
     parser = add_command(
         commands,
         "fine-tune",
@@ -75,7 +74,6 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("expected PATH and NAME of a label image, or --samples")
     from napari_hrsam.storage.label_image import open_labels
     from napari_hrsam.training.fine_tune import fine_tune, fine_tune_on
-    from napari_hrsam.training.settings import FineTuneConfig
 
     config = FineTuneConfig(**given(args, FineTuneConfig))
     told = Countdown()

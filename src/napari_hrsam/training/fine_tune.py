@@ -108,7 +108,7 @@ def fine_tune(
         samples = write_regions(
             labels, image, Path(folder), seed=config.seed, progress=report.of(REGIONS)
         )
-        return _tuned(samples, loaded, model, save_as, config, overwrite, report)
+        return _tuned(samples, loaded, save_as, config, overwrite, report)
 
 
 def fine_tune_on(
@@ -133,9 +133,8 @@ def fine_tune_on(
     config = config or FineTuneConfig()
     own_model_path(save_as, overwrite=overwrite)
     samples = read_regions(folder)
-    return _tuned(
-        samples, _load(model, device), model, save_as, config, overwrite, _Report(progress)
-    )
+    loaded = _load(model, device)
+    return _tuned(samples, loaded, save_as, config, overwrite, _Report(progress))
 
 
 class _Report:
@@ -170,7 +169,6 @@ def _load(model: str, device: str) -> Segmenter:
 def _tuned(
     samples: RegionSamples,
     loaded: Segmenter,
-    base: str,
     save_as: str,
     config: FineTuneConfig,
     overwrite: bool,
@@ -213,7 +211,7 @@ def _tuned(
     done = FineTuned(
         name=save_as,
         path=own_model_path(save_as, overwrite=overwrite),
-        base=loaded.config.own_name or base,
+        base=loaded.name,
         num_objects=samples.num_objects,
         num_regions=samples.num_regions,
         num_held_out=samples.num_held_out,

@@ -336,7 +336,10 @@ def _write(
     progress: Progress | None,
 ) -> RegionSamples:
     if any((folder / part).exists() for part in (LEARN, HELD_OUT)):
-        raise DataError(f"{folder} holds samples already; choose another folder")
+        raise DataError(
+            f"{folder} holds samples already; choose another folder, or learn "
+            "from these (fine_tune_on, --samples)"
+        )
     hidden = {(number, r.plane, label) for number, r in held_out for label in r.objects}
     done, total = 0, len(learn) + len(held_out)
     for part, placed in ((LEARN, learn), (HELD_OUT, held_out)):
