@@ -42,7 +42,7 @@ def test_a_model_is_taught_and_used_by_its_name(
     assert main([*arguments, "--save-as", "mine", "--json", "--out", str(slide / "out")]) == 0
     out, err = capsys.readouterr()
     figures = json.loads(out)
-    assert (figures["name"], figures["num_objects"], figures["num_held_out"]) == ("mine", 6, 2)
+    assert (figures["name"], figures["num_objects"], figures["num_held_out"]) == ("mine", 6, 1)
     assert from_figures(figures).before.noc85 == figures["before"]["noc85"]
     said = err.splitlines()
     assert "before: 1/1" in said

@@ -52,7 +52,7 @@ def test_a_model_of_ones_own_is_made_listed_and_loaded(
         out=tmp_path / "run",
         progress=lambda *step: told.append(step),
     )
-    assert (done.num_objects, done.num_held_out, done.num_steps) == (6, 2, 2)
+    assert (done.num_objects, done.num_held_out, done.num_steps) == (6, 1, 2)
     assert list(dict.fromkeys(part for part, *_ in told)) == [
         "regions",
         "before",
@@ -72,7 +72,7 @@ def test_a_model_of_ones_own_is_made_listed_and_loaded(
         about = stored.metadata()
     facts = json.loads(about["fine_tuned"])
     assert (about["model"], about["base_model"]) == ("hrsam-tiny", "hrsam-tiny")
-    assert (facts["objects"], facts["held_out"]) == (6, 2)
+    assert (facts["objects"], facts["held_out"]) == (6, 1)
     assert facts["after"]["noc85"] == done.after.noc85
     loaded = hrsam.load_model("mine", device="cpu")
     assert (loaded.name, loaded.config.name) == ("mine", "hrsam-tiny")

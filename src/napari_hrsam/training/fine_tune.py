@@ -214,7 +214,7 @@ def _tuned(
         base=loaded.name,
         num_objects=samples.num_objects,
         num_regions=samples.num_regions,
-        num_held_out=samples.num_held_out,
+        num_held_out=min(config.num_scored, samples.num_held_out),
         before=before,
         after=after,
         num_steps=steps[-1].step,
@@ -268,7 +268,7 @@ def _save(model: Segmenter, done: FineTuned, made: str) -> None:
     }
     line = (
         f"{done.num_objects} objects of yours on top of {done.base}, {made[:10]}; NoC@85 "
-        f"{done.before.noc85:.2f} -> {done.after.noc85:.2f} on {done.num_held_out} others"
+        f"{done.before.noc85:.2f} -> {done.after.noc85:.2f} on {done.num_held_out} held out"
     )
     try:
         done.path.parent.mkdir(parents=True, exist_ok=True)

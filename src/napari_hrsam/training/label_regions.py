@@ -43,6 +43,8 @@ SIDES_AROUND = 5
 """A smaller region has so many times the side of its object."""
 MIN_OBJECTS = 4
 HELD_OUT_EVERY = 4
+BALANCED = 1 / 8, 3 / 8
+"""Share of the objects that may lie in held-out regions; else objects are held out, not regions."""
 MIN_AREA_PX = 16
 _STRIP_PX = 2**24
 _ROOM_PER_PX = 5
@@ -272,10 +274,10 @@ def _split(
     regions = _covered(chosen, shapes)
     if len(regions) >= HELD_OUT_EVERY:
         held = set(_every(len(regions), [_centre(one) for one in regions], seed))
-        return (
-            [one for place, one in enumerate(regions) if place not in held],
-            [one for place, one in enumerate(regions) if place in held],
-        )
+        apart = [one for place, one in enumerate(regions) if place in held]
+        share = sum(len(region.objects) for _, region in apart) / len(chosen)
+        if BALANCED[0] <= share <= BALANCED[1]:
+            return [one for place, one in enumerate(regions) if place not in held], apart
     places = [
         (number, *row.plane, row.box.y0 + row.box.y1, row.box.x0 + row.box.x1)
         for number, row in chosen
