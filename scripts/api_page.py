@@ -35,6 +35,7 @@ GROUPS = {
                "ArrayLabels", "DrawnAs", "Edit", "History", "ObjectClass", "ObjectRow",
                "verify_labels", "LabelsReport", "compact_labels", "Compacted"),
     "Replay": ("replay", "Replayed", "ReplayedObject"),
+    "Fine-tune": ("fine_tune", "FineTuned", "ClickScore", "FineTuneConfig"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),
     "Import": ("import_geojson", "import_coco", "Imported"),
     "Embeddings": ("EmbeddingStore", "EmbedReport"),

@@ -45,12 +45,11 @@ def _torch_threads(pytestconfig: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_embeddings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Neither the user's embeddings nor those of another test are found."""
-    place = tmp_path_factory.getbasetemp() / "embeddings" / uuid.uuid4().hex
-    monkeypatch.setenv("NAPARI_HRSAM_EMBEDDINGS", str(place))
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the user's embeddings and models nor those of another test are found."""
+    for variable, name in (("EMBEDDINGS", "embeddings"), ("MODELS", "models")):
+        place = tmp_path_factory.getbasetemp() / name / uuid.uuid4().hex
+        monkeypatch.setenv(f"NAPARI_HRSAM_{variable}", str(place))
 
 
 @pytest.fixture(scope="session")

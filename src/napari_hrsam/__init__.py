@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
     from napari_hrsam.storage.labels.objects import ObjectRow
     from napari_hrsam.storage.labels.properties import ObjectClass
+    from napari_hrsam.training.fine_tune import fine_tune
+    from napari_hrsam.training.fine_tuned import ClickScore, FineTuned
+    from napari_hrsam.training.settings import FineTuneConfig
 
 __version__ = "0.1.0"
 
@@ -54,6 +57,7 @@ __all__ = [
     "ArrayImage",
     "ArrayLabels",
     "Box",
+    "ClickScore",
     "Compacted",
     "DecodedMasks",
     "DrawnAs",
@@ -63,6 +67,8 @@ __all__ = [
     "EmbeddingStore",
     "EncodedImage",
     "Exported",
+    "FineTuneConfig",
+    "FineTuned",
     "HRSAMError",
     "History",
     "ImagePredictor",
@@ -88,6 +94,7 @@ __all__ = [
     "export_csv",
     "export_geojson",
     "export_tiff",
+    "fine_tune",
     "import_coco",
     "import_geojson",
     "list_models",
@@ -104,6 +111,7 @@ _HOMES = {
     "ArrayImage": "napari_hrsam.storage.images.tile_source",
     "ArrayLabels": "napari_hrsam.storage.labels.array_labels",
     "Box": "napari_hrsam.geometry",
+    "ClickScore": "napari_hrsam.training.fine_tuned",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
     "DrawnObjects": "napari_hrsam.engine.session",
@@ -113,6 +121,8 @@ _HOMES = {
     "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
+    "FineTuneConfig": "napari_hrsam.training.settings",
+    "FineTuned": "napari_hrsam.training.fine_tuned",
     "HRSAMError": "napari_hrsam.errors",
     "History": "napari_hrsam.storage.labels.edits",
     "ImagePredictor": "napari_hrsam.engine.image_predictor",
@@ -137,6 +147,7 @@ _HOMES = {
     "export_csv": "napari_hrsam.storage.export.table",
     "export_geojson": "napari_hrsam.storage.export.geojson",
     "export_tiff": "napari_hrsam.storage.export.tiff",
+    "fine_tune": "napari_hrsam.training.fine_tune",
     "import_coco": "napari_hrsam.storage.importing.coco",
     "import_geojson": "napari_hrsam.storage.importing.geojson",
     "list_models": "napari_hrsam.modeling.registry",

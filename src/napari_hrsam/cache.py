@@ -1,4 +1,4 @@
-"""Where files that can be made or fetched again are kept on this machine."""
+"""Where files are kept on this machine: what can be made or fetched again, and own models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ CACHE_VARIABLE = "NAPARI_HRSAM_CACHE"
 
 EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
 """Environment variable with the folder of embeddings, instead of one in the cache folder."""
+
+MODELS_VARIABLE = "NAPARI_HRSAM_MODELS"
+"""Environment variable with the folder of the user's own models, instead of the user's."""
 
 
 def cache_folder() -> Path:
@@ -26,3 +29,14 @@ def embeddings_folder() -> Path:
     """Where embeddings go: `EMBEDDINGS_VARIABLE`, or ``embeddings`` in the cache folder."""
     chosen = os.environ.get(EMBEDDINGS_VARIABLE)
     return Path(chosen) if chosen else cache_folder() / "embeddings"
+
+
+def models_folder() -> Path:
+    """Where models of the user's own are kept: `MODELS_VARIABLE`, or the user's data folder."""
+    chosen = os.environ.get(MODELS_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    # No cache: what lies here cannot be fetched again.
+    import platformdirs
+
+    return Path(platformdirs.user_data_path("napari-hrsam")) / "models"

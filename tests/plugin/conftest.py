@@ -55,6 +55,10 @@ class ColourModel(nn.Module):
         self.num_decoded = 0
 
     @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
     def device(self) -> torch.device:
         return self.anchor.device
 

@@ -61,6 +61,10 @@ class ColourSegmenter(nn.Module):
         self.predicted_iou = 0.9
 
     @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
     def device(self) -> torch.device:
         return self.anchor.device
 

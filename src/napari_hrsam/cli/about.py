@@ -13,8 +13,10 @@ import napari_hrsam
 from napari_hrsam.cache import (
     CACHE_VARIABLE,
     EMBEDDINGS_VARIABLE,
+    MODELS_VARIABLE,
     cache_folder,
     embeddings_folder,
+    models_folder,
 )
 from napari_hrsam.cli.options import add_command, add_json, put_json, say, table
 
@@ -88,6 +90,8 @@ def _models(args: argparse.Namespace) -> None:
 
 def _where(model: ModelInfo) -> str:
     """Tell where weights are, or what it takes to get them, in few words."""
+    if model.source == "yours":
+        return "yours"
     if model.weights:
         return "here, from authors" if model.source == "authors" else f"here, {model.source}"
     if model.source == "download":
@@ -189,6 +193,7 @@ def collect_folders() -> dict[str, str]:
         "shipped": ", ".join(map(str, shipped)) or "none",
         f"downloads ({CACHE_VARIABLE})": str(cache_folder()),
         f"embeddings ({EMBEDDINGS_VARIABLE})": str(embeddings_folder()),
+        f"your models ({MODELS_VARIABLE})": str(models_folder()),
     }
 
 

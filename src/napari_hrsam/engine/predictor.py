@@ -100,7 +100,7 @@ class Predictor:
     @property
     def name(self) -> str:
         """Name of the model."""
-        return self.segmenter.config.name
+        return self.segmenter.name
 
     @property
     def fingerprint(self) -> str:

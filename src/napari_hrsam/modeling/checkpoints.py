@@ -26,6 +26,7 @@ from napari_hrsam.modeling.models import (
     split_name,
     with_focus,
 )
+from napari_hrsam.modeling.own_models import find_own, own_models
 from napari_hrsam.modeling.registry import locate, require_weights
 from napari_hrsam.modeling.saving import base_fingerprint
 from napari_hrsam.modeling.segmenter import Segmenter
@@ -144,13 +145,14 @@ def _resolve(
     """Decide on the configuration, and on the files to fill it from, later ones on top."""
     config, problem = _by_name(model)
     if config is None:
-        path = Path(model)
+        own = find_own(model) if isinstance(model, str) else None
+        path = own.path if own else Path(model)
         if not path.is_file():
             raise WeightsNotFoundError(
                 f"{str(model)!r} is neither a model name ({problem}) nor a weight file"
             )
         base = _open(path)
-        config = _segmenter_config(base)
+        config = replace(_segmenter_config(base), own_name=own.name if own else "")
         if focus:
             return with_focus(config), [base, _open(focus)]
         if "image_encoder" in base.layout.parts:
@@ -191,7 +193,8 @@ def _by_name(model: str | Path) -> tuple[ModelConfig | None, str]:
     try:
         return find_config(model), ""
     except ConfigError as error:
-        return None, str(error)
+        yours = ", ".join(own.name for own in own_models())
+        return None, f"{error}{f'; yours are {yours}' if yours else ''}"
 
 
 def _base_config(config: ModelConfig) -> ModelConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from napari_hrsam.errors import ConfigError
 from napari_hrsam.modeling.checkpoints import load_model
 from napari_hrsam.modeling.models import find_config
+from napari_hrsam.modeling.own_models import find_own
 from napari_hrsam.modeling.registry import locate
 from napari_hrsam.modeling.segmenter import Segmenter
 
@@ -46,6 +47,7 @@ def _files(name: str) -> tuple[tuple[Path, int, int], ...]:
         located = locate(find_config(name))
         paths = [located.model, located.refiner]
     except ConfigError:
-        paths = [Path(name)]
+        own = find_own(name)
+        paths = [own.path if own else Path(name)]
     stats = [(path.resolve(), path.stat()) for path in paths if path and path.is_file()]
     return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats)

@@ -45,6 +45,8 @@ class ModelConfig:
         Channel order that the checkpoint was trained with.
     tile_px : int
         Side of the square the encoder sees at once, in level pixels.
+    own_name : str
+        What the user calls these weights of the model; empty but for `own_models`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ModelConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: ChannelOrder = "rgb"
     tile_px: int = 1024
+    own_name: str = ""
 
     def __post_init__(self) -> None:
         """Check the values."""

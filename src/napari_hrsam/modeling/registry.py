@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from safetensors import SafetensorError, safe_open
-
 from napari_hrsam.cache import cache_folder
 from napari_hrsam.errors import WeightsNotFoundError
-from napari_hrsam.modeling.models import MODELS, ChannelOrder, ModelConfig, split_name
+from napari_hrsam.modeling.models import MODELS, ChannelOrder, ModelConfig, find_config, split_name
+from napari_hrsam.modeling.own_models import OwnModel, own_models, read_metadata
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.download import Progress
 
-logger = logging.getLogger(__name__)
-
 WEIGHTS_VARIABLE = "NAPARI_HRSAM_WEIGHTS"
 """Environment variable with a folder that is searched before the shipped weights."""
 
-Origin = Literal["shipped", "downloaded", "download", "authors"]
+Origin = Literal["shipped", "downloaded", "download", "authors", "yours"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +87,9 @@ class ModelInfo:
         Side of the square the encoder sees at once.
     channel_order : {"rgb", "bgr"}
         Of the images it was trained on; images are given to it in RGB all the same.
-    source : {"shipped", "downloaded", "download", "authors"}
+    source : {"shipped", "downloaded", "download", "authors", "yours"}
         Where weights come from: with this project (``weights`` is empty until they are); fetched
-        before; to be fetched; or from the authors' page, by hand.
+        before; to be fetched; from the authors' page, by hand; or from `fine_tune`.
     download_bytes : int
         What a download brings; 0 if there is none.
     site : str
@@ -226,8 +222,25 @@ def require_weights(
 
 
 def list_models() -> list[ModelInfo]:
-    """List the models by name, with size, licence, and where their weights are."""
-    return [_info(locate(config)) for config in MODELS.values()]
+    """List the models by name, with size, licence, and where their weights are; yours last."""
+    named = [_info(locate(config)) for config in MODELS.values()]
+    return [*named, *map(_own_info, own_models())]
+
+
+def _own_info(own: OwnModel) -> ModelInfo:
+    config = find_config(own.network)
+    known = load_registry().get(own.network) or load_registry().get(split_name(own.network)[0])
+    return ModelInfo(
+        name=own.name,
+        description=f"{own.base}, fine-tuned by you",
+        num_parameters=known.num_parameters if known else 0,
+        licence=known.licence if known else "",
+        weights=str(own.path),
+        trained_on=own.trained_on,
+        tile_px=own.tile_px or config.tile_px,
+        channel_order=config.channel_order,
+        source="yours",
+    )
 
 
 def _info(located: Located) -> ModelInfo:
@@ -258,13 +271,8 @@ def _info(located: Located) -> ModelInfo:
 def _trained_on(path: Path | None) -> str:
     if path is None or path.suffix != ".safetensors":
         return ""
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            return str((stored.metadata() or {}).get("trained_on", ""))
-    except (SafetensorError, OSError) as error:
-        # One damaged file is no reason to list nothing; loading the model tells what is wrong.
-        logger.info("%s cannot be read: %s", path, error)
-        return ""
+    # One damaged file is no reason to list nothing; loading the model tells what is wrong.
+    return (read_metadata(path) or {}).get("trained_on", "")
 
 
 def load_registry() -> dict[str, RegistryEntry]:

@@ -81,8 +81,8 @@ class Segmenter(nn.Module):
 
     @property
     def name(self) -> str:
-        """Name of the configuration."""
-        return self.config.name
+        """The user's name of an own model, else that of the configuration."""
+        return self.config.own_name or self.config.name
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +98,7 @@ class Segmenter(nn.Module):
         """
         if self._fingerprint is None:
             config = asdict(self.config)
-            del config["description"]
+            del config["description"], config["own_name"]
             digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
             for name, value in self.state_dict().items():
                 digest.update(name.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,9 @@ from napari_hrsam.modeling.models import find_config
 
 StageName = Literal["clicks", "decoder", "focus", "distill", "outline"]
 STAGES: tuple[StageName, ...] = ("clicks", "decoder", "focus", "distill", "outline")
+
+MANY_STEPS = 1_000_000
+"""More than there is time for."""
 
 OUTLINE_MODEL = "outline"
 """Name of the outline refiner, which is no segmenter."""
@@ -279,6 +283,9 @@ class TrainConfig:
         The teacher of the stage "distill".
     steps : int
         Optimiser steps of the whole schedule.
+    minutes : float
+        The schedule ends after this time, if steps are left then, and its decay follows the clock;
+        counted anew in a run that is resumed. 0 for no limit.
     crops : CropConfig
     clicks : ClickConfig
         Sequences of clicks, and the weights of the losses.
@@ -338,6 +345,7 @@ class TrainConfig:
     stage: StageName = "clicks"
     distill: DistillConfig = field(default_factory=DistillConfig)
     steps: int = 4000
+    minutes: float = 0.0
     crops: CropConfig = field(default_factory=CropConfig)
     clicks: ClickConfig = field(default_factory=ClickConfig)
     focus: FocusTaskConfig = field(default_factory=FocusTaskConfig)
@@ -392,10 +400,10 @@ class TrainConfig:
                 f"stem_weight {self.clicks.stem_weight} needs the weights of the pretrained stem, "
                 "got none; name them with stem_teacher (--stem-teacher)"
             )
-        if self.steps < 1 or self.warmup < 0 or self.validation_objects < 1:
+        if min(self.steps, self.validation_objects) < 1 or min(self.warmup, self.minutes) < 0:
             raise ConfigError(
-                "steps and validation_objects must be at least 1 and warmup at least 0, got "
-                f"{self.steps}, {self.validation_objects} and {self.warmup}"
+                "steps and validation_objects must be at least 1, warmup and minutes at least 0, "
+                f"got {self.steps}, {self.validation_objects}, {self.warmup} and {self.minutes}"
             )
         for name in ("ema_decay", "hold", "stem_at"):
             if not 0 <= getattr(self, name) <= 1:
@@ -405,3 +413,96 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuneConfig:
+    """How a model is fine-tuned on objects of the user's.
+
+    Attributes
+    ----------
+    minutes : float
+        Time for the training; scoring before and after comes on top. 0: as many steps as ``steps``.
+    steps : int
+        At most so many steps; 0 for as many as there is time for.
+    whole : bool
+        Whether the image encoder learns too, several times slower. What depends on it, such as
+        automatic segmentation, is not taught along.
+    learning_rate : float
+        Peak.
+    ema_decay : float
+        Of the averaged weights, which are the ones kept.
+    num_scored : int
+        At most so many held-out objects are clicked on, before and after.
+    num_clicks : int
+        On each of them.
+    seed : int
+        Of the choice of what is held out, and of the training.
+    """
+
+    minutes: float = 5.0
+    steps: int = 0
+    whole: bool = False
+    learning_rate: float = 3e-4
+    ema_decay: float = 0.99
+    num_scored: int = 40
+    num_clicks: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 <= self.minutes < math.inf or self.steps < 0 or not (self.minutes or self.steps):
+            raise ConfigError(
+                "expected minutes or steps above 0 for the training, got "
+                f"{self.minutes} minutes and {self.steps} steps"
+            )
+        if min(self.num_scored, self.num_clicks) < 1 or self.seed < 0:
+            raise ConfigError(
+                "num_scored and num_clicks must be 1 or more and seed 0 or more, got "
+                f"{self.num_scored}, {self.num_clicks} and {self.seed}"
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
+
+
+def fine_tune_run(
+    config: FineTuneConfig, *, model: str, start: str, data: str, out: str, device: str
+) -> TrainConfig:
+    """Return the settings of the run: the same task as for the models that are shipped.
+
+    Parameters
+    ----------
+    config : FineTuneConfig
+    model : str
+        Name of the network.
+    start : str
+        Its weights.
+    data, out : str
+        Folders: of samples, and of the run.
+    device : str
+    """
+    sizes = (
+        CropSize(crop_px=256, batch_size=4, objects_per_crop=4),
+        CropSize(crop_px=512, batch_size=1, objects_per_crop=6),
+    )
+    return TrainConfig(
+        model=model,
+        data=(data,),
+        out=out,
+        init=(start,),
+        stage="clicks" if config.whole else "decoder",
+        steps=config.steps or MANY_STEPS,
+        minutes=config.minutes,
+        # An object of the user's is shown as large as the session shows it, or larger.
+        crops=CropConfig(sizes=sizes, span=(0.1, 0.45), wide_share=0.25, polarity=0.0, grey=0.1),
+        # Whatever is unlabelled may be an object too: only masks of objects are taught.
+        clicks=ClickConfig(dense_weight=0.0),
+        learning_rate=config.learning_rate,
+        warmup=20,
+        hold=0.3,
+        ema_decay=config.ema_decay,
+        precision="auto",
+        device=device,
+        seed=config.seed,
+        checkpoint_every_s=1e9,
+    )

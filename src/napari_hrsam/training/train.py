@@ -181,6 +181,7 @@ class Trainer:
         self.step = 0
         self.crops = 0
         self.objects = 0
+        self._ends_at = math.inf
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs, atomically."""
@@ -232,6 +233,8 @@ class Trainer:
     def run(self) -> Iterator[StepReport]:
         """Do the remaining steps; batches are cut in a second thread, one ahead."""
         start = time.monotonic()
+        if self.config.minutes:
+            self._ends_at = start + 60 * self.config.minutes
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self.stage.draw, self._rng(0), self._done())
             while self.step < self.config.steps:
@@ -258,20 +261,25 @@ class Trainer:
                     learning_rate=rate,
                     seconds=round(time.monotonic() - start, 2),
                 )
+                if time.monotonic() >= self._ends_at:
+                    return
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.step, stream])
 
     def _done(self) -> float:
         """Share of the training that is done."""
-        return self.step / self.config.steps
+        left_s = self._ends_at - time.monotonic()
+        by_time = 0.0 if math.isinf(left_s) else 1 - left_s / (60 * self.config.minutes)
+        return min(1.0, max(self.step / self.config.steps, by_time))
 
     def _learning_rate(self) -> float:
         config = self.config
         if self.step < config.warmup:
             return config.learning_rate * (self.step + 1) / config.warmup
         start = max(config.warmup, int(config.hold * config.steps))
-        done = max(0.0, (self.step - start) / max(1, config.steps - start))
+        at = self.step if math.isinf(self._ends_at) else self._done() * config.steps
+        done = max(0.0, (at - start) / max(1, config.steps - start))
         if config.schedule == "linear":
             return config.learning_rate * (1 - done)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

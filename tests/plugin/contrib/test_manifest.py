@@ -34,6 +34,8 @@ def test_the_manifest_is_valid_and_its_commands_exist() -> None:
         "Import objects",
         "Verify labels",
         "Encode ahead",
+        "Replay with another model",
+        "Fine-tune on my objects",
     ]
     assert manifest.contributions.menus is not None
     assert set(manifest.contributions.menus) == {

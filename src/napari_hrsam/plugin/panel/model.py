@@ -107,6 +107,12 @@ class ModelBox(QComboBox):
         self.question.agree_button.setEnabled(is_open)
         self.question.agree_button.setToolTip(TOOLTIP_DOWNLOAD if is_open else why_locked)
 
+    def showPopup(self) -> None:  # noqa: N802  Qt's name
+        """Open the list, with models that came meanwhile, such as one that was fine-tuned."""
+        self.chooser.refresh(self._find_models())
+        self._fill()
+        super().showPopup()
+
     def expect(self, key: str) -> None:
         """Show a model as the one that is being loaded."""
         self.chooser.begin(key)
