@@ -251,6 +251,15 @@ class Prompts:
             )
             if newest[pixel_of(point)] == label and not is_drawn_over:
                 kept.append(number)
+        return self.keeping(kept)
+
+    def seen_in(self, box: Box) -> Prompts:
+        """Return the prompts without the negative clicks outside a box."""
+        clicks = enumerate(zip(self.points_yx, self.labels, strict=True))
+        return self.keeping([n for n, (point, label) in clicks if label or box.contains(point)])
+
+    def keeping(self, kept: Sequence[int]) -> Prompts:
+        """Return the prompts with some of the clicks, given by their numbers in rising order."""
         return replace(
             self,
             points_yx=tuple(self.points_yx[number] for number in kept),

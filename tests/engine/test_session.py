@@ -71,6 +71,59 @@ def test_an_object_is_found_whatever_level_is_named(
     assert iou(whole_mask(session), truth) > 0.65
 
 
+def thing_in_a_ground(side: int, ground: int = 4000) -> Scene:
+    """Build a square of one brightness in the middle of a much larger one of another."""
+    image, truth = np.zeros((4096, 4096, 3), np.uint8), np.zeros((4096, 4096), bool)
+    image[2048 - ground // 2 :, 2048 - ground // 2 :][:ground, :ground] = 90
+    corner = 2048 - side // 2
+    truth[corner : corner + side, corner : corner + side] = True
+    image[truth] = 200
+    return image, truth
+
+
+@pytest.mark.parametrize("away", [20, 400, 1000])
+def test_a_click_in_the_body_of_the_mask_finds_the_small_thing_that_was_meant(
+    sized_model: Any, away: int
+) -> None:
+    image, truth = thing_in_a_ground(16)
+    session = Session(sized_model, image)
+    session.click((2048, 2048), level=4)
+    assert whole_mask(session).sum() > 100 * truth.sum()
+    session.click((2048, 2048 - away), positive=False)
+    assert iou(whole_mask(session), truth) > 0.65
+    # It goes on from there: the click far away asks for no tile that shows both.
+    assert session.prediction is not None
+    tile = session.prediction.tile
+    assert session.click((2048, 2048 + 7)).tile == tile
+    assert sized_model.nums_points[-1] == 2 + tile.box0.contains((2048, 2048 - away))
+    assert iou(whole_mask(session), truth) > 0.65
+    session.candidates()
+    session.undo()
+    session.undo()
+    assert whole_mask(session).sum() > 100 * truth.sum()
+
+
+def test_a_click_near_the_outline_of_a_large_object_looks_at_no_other_tile(
+    sized_model: Any,
+) -> None:
+    image, _ = thing_in_a_ground(16)
+    session = Session(sized_model, image)
+    tile = session.click((2048, 2048), level=4).tile
+    assert tile.level > 0
+    num_encoded = sized_model.num_encoded
+    session.click((2048, 300), positive=False)
+    assert sized_model.num_encoded == num_encoded
+
+
+def test_what_holds_the_negative_click_is_not_the_thing_that_was_meant(sized_model: Any) -> None:
+    image, _ = thing_in_a_ground(0, 900)
+    session = Session(sized_model, image)
+    assert session.click((2048, 2048), level=4).iou == pytest.approx(0.9)
+    # Level 0 leads to the same mask, of which the model is as sure.
+    assert session.click((2048, 2048 - 150), positive=False).iou < 0.9
+    assert not whole_mask(session)[2048, 2048 - 150]
+
+
 def test_a_model_that_is_not_sure_is_asked_again_further_away(model: Any, scene: Scene) -> None:
     nums = []
     for model.predicted_iou in (0.9, 0.3):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from napari_hrsam.engine.carried import SAME_OVERLAP, Carried, click_in
 from napari_hrsam.engine.click_correction import to_low_res
 from napari_hrsam.engine.embed import Progress
-from napari_hrsam.engine.local_correction import STROKE_PLACES
+from napari_hrsam.engine.local_correction import STROKE_PLACES, is_deep
 from napari_hrsam.engine.multiscale_mask import MultiscaleMask
 from napari_hrsam.engine.object_predictor import ObjectPredictor, TileResult
 from napari_hrsam.engine.outline import Refiner, refine_outline
@@ -174,12 +174,46 @@ class Drawing:
     ) -> tuple[TileResult, list[TileResult]]:
         """Ask the model in a tile, and where it shows the object better."""
         step, consistent = self.step, prompts.consistent()
+        told = consistent.seen_in(tile.box0)
         if step is None:
-            return self._objects.predict(tile, consistent, None, None, first_level)
+            return self._objects.predict(tile, told, None, None, first_level)
         if step.taken is not None:
             return self._corrected(tile, prompts, step, step.taken)
         prior = step.prediction.logits if step.prediction.tile == tile else None
-        return self._objects.predict(tile, consistent, prior, step.focused, first_level)
+        best, results = self._objects.predict(tile, told, prior, step.focused, first_level)
+        if self._means_a_part(prompts, step):
+            # What is meant may be too small to be seen in any tile that holds all the clicks.
+            numbers = [n for n, label in enumerate(consistent.labels) if label]
+            clicks = consistent.keeping(numbers)
+            grid = self._objects.grid(tile, 0)
+            part, looks = self._objects.predict(
+                grid.smallest_holding(clicks.extent_yx()), clicks, None, None, 0
+            )
+            results += looks
+            if part.iou > best.iou and self._is_outside(part, consistent):
+                best = part
+        return best, results
+
+    def _means_a_part(self, prompts: Prompts, step: Step) -> bool:
+        """Whether the new prompt is a negative click in the body of a large object.
+
+        Then not a piece of the mask is wrong but nearly all of it: what was clicked on at first is
+        much smaller.
+        """
+        new, tile = prompts.since(step.prompts), step.prediction.tile
+        return (
+            tile.level > 0
+            and not (prompts.scribbles or prompts.box)
+            and new.labels == (False,)
+            and True in prompts.consistent().labels
+            and is_deep(new.points_yx[0], step.prediction.logits, tile)
+        )
+
+    def _is_outside(self, result: TileResult, prompts: Prompts) -> bool:
+        """Whether all negative clicks lie outside a mask."""
+        mask = MultiscaleMask(result.tile, result.logits, self._image.shape_yx)
+        clicks = zip(prompts.points_yx, prompts.labels, strict=True)
+        return not any(mask.read(_pixel(*point)).item() for point, label in clicks if not label)
 
     def _look_again(self, result: TileResult, prompts: Prompts) -> TileResult:
         """Ask the model again, which is told more of the same."""
@@ -187,7 +221,10 @@ class Drawing:
         if step is not None and step.taken is not None:
             return self._corrected(result.tile, prompts, step, step.taken)[0]
         return self._objects.predict_tile(
-            result.tile, prompts.consistent(), result.low_res, result.focused
+            result.tile,
+            prompts.consistent().seen_in(result.tile.box0),
+            result.low_res,
+            result.focused,
         )
 
     def _corrected(
@@ -302,7 +339,7 @@ class Drawing:
         prior = None
         if before is not None and before.prediction.tile == tile:
             prior = before.prediction.logits
-        consistent = step.prompts.consistent()
+        consistent = step.prompts.consistent().seen_in(tile.box0)
         results = [
             self._objects.obey(result, consistent)
             for result in self._objects.candidates(tile, consistent, prior, step.focused)
@@ -395,11 +432,14 @@ class Drawing:
         return bool(self._image.present(Box(y, x, y + 1, x + 1), plane).item())
 
     def _tile_for(self, prompts: Prompts, first_level: int, plane: tuple[int, ...]) -> Tile:
-        """Keep the object's tile while it holds all prompts, else take the smallest that does."""
+        """Keep the object's tile while it holds all prompts, else take the smallest that does.
+
+        Older negative clicks outside the tile do not count: the object was found without them.
+        """
         shape, tile_px = self._image.shape_yx, self._objects.predictor.tile_px
-        extent = prompts.extent_yx()
         step = self.step
         if step is None:
+            extent = prompts.extent_yx()
             level = first_level
             if prompts.box is not None:
                 y0, x0, y1, x1 = prompts.box
@@ -411,6 +451,11 @@ class Drawing:
                 f"expected a prompt on the object's plane {last.plane}, got {plane}; "
                 "commit or cancel the object before you go to another plane"
             )
+        old = len(step.prompts.points_yx)
+        clicks = enumerate(zip(prompts.points_yx, prompts.labels, strict=True))
+        extent = prompts.keeping(
+            [n for n, (at, label) in clicks if label or n >= old or last.box0.contains(at)]
+        ).extent_yx()
         if all(last.box0.contains((y, x)) for y, x in extent):
             return last
         if step.taken is not None:

@@ -21,6 +21,9 @@ RIM_PX = 4, 1, 0
 """Where an answer differs from an object that was taken up by at most twice as many pixels, that is
 a rim; a prompt at which nothing else differs takes the next smaller."""
 
+BODY = 0.5
+"""Share of a mask's greatest depth from which on a place lies in its body."""
+
 STROKE_PLACES = 64
 """Places along a stroke that are looked at."""
 
@@ -50,6 +53,15 @@ def anchored(prompts: Prompts, prior: NDArray[np.float32], tile: Tile) -> Prompt
             replace(scribble, num_clicks=scribble.num_clicks + 1) for scribble in prompts.scribbles
         ),
     )
+
+
+def is_deep(point_yx: tuple[float, float], mask: NDArray[np.float32], tile: Tile) -> bool:
+    """Whether a point lies in the body of a low-resolution mask, not near its outline."""
+    row, column = (int(place) for place in tile.to_tile(point_yx) // 4)
+    if not (0 <= row < len(mask) and 0 <= column < len(mask)):
+        return False
+    depth = distance_transform_edt(np.pad(mask > 0, 1))[1:-1, 1:-1]
+    return bool(depth[row, column] >= max(1, BODY * depth.max()))
 
 
 def changed_at(

@@ -342,7 +342,9 @@ class Session:
             Level at which the first look at a new object is taken, the nearest that the image has.
             An object that is small or large there is looked at again at the level that shows it
             best, so that a level far off costs time, not the mask. Later prompts stay in the
-            object's tile, or move to the smallest tile that holds all.
+            object's tile, or move to the smallest tile that holds all. After a negative click in
+            the body of a large mask the object is looked for at level 0 as well: something small
+            in it may have been meant.
         plane : tuple of int
             Index over the non-spatial axes; empty for a 2-D image.
 
