@@ -28,7 +28,7 @@ class RegionMask(Protocol):
     def box(self) -> Box:
         """Where pixels may be set."""
 
-    def read(self, box: BoxLike) -> NDArray[np.bool_]:
+    def read(self, box: Box) -> NDArray[np.bool_]:
         """Return the mask over any box, of shape ``box.shape_yx``; False outside ``self.box``."""
 
     def fills(self, box: Box) -> bool | None:
