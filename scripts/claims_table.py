@@ -114,6 +114,20 @@ def stability_table(scores: list[dict[str, Any]], columns: tuple[str, ...]) -> s
     return table(["model", *(TITLES[c] for c in columns)], rows)
 
 
+def length_table(measured: dict[str, Any]) -> str:
+    """One row for every model and size of the input."""
+    columns = ("iou1", "iou3", "num_objects")
+    rows = [
+        [
+            row["model"].replace(".safetensors", ""),
+            str(row["input_px"]),
+            *(number(row[c]) if c.startswith("iou") else str(row[c]) for c in columns),
+        ]
+        for row in measured["rows"]
+    ]
+    return table(["model", "input px", "IoU@1", "IoU@3", "objects"], rows)
+
+
 def read(name: str) -> dict[str, Any]:
     """Read a result."""
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
@@ -134,6 +148,8 @@ def main() -> None:
             [read("evaluate-hrsam-tiny-15.json"), read("evaluate-hrsam-tiny+focus-15.json")],
             STABILITY_COLUMNS,
         ),
+        "length": length_table(read("input-length.json")),
+        "ba-sam": length_table(read("ba-sam.json")),
     }
     for name, filled in parts.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
