@@ -175,7 +175,14 @@ def test_settings_out_of_range() -> None:
 def test_a_training_ends_with_its_time(
     pairs: Path, untrained_weights: Path, tmp_path: Path
 ) -> None:
-    config = QUICK.training("hrsam-tiny", str(untrained_weights), str(pairs), str(tmp_path), "cpu")
+    config = fine_tune_run(
+        QUICK,
+        model="hrsam-tiny",
+        start=str(untrained_weights),
+        data=str(pairs),
+        out=str(tmp_path),
+        device="cpu",
+    )
     trainer = Trainer(replace(config, minutes=1e-9, steps=100))
     assert [report.step for report in trainer.run()] == [1]
     assert trainer._done() == 1.0, "its schedule too"
