@@ -53,9 +53,8 @@ def fine_tune(
 ) -> FineTuned:
     """Teach a model the objects of label images, and keep it as a model of your own.
 
-    One in four objects, spread over the image, is held out; the model is scored on these before and
-    after. What is not labelled is never taken for background by more than the masks of the objects
-    beside it, so that an image need not be labelled completely.
+    About one in four objects, spread over the image, is held out; the model is scored on these
+    before and after. Images need not be labelled completely: only masks of objects are taught.
 
     Parameters
     ----------
