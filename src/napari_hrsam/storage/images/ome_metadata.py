@@ -197,8 +197,10 @@ def _safe(dataset: object, path: str) -> str:
     parts = text.replace("\\", "/").split("/")
     is_text = isinstance(dataset, str) and text.isprintable()
     if not is_text or ":" in text or {"", "..", "."} & set(parts):
+        # The number 0 looks like the text '0' otherwise.
+        shown = repr(dataset)[:200] if isinstance(dataset, str | int | float) else type(dataset)
         raise ImageError(
-            f"expected the path of an array inside the image, such as '0', got {text[:200]!r} in "
+            f"expected the path of an array inside the image, such as '0', got {shown} in "
             f"{path}; do not open files from people you do not trust"
         )
     return text
