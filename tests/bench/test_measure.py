@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from napari_hrsam.bench.measure import environment, interleaved, percentile, summary, timed
+from napari_hrsam.bench.measure import (
+    environment,
+    interleaved,
+    percentile,
+    summary,
+    timed,
+    told_command,
+)
 
 
 def test_a_summary_holds_medians_and_least_values() -> None:
@@ -62,3 +69,9 @@ def test_the_record_names_command_versions_and_processor() -> None:
     assert found["versions"]["napari-hrsam"] != "not installed"
     assert found["cpu_count"] >= 1
     assert str(Path.home()) not in str(found)
+
+
+def test_a_command_is_told_without_the_folders_of_the_machine() -> None:
+    argv = ["/home/me/project/benchmarks/gui.py", "--data", "/data/val-a.tar", "--size", "0.5", "."]
+    told = "python benchmarks/gui.py --data val-a.tar --size 0.5 ."
+    assert told_command(argv) == told

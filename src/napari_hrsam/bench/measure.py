@@ -83,6 +83,18 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def told_command(argv: Sequence[str]) -> str:
+    """Return a command without the folders of this machine: files by their names alone.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        As in `sys.argv`; the script stays under its folder, as in ``benchmarks/gui.py``.
+    """
+    script = "/".join(Path(argv[0]).parts[-2:])
+    return " ".join(["python", script, *(Path(part).name or part for part in argv[1:])])
+
+
 def environment(command: str | None = None) -> dict[str, Any]:
     """Tell command, versions, processor and load of this run.
 
@@ -100,7 +112,7 @@ def environment(command: str | None = None) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": command or " ".join(["python", *sys.argv]),
+        "command": command or told_command(sys.argv),
         "date": time.strftime("%Y-%m-%d %H:%M %z"),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
