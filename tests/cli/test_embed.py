@@ -152,6 +152,8 @@ class Progress(embed.Progress):
             signal.raise_signal(signal.SIGINT)
 
 embed.Progress = Progress
+# A process that was started in the background may have inherited that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
 """
 

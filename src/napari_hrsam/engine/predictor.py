@@ -295,7 +295,11 @@ class Predictor:
     ) -> tuple[ImageFeatures, _Given]:
         """Put embedding and prompts as the segmenter takes them, on its device."""
         device = self.segmenter.device
-        maps = {name: torch.from_numpy(array) for name, array in embedding.arrays.items()}
+        # One layout, wherever the maps come from: another would round otherwise.
+        maps = {
+            name: torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
+            for name, array in embedding.arrays.items()
+        }
         prior = None if prior_logits is None else torch.from_numpy(prior_logits)[None, None]
         coords, labels = _points(prompts, embedding.tile, device)
         return ImageFeatures(**maps).to(device=device, dtype=torch.float32), {

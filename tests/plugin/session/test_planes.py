@@ -296,7 +296,7 @@ def test_a_propagation_that_is_cancelled_keeps_what_is_done(
     monkeypatch.setattr(session, "propagate", halted)
     started.planes.propagate(4)
     started.wait()
-    assert started.state.message == "Stopped: 2 planes committed. Ctrl+Z undoes each."
+    assert started.state.message == "Stopped: 2 committed. Ctrl+Z undoes each."
     assert [bool(plane.any()) for plane in labels(started)] == [False] + [True] * 3 + [False] * 2
     assert not started.state.has_object
     assert started.state.progress is None

@@ -455,7 +455,12 @@ class Journal:
             # Ids of 2**63 and above are stored below 0.
             "SELECT label FROM edits WHERE label != 0 ORDER BY label < 0 DESC, label DESC LIMIT 1"
         ).fetchone()
-        return 0 if row is None else id_of(row[0])
+        return 0 if row is None else self._checked(id_of(row[0]))
+
+    def _checked(self, label: int) -> int:
+        if label > np.iinfo(self._dtype).max:
+            raise ValueError(f"the id {label} in labels of {self._dtype}")
+        return label
 
     def _raise_next_label(self, label: int) -> None:
         if label > id_of(self._fact("next_label")):
@@ -471,8 +476,7 @@ class Journal:
 
     def _edit(self, row: tuple[Any, ...]) -> JournalEdit:
         edit = edit_from(row)
-        if edit.label > np.iinfo(self._dtype).max:
-            raise ValueError(f"the id {edit.label} in labels of {self._dtype}")
+        self._checked(edit.label)
         if self._bounds is not None:
             self._bounds.require_edit(edit.plane, edit.box)
         said = {field.name: getattr(edit, field.name) for field in fields(edit)}
