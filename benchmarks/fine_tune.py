@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "fine_tune.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "fine-tune.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     learned, others = deal(open_samples([args.data]), args.objects)
