@@ -5,7 +5,7 @@
 As many objects of every image, chosen at random, are committed to labels, as a user would; the
 others are never shown to the training, and its own held-out part is taken from the 30. The score is
 that of `napari-hrsam evaluate` on others of the same images, before and after. Writes
-``results/fine_tune.json``.
+``results/fine-tune.json``.
 """
 
 from __future__ import annotations
