@@ -127,6 +127,8 @@ def test_wrong_labels_are_refused_before_anything_is_drawn(
     num_encoded = model.num_encoded
     with pytest.raises(LabelsError, match=r"shape \(y, x\) = \(100, 160\), got \(200, 160\)"):
         hrsam.replay(labels, image[:100], model)
+    with pytest.raises(LabelsError, match=r"planes of the image, of shape \(2,\), got \(\)"):
+        hrsam.replay(labels, np.stack([image, image]), model)
     with pytest.raises(LabelsError, match=r"got \[3, 5\], which are not there"):
         hrsam.replay(labels, image, model, objects=[5, 1, 3])
     with pytest.raises(LabelsError, match='without mode="r"'):

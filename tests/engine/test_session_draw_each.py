@@ -64,6 +64,8 @@ def test_it_needs_the_hands_free_and_can_be_stopped(model: Any, image: NDArray[n
     session.click((30, 30))
     with pytest.raises(SessionError, match="commit or cancel it before you draw others"):
         session.draw_each([click(100, 100)])
+    with pytest.raises(SessionError, match="draw others"):
+        session.draw_each([])
     session.cancel()
 
     def stop(done: int, _total: int) -> None:

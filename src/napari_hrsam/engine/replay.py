@@ -188,6 +188,13 @@ def _require_same_shape(labels: LabelImage, session: Session) -> None:
             f"expected labels of the image's shape (y, x) = {session.image.shape_yx}, got "
             f"{labels.shape_yx}; name the image that the objects were drawn on"
         )
+    planes = labels.plane_shape, session.image.plane_shape
+    # Axes of length 1 need not be there.
+    if planes[0] != planes[1] and not set(planes[0]) | set(planes[1]) <= {1}:
+        raise LabelsError(
+            f"expected labels with the planes of the image, of shape {planes[1]}, got "
+            f"{planes[0]}; name the image that the objects were drawn on"
+        )
 
 
 def _replayed(

@@ -549,8 +549,8 @@ class Session:
         """
         edits: list[Edit] = []
         skipped: list[tuple[int, str]] = []
+        self._state.require_none("draw others")
         for number, prompts in enumerate(several):
-            self._state.require_none("draw others")
             if progress is not None:
                 progress(number, len(several))
             try:
