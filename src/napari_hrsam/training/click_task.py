@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.click_rounds import ClickRounds, per_object
 from napari_hrsam.training.dense_targets import dense_targets
-from napari_hrsam.training.dense_task import StemTeacher, dense_loss
+from napari_hrsam.training.dense_task import StemTeacher, dense_loss, prototype_loss
 from napari_hrsam.training.settings import ClickConfig
 
 
@@ -108,6 +108,9 @@ class ClickTask(nn.Module):
             fine = (features.stride8, features.stride4) if rng.random() < 0.5 else ()
             dense = dense_loss(model.dense_head(features.embedding, *fine), targets)
             loss, parts["dense"] = loss + config.dense_weight * dense, dense.detach()
+        if config.prototype_weight:
+            alike = prototype_loss(features.embedding, batch.labels)
+            loss, parts["prototype"] = loss + config.prototype_weight * alike, alike.detach()
         weight = config.stem_weight * max(0.0, 1 - done / config.stem_until)
         if self.teacher is not None and weight:
             unexplained = self.teacher(model.normalize(batch.images), features.embedding)

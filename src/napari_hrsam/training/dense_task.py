@@ -15,6 +15,9 @@ from napari_hrsam.modeling.efficientnet import STEM_CHANNELS, EfficientNetLite0
 
 _STEM_KEY = "image_encoder.stem.net."
 
+PROTOTYPE_TEMPERATURE = 0.1
+"""Difference of cosine similarities that counts as one."""
+
 
 def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Loss of the three maps of `dense_head.DenseHead`.
@@ -45,6 +48,46 @@ def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
     centre = centre / foreground.sum().clamp(min=1)
     boundary = ((predicted[:, 2:] - distances[:, 1:]) ** 2).mean()
     return entropy + 0.5 * dice.mean() + 2 * centre + 4 * boundary
+
+
+def prototype_loss(embedding: Tensor, labels: Tensor) -> Tensor:
+    """Loss of telling the other objects of a crop from its background by one of them.
+
+    Every object's mean embedding is a prototype; a cell of another object should be more similar to
+    it, by cosine, than the cells of the background. This is what finding similar objects needs.
+
+    Parameters
+    ----------
+    embedding : (B, C, h, w) float
+    labels : (B, S, S) int64
+        0 = background. A cell has the label of the pixel in its middle.
+
+    Returns
+    -------
+    () float32
+        Of every pair of an object and a cell of another: the cross entropy of that cell against the
+        mean of the background's at `PROTOTYPE_TEMPERATURE`. 0 where no crop has two objects and
+        background.
+    """
+    num, channels, height, width = embedding.shape
+    rows = (2 * torch.arange(height, device=labels.device) + 1) * labels.shape[1] // (2 * height)
+    columns = (2 * torch.arange(width, device=labels.device) + 1) * labels.shape[2] // (2 * width)
+    cells = labels[:, rows[:, None], columns].reshape(num, -1)
+    vectors = embedding.float().reshape(num, channels, -1).transpose(1, 2)
+    is_same = cells[:, :, None] == cells[:, None]
+    share = is_same / is_same.sum(2, keepdim=True)
+    prototypes = F.normalize(share @ vectors, dim=2)
+    similar = prototypes @ F.normalize(vectors, dim=2).transpose(1, 2) / PROTOTYPE_TEMPERATURE
+    is_object = cells > 0
+    outside = ~is_object
+    # Means of exponents; a crop without background has none and no pair that counts.
+    background = similar.masked_fill(~outside[:, None], -1e4).logsumexp(2, keepdim=True)
+    background = background - outside.sum(1).clamp(min=1).log()[:, None, None]
+    counts = is_object[:, :, None] & is_object[:, None] & ~is_same
+    counts = counts & outside.any(1)[:, None, None]
+    # Objects count alike, whatever their size.
+    weight = counts * share.diagonal(dim1=1, dim2=2)[:, :, None]
+    return (weight * F.softplus(background - similar)).sum() / weight.sum().clamp(min=1e-6)
 
 
 class StemTeacher(nn.Module):

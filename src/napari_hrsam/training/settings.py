@@ -132,6 +132,8 @@ class ClickConfig:
         Factor on the squared error of the predicted IoU.
     dense_weight : float
         Factor on the loss of the dense head, see `dense_task.dense_loss`.
+    prototype_weight : float
+        Factor on `dense_task.prototype_loss`.
     stem_weight : float
         Factor at the start on the loss of `dense_task.StemTeacher`; 0 leaves it out.
     stem_until : float
@@ -146,6 +148,7 @@ class ClickConfig:
     candidate_weight: float = 0.3
     iou_weight: float = 0.3
     dense_weight: float = 1.0
+    prototype_weight: float = 0.0
     stem_weight: float = 0.0
     stem_until: float = 0.5
 

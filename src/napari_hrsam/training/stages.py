@@ -153,7 +153,7 @@ class ClickStage(_SegmenterStage):
             teacher = StemTeacher(state, dim).to(config.device)
         clicks = config.clicks
         if self.is_encoder_frozen:
-            clicks = replace(clicks, dense_weight=0.0, stem_weight=0.0)
+            clicks = replace(clicks, dense_weight=0.0, prototype_weight=0.0, stem_weight=0.0)
         self.task = ClickTask(clicks, teacher)
         self.helper = None if teacher is None else teacher.bridge
 
