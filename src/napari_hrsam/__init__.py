@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.remote_encoder import RemoteEncoder
     from napari_hrsam.engine.replay import Replayed, ReplayedObject, replay
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import DrawnObjects, Session
@@ -83,6 +84,7 @@ __all__ = [
     "Prediction",
     "Prompts",
     "PyramidImage",
+    "RemoteEncoder",
     "Replayed",
     "ReplayedObject",
     "Segmenter",
@@ -119,6 +121,7 @@ _HOMES = {
     "Edit": "napari_hrsam.storage.labels.edits",
     "EmbedReport": "napari_hrsam.engine.embed",
     "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
+    "RemoteEncoder": "napari_hrsam.engine.remote_encoder",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
     "FineTuneConfig": "napari_hrsam.training.settings",

@@ -14,6 +14,15 @@ EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
 MODELS_VARIABLE = "NAPARI_HRSAM_MODELS"
 """Environment variable with the folder of the user's own models, instead of the user's."""
 
+SERVER_VARIABLE = "NAPARI_HRSAM_SERVER"
+"""Environment variable with the URL of a server that encodes tiles."""
+
+TOKEN_VARIABLE = "NAPARI_HRSAM_TOKEN"  # noqa: S105  a name
+"""Environment variable with what that server wants to be told."""
+
+CERTIFICATE_VARIABLE = "NAPARI_HRSAM_CERTIFICATE"
+"""Environment variable with the path of that server's certificate, if nobody known signed it."""
+
 
 def cache_folder() -> Path:
     """Where downloads and embeddings go: `CACHE_VARIABLE`, or the user's cache."""

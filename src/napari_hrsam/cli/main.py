@@ -20,6 +20,7 @@ from napari_hrsam.cli import (
     replay,
     sample,
     segment,
+    serve,
     train,
 )
 from napari_hrsam.errors import HRSAMError
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         embed,
         labels,
         replay,
+        serve,
         sample,
         evaluate,
         fine_tune,

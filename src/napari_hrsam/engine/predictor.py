@@ -125,6 +125,11 @@ class Predictor:
             mean = mean[2], mean[1], mean[0]
         return round(mean[0]), round(mean[1]), round(mean[2])
 
+    @property
+    def map_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the maps that `encode` makes of a tile of `tile_px`."""
+        return self.segmenter.map_shapes(self.tile_px)
+
     def encode(self, pixels: NDArray[np.uint8], tile: Tile) -> Embedding:
         """Embed the pixels of one tile.
 

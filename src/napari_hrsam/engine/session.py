@@ -35,6 +35,7 @@ from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.store import LabelStore
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.remote_encoder import RemoteEncoder
     from napari_hrsam.modeling.segmenter import Segmenter
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
@@ -82,6 +83,9 @@ class Session:
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
     embeddings : EmbeddingStore, optional
         Where embeddings are kept on disk too, for later sessions. By default they are not.
+    remote : RemoteEncoder, optional
+        A server that encodes tiles, see ``napari-hrsam serve``; while it does not answer they are
+        encoded here.
     outliner : Refiner, optional
         What draws the outlines of objects larger than a tile at finer levels; by default the
         shipped network.
@@ -125,6 +129,7 @@ class Session:
         enforce_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
+        remote: RemoteEncoder | None = None,
         outliner: Refiner | None = None,
         before_look: Callable[[], None] | None = None,
     ) -> None:
@@ -132,7 +137,10 @@ class Session:
         commits = Commits(self.image, labels)
         predictor = Predictor(_loaded(model))
         self._embeddings = embeddings
-        self._tiles = TileCache(self.image, predictor, max_tiles=max_embeddings, store=embeddings)
+        self._remote = remote
+        self._tiles = TileCache(
+            self.image, predictor, max_tiles=max_embeddings, store=embeddings, remote=remote
+        )
         self._objects = ObjectPredictor(
             self.image,
             predictor,
@@ -229,6 +237,7 @@ class Session:
             enforce_clicks=self._objects.enforce_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
+            remote=self._remote,
             outliner=self._outliner,
             before_look=self._objects.before_look,
         )

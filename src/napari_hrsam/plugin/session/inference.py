@@ -411,6 +411,7 @@ class InferenceSession:
         return opened
 
     def _begin(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
+        from napari_hrsam.engine.remote_encoder import configured_server
         from napari_hrsam.engine.session import Session
 
         pixels, place = command.image.open(), command.place
@@ -434,6 +435,7 @@ class InferenceSession:
             pixels,
             labels,
             embeddings=_embeddings(),
+            remote=configured_server(),
             before_look=self._require_wanted,
         )
         self._session.outline_level = self._outline_level
