@@ -3,6 +3,7 @@
 # make check   the same without set-up, in the environment of PYTHON (default: .venv, else python3)
 # make test-newest   what needs no torch, on Python 3.12 and 3.13 with the newest of every library
 # make test-slow     processes killed and clicks at random, ten times as long as in make check
+# make release the packages in dist/, checked
 # make docs    the documentation site, in site/
 # make venv    the development environment .venv
 
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 KILLS ?= 200
 STRESS ?= 200
 
-.PHONY: demo docs test check test-newest test-slow venv clean
+.PHONY: demo docs release test check test-newest test-slow venv clean
 
 demo:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -34,6 +35,15 @@ docs: venv
 	$(PIP) -e '.[docs]'
 	$(BIN)/mkdocs build --clean
 
+release:
+	$(PYTHON) -m venv --clear .venv-release
+	.venv-release/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+		build check-wheel-contents hatchling twine
+	rm -rf dist
+	.venv-release/bin/python -m build --no-isolation
+	.venv-release/bin/twine check --strict dist/*
+	.venv-release/bin/check-wheel-contents dist/*.whl
+
 test: venv
 	PYTHON=$(BIN)/python scripts/check
 
@@ -49,4 +59,4 @@ test-slow: venv
 		-k 'kill or stress' tests/engine tests/plugin tests/storage
 
 clean:
-	rm -rf $(VENV) .venv-newest-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest-* .venv-release build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

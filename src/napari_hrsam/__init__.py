@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from napari_hrsam.training.fine_tuned import ClickScore, FineTuned
     from napari_hrsam.training.settings import FineTuneConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArrayImage",
