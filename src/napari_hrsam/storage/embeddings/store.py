@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
 from napari_hrsam.errors import EmbeddingsError, ImageReadError
 from napari_hrsam.geometry import Tile
@@ -304,7 +305,7 @@ class EmbeddingStore:
         partial = target.with_name(f"{SETTINGS}.{uuid.uuid4().hex}.partial")
         try:
             partial.write_text(json.dumps({"max_bytes": asked}) + "\n", encoding="utf-8")
-            partial.replace(target)
+            patiently(lambda: partial.replace(target))
         except OSError:
             self._asked_max_bytes = asked
             with suppress(OSError):

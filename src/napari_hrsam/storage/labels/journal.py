@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
@@ -171,7 +172,7 @@ class Journal:
             finally:
                 database.close()
             force([partial])
-            partial.rename(path)
+            patiently(lambda: partial.rename(path))
             force([path.parent, path.parent.parent])
         return cls(path, dtype, bounds)
 
