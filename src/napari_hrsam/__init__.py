@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from napari_hrsam.engine.embed import EmbedReport
+    from napari_hrsam.engine.everything.auto import AutoReport, auto
+    from napari_hrsam.engine.everything.proposals import Proposal, Proposals, propose
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.labels.array_labels import ArrayLabels
     from napari_hrsam.storage.labels.check import LabelsReport, verify_labels
     from napari_hrsam.storage.labels.compact import Compacted, compact_labels
-    from napari_hrsam.storage.labels.edits import DrawnAs, Edit, History
+    from napari_hrsam.storage.labels.edits import DrawnAs, DrawnObject, Edit, History
     from napari_hrsam.storage.labels.objects import ObjectRow
     from napari_hrsam.storage.labels.properties import ObjectClass
     from napari_hrsam.training.fine_tune import fine_tune
@@ -57,11 +59,13 @@ __version__ = "0.2.0"
 __all__ = [
     "ArrayImage",
     "ArrayLabels",
+    "AutoReport",
     "Box",
     "ClickScore",
     "Compacted",
     "DecodedMasks",
     "DrawnAs",
+    "DrawnObject",
     "DrawnObjects",
     "Edit",
     "EmbedReport",
@@ -83,6 +87,8 @@ __all__ = [
     "PlanesReport",
     "Prediction",
     "Prompts",
+    "Proposal",
+    "Proposals",
     "PyramidImage",
     "RemoteEncoder",
     "Replayed",
@@ -90,6 +96,7 @@ __all__ = [
     "Segmenter",
     "Session",
     "__version__",
+    "auto",
     "compact_labels",
     "create_labels",
     "export_coco",
@@ -103,6 +110,7 @@ __all__ = [
     "load_model",
     "open_image",
     "open_labels",
+    "propose",
     "replay",
     "segment",
     "segment_in",
@@ -112,10 +120,12 @@ __all__ = [
 _HOMES = {
     "ArrayImage": "napari_hrsam.storage.images.tile_source",
     "ArrayLabels": "napari_hrsam.storage.labels.array_labels",
+    "AutoReport": "napari_hrsam.engine.everything.auto",
     "Box": "napari_hrsam.geometry",
     "ClickScore": "napari_hrsam.training.fine_tuned",
     "Compacted": "napari_hrsam.storage.labels.compact",
     "DecodedMasks": "napari_hrsam.engine.image_predictor",
+    "DrawnObject": "napari_hrsam.storage.labels.edits",
     "DrawnObjects": "napari_hrsam.engine.session",
     "DrawnAs": "napari_hrsam.storage.labels.edits",
     "Edit": "napari_hrsam.storage.labels.edits",
@@ -139,11 +149,14 @@ _HOMES = {
     "PlanesReport": "napari_hrsam.engine.over_planes",
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
+    "Proposal": "napari_hrsam.engine.everything.proposals",
+    "Proposals": "napari_hrsam.engine.everything.proposals",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",
     "Replayed": "napari_hrsam.engine.replay",
     "ReplayedObject": "napari_hrsam.engine.replay",
     "Segmenter": "napari_hrsam.modeling.segmenter",
     "Session": "napari_hrsam.engine.session",
+    "auto": "napari_hrsam.engine.everything.auto",
     "compact_labels": "napari_hrsam.storage.labels.compact",
     "create_labels": "napari_hrsam.storage.label_image",
     "export_coco": "napari_hrsam.storage.export.coco",
@@ -157,6 +170,7 @@ _HOMES = {
     "load_model": "napari_hrsam.modeling.checkpoints",
     "open_image": "napari_hrsam.storage.images.opening",
     "open_labels": "napari_hrsam.storage.label_image",
+    "propose": "napari_hrsam.engine.everything.proposals",
     "replay": "napari_hrsam.engine.replay",
     "segment": "napari_hrsam.engine.segment",
     "segment_in": "napari_hrsam.plugin.panel.console",

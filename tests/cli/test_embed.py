@@ -15,7 +15,6 @@ from ome_files import halves, write_ome
 
 from napari_hrsam.cache import EMBEDDINGS_VARIABLE
 from napari_hrsam.cli import main
-from napari_hrsam.cli.embed import Progress, _duration
 from napari_hrsam.geometry import TileGrid
 from napari_hrsam.storage.embeddings.store import EmbeddingStore
 from napari_hrsam.storage.images.opening import open_image
@@ -176,48 +175,6 @@ def test_an_interrupted_embed_says_how_to_go_on_and_goes_on(
     assert "Traceback" not in told
     again = embed(slide, untrained_weights, "--cache", str(kept))
     assert (again["num_at_hand"], again["num_encoded"]) == (2, 4)
-
-
-def test_the_rest_is_estimated_from_what_was_encoded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("napari_hrsam.cli.embed.time.monotonic", lambda: now[0])
-    progress = Progress()
-    progress(40, 100)
-    now[0] += 1
-    progress(41, 100)
-    now[0] += 11
-    progress(52, 100)
-    now[0] += 48
-    progress(100, 100)
-    assert capsys.readouterr().err.splitlines() == [
-        "40/100 tiles, 40 of them at hand",
-        "52/100 tiles, 48 s left",
-        "100/100 tiles, 40 of them at hand",
-    ]
-    assert (progress.done, progress.total) == (100, 100)
-
-
-def test_on_a_terminal_the_line_is_rewritten(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress()
-    progress(0, 2)
-    progress(2, 2)
-    progress.end()
-    told = capsys.readouterr().err
-    assert told.startswith("\r0/2 tiles ")
-    assert told.endswith("\n\n")
-    assert told.count("\r") == 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
-)
-def test_durations_are_plain(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
 
 
 def test_the_store_can_be_opened_from_python(tmp_path: Path) -> None:

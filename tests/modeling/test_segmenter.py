@@ -159,7 +159,7 @@ def test_dense_maps_of_a_model_without_stem_maps_need_the_embedding_only() -> No
 @torch.inference_mode()
 def test_a_model_without_dense_head_says_so() -> None:
     model = build()
-    with pytest.raises(ConfigError, match="with a dense head, got 'small'; choose hrsam-tiny"):
+    with pytest.raises(ConfigError, match="got 'small'; choose one of hrsam-tiny, hrsam"):
         model.dense_maps(model.encode(pixels()))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from napari_hrsam.cli.options import (
@@ -17,18 +15,15 @@ from napari_hrsam.cli.options import (
     box_option,
     open_shown,
     put_json,
-    say,
     table,
 )
+from napari_hrsam.cli.progress import Progress
 from napari_hrsam.errors import SessionError
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.engine.embed import EmbedReport
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
-
-SAY_EVERY_S = 10.0
-"""Pause between two lines of progress where they are not rewritten in place."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -96,7 +91,7 @@ def _run(args: argparse.Namespace) -> None:
     from napari_hrsam.modeling.checkpoints import load_model
 
     model = load_model(args.model, device=args.device)
-    progress = Progress()
+    progress = Progress("tiles")
     remote = configured_server()
     with Session(model, image, embeddings=store, remote=remote) as session:
         try:
@@ -146,51 +141,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         f"{figures['mpx_per_s']:.2f}",
         f"{figures['cache_bytes'] / 1e9:.2f}",
     ]
-
-
-class Progress:
-    """Tell on stderr how far the work is and how long the rest will take.
-
-    Rewritten in place on a terminal, a line now and then otherwise.
-    """
-
-    def __init__(self) -> None:
-        self.done = 0
-        self.total = 0
-        self._at_hand = 0
-        self._started = 0.0
-        self._said = -math.inf
-
-    def __call__(self, done: int, total: int) -> None:
-        """Take the tiles done and the tiles in all; the first call tells what was at hand."""
-        now = time.monotonic()
-        if not self._started:
-            self._started, self._at_hand = now, done
-        self.done, self.total = done, total
-        text = f"{done}/{total} tiles{self._rest(now)}"
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{text:<60}", end=end, file=sys.stderr, flush=True)
-        elif done == total or now - self._said >= SAY_EVERY_S:
-            self._said = now
-            say(text)
-
-    def end(self) -> None:
-        """Leave the line that is rewritten in place."""
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-    def _rest(self, now: float) -> str:
-        num = self.done - self._at_hand
-        if num == 0 or self.done == self.total:
-            return f", {self._at_hand} of them at hand" if self._at_hand else ""
-        seconds = (now - self._started) / num * (self.total - self.done)
-        return f", {_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

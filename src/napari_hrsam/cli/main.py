@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import napari_hrsam
 from napari_hrsam.cli import (
     about,
+    auto,
     bench,
     convert,
     demo,
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         demo,
         segment,
         embed,
+        auto,
         labels,
         replay,
         serve,

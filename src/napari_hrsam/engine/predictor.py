@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
@@ -256,6 +257,42 @@ class Predictor:
         # The other maps are shared, not copied: the refiner does not change them.
         return replace(embedding, arrays={**embedding.arrays, "embedding": refined})
 
+    def require_dense_head(self) -> None:
+        """Raise `ConfigError` unless the model finds all objects at once."""
+        self.segmenter.require_dense_head()
+
+    def dense_maps(self, embedding: Embedding) -> NDArray[np.float32]:
+        """Predict three maps of all objects of a tile.
+
+        Parameters
+        ----------
+        embedding : Embedding
+            From `encode`.
+
+        Returns
+        -------
+        (3, size / 2, size / 2) float32, 0..1
+            See `dense_head.DENSE_MAPS`; enlarged, as small objects that touch grow together at the
+            head's own stride of 4.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no dense head.
+        SessionError
+            As in `decode`.
+        """
+
+        def predicted() -> Tensor:
+            small = self.segmenter.dense_maps(self._features(embedding))
+            return interpolate(small, scale_factor=2.0, mode="bilinear")[0].float().cpu()
+
+        maps = self._run(predicted)
+        if not torch.isfinite(maps).all():
+            raise self._not_finite("maps of all objects")
+        found: NDArray[np.float32] = maps.numpy()
+        return found
+
     def _encoded(self, image: Tensor) -> dict[str, NDArray[np.float16]]:
         features = self.segmenter.encode(image.to(self.segmenter.device).float())
         return {
@@ -300,19 +337,22 @@ class Predictor:
     ) -> tuple[ImageFeatures, _Given]:
         """Put embedding and prompts as the segmenter takes them, on its device."""
         device = self.segmenter.device
-        # One layout, wherever the maps come from: another would round otherwise.
-        maps = {
-            name: torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
-            for name, array in embedding.arrays.items()
-        }
         prior = None if prior_logits is None else torch.from_numpy(prior_logits)[None, None]
         coords, labels = _points(prompts, embedding.tile, device)
-        return ImageFeatures(**maps).to(device=device, dtype=torch.float32), {
+        return self._features(embedding), {
             "point_coords_xy": coords,
             "point_labels": labels,
             "boxes_xyxy": _boxes(prompts, embedding.tile, device),
             "mask_logits": None if prior is None else prior.to(device),
         }
+
+    def _features(self, embedding: Embedding) -> ImageFeatures:
+        # One layout, wherever the maps come from: another would round otherwise.
+        maps = {
+            name: torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
+            for name, array in embedding.arrays.items()
+        }
+        return ImageFeatures(**maps).to(device=self.segmenter.device, dtype=torch.float32)
 
     def _run(
         self, work: Callable[[], Answer], smaller: Callable[[], Answer] | None = None
@@ -354,6 +394,22 @@ class Predictor:
             f"expected finite numbers, got NaN or infinity in the {what} that {self.name} "
             'computed; load the model with precision="float32", or check its weights'
         )
+
+
+def use_one_thread() -> None:
+    """Compute on one core of the CPU: sums over several are rounded in their order."""
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """`use_one_thread` meanwhile."""
+    before = torch.get_num_threads()
+    use_one_thread()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _points(

@@ -19,7 +19,7 @@ from napari_hrsam.modeling.hrsam import HRSAMEncoder
 from napari_hrsam.modeling.image_encoders import build_encoder
 from napari_hrsam.modeling.mask_correction import SKIP_CHANNELS
 from napari_hrsam.modeling.mask_decoder import Decoded, MaskDecoder
-from napari_hrsam.modeling.models import ModelConfig
+from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
 
 
@@ -196,13 +196,17 @@ class Segmenter(nn.Module):
         ConfigError
             If the model has no dense head.
         """
+        head = self.require_dense_head()
+        return torch.sigmoid(head(features.embedding, features.stride8, features.stride4))
+
+    def require_dense_head(self) -> DenseHead:
+        """Return the dense head; `ConfigError` names the models that have one, if there is none."""
         if self.dense_head is None:
+            names = ", ".join(name for name, config in MODELS.items() if config.dense_head)
             raise ConfigError(
-                f"expected a model with a dense head, got {self.name!r}; choose hrsam-tiny"
+                f"expected a model with a dense head, got {self.name!r}; choose one of {names}"
             )
-        return torch.sigmoid(
-            self.dense_head(features.embedding, features.stride8, features.stride4)
-        )
+        return self.dense_head
 
     def decode(
         self,

@@ -15,6 +15,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
+from napari_hrsam.engine.everything.growing import Rules, grow
 from napari_hrsam.errors import DataError, ShapeError
 
 _EIGHT = np.ones((3, 3), bool)
@@ -211,13 +212,15 @@ def maps_to_labels(
     maps = (foreground, centre_distance, boundary_distance)
     if foreground.ndim != 2 or any(map_.shape != foreground.shape for map_ in maps):
         raise ShapeError(f"the maps must be (H, W) of one shape, got {[m.shape for m in maps]}")
-    if not all(np.isfinite(map_).all() for map_ in maps):
-        raise DataError("the maps must be finite, got NaN or infinite values")
-    mask = foreground > foreground_above
-    near = (centre_distance < centre_below) & (boundary_distance > boundary_above)
-    seeds, _ = ndimage.label(mask & near)
-    smooth = ndimage.gaussian_filter(boundary_distance.astype(np.float64), sigma_px)
-    return _without_small(watershed(-smooth, seeds, mask=mask), smallest_px)
+    rules = Rules(
+        foreground_above=foreground_above,
+        centre_below=centre_below,
+        boundary_above=boundary_above,
+        sigma=sigma_px,
+        smallest=smallest_px,
+        largest=4096,
+    )
+    return grow(np.stack(maps), rules).labels
 
 
 def _without_small(labels: NDArray[Any], smallest_px: int) -> NDArray[np.int32]:

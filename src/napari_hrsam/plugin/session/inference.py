@@ -534,7 +534,9 @@ class InferenceSession:
 
 def _num_new(step: object) -> int:
     """Return how many objects a step drew: changed and deleted ones do not count."""
-    return int(isinstance(step, Edit) and step.kind == "draw")
+    if not isinstance(step, Edit):
+        return 0
+    return sum(part.kind == "draw" for part in step.parts())
 
 
 def _find_devices() -> tuple[str, ...]:

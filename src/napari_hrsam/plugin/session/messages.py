@@ -147,6 +147,9 @@ def _describe_edit(edit: Edit, plane: str, changed_by: str, *, is_undone: bool) 
         return _describe_properties(edit.change, is_undone=is_undone)
     if edit.is_empty:
         return f"{where} was put back as it was: nothing was changed."
+    if edit.kind == "accept":
+        which = f"{len(edit.objects):,} objects"
+        return f"{which} were {'taken back' if is_undone else 'accepted'}."
     if changed_by in _CHANGES:
         return f"{where} {_CHANGES[changed_by]} Ctrl+Z takes that back."
     return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import BLOCK_PX, ArrayMask, RegionMask
+from napari_hrsam.storage.labels.changes import MAX_AREAS
 
 
 def require_fits(label: int, dtype: np.dtype[Any]) -> None:
@@ -67,6 +69,29 @@ def no_free_pixel(label: int, mask: RegionMask, box: Box) -> LabelsError:
         f"expected at least one free pixel for object {label}, got a mask of "
         f"{count} pixels that all belong to objects already; "
         "allow it with overwrite=True, or draw another part of the image"
+    )
+
+
+def require_new_ids(ids: Collection[int], lowest: int, dtype: np.dtype[Any]) -> None:
+    """Raise `LabelsError` unless ids of objects to be accepted are new, and not too many."""
+    if not 0 < len(ids) <= MAX_AREAS:
+        raise LabelsError(
+            f"expected 1 to {MAX_AREAS:,} objects to accept in one step, got {len(ids):,}; accept "
+            "them part by part, such as by a box or by their scores"
+        )
+    if min(ids) < lowest:
+        raise LabelsError(
+            f"expected ids that were never used, from {lowest} on, got {min(ids)}; number new "
+            "objects from next_label() on"
+        )
+    require_fits(max(ids), dtype)
+
+
+def none_free(ids: Collection[int]) -> LabelsError:
+    """Return the error for many objects of which no pixel may be written."""
+    return LabelsError(
+        f"expected at least one free pixel for {len(ids):,} objects, but all of theirs belong to "
+        "objects already; accept others"
     )
 
 

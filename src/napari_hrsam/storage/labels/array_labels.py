@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any
 
@@ -16,8 +17,10 @@ from napari_hrsam.storage.labels.arguments import (
     checked_plane,
     no_free_pixel,
     no_such_label,
+    none_free,
     region_of,
     require_fits,
+    require_new_ids,
 )
 from napari_hrsam.storage.labels.changes import (
     area_changes,
@@ -27,8 +30,16 @@ from napari_hrsam.storage.labels.changes import (
     told_areas,
 )
 from napari_hrsam.storage.labels.classed import ClassedObjects
-from napari_hrsam.storage.labels.edits import NOT_SAID, ArrayEdit, DrawnAs, Edit, EditKind, History
-from napari_hrsam.storage.labels.objects import ObjectList, ObjectRow, measure_array
+from napari_hrsam.storage.labels.edits import (
+    NOT_SAID,
+    ArrayEdit,
+    DrawnAs,
+    DrawnObject,
+    Edit,
+    EditKind,
+    History,
+)
+from napari_hrsam.storage.labels.objects import Areas, ObjectList, ObjectRow, measure_array
 from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
 
 MAX_UNDO_BYTES = 512 * 2**20
@@ -102,8 +113,8 @@ class ArrayLabels(ClassedObjects):
     def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
         """Return the newest commit of one object, None if there is none."""
         checked_plane(plane, ())
-        of_label = (e for e in reversed(self._done) if e.label == label and e.box.area)
-        return next(of_label, None)
+        parts = (p for e in reversed(self._done) if e.box.area for p in e.parts())
+        return next((part for part in parts if part.label == label), None)
 
     def read(
         self, box: BoxLike | None = None, level: int = 0, plane: tuple[int, ...] = ()
@@ -210,6 +221,54 @@ class ArrayLabels(ClassedObjects):
         if not changed.any():
             raise no_free_pixel(label, region, box)
         return self._write_changed(box, changed, label, "draw", drawn)
+
+    def accept(
+        self,
+        box: BoxLike,
+        painted: Callable[[Box], NDArray[Any]],
+        scores: Mapping[int, float],
+        *,
+        plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
+    ) -> ArrayEdit:
+        """Draw many new objects in one edit, where there is background.
+
+        Parameters and errors are those of `LabelWriter.accept`.
+        """
+        box = as_box(box)
+        region_of(box, EmptyMask(box), self.shape_yx)
+        checked_plane(plane, ())
+        require_new_ids(scores, self.next_label(), self.array.dtype)
+        new = painted(box).astype(self.array.dtype)
+        new[self.array[box.slices] != 0] = 0
+        if not new.any():
+            raise none_free(scores)
+        found = Areas()
+        found.add(new, box.y0, box.x0)
+        objects = tuple(
+            DrawnObject(label=label, box=where, area_px=area, score=scores.get(label))
+            for label, (area, where) in sorted(found.found().items())
+        )
+        tight = Box.around(new != 0)
+        new, place = new[tight.slices], tight.shifted(box.y0, box.x0)
+        before = self.array[place.slices].copy()
+        after = np.where(new != 0, new, before)
+        self.array[place.slices] = after
+        before.flags.writeable = after.flags.writeable = False
+        edit = ArrayEdit(
+            label=objects[-1].label,
+            box=place,
+            before=before,
+            after=after,
+            model=drawn.model,
+            time=clock.time(),
+            kind="accept",
+            level=drawn.level,
+            areas={one.label: one.area_px for one in objects},
+            objects=objects,
+        )
+        self._remember(edit)
+        return edit
 
     def replace(
         self,

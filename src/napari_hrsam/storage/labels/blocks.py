@@ -26,11 +26,15 @@ class Block:
         The pixels that got the edit's label, or that had it and became background; None for all.
     before : (box.height, box.width) integer or None
         The labels there before; None where all changed pixels were background.
+    after : (box.height, box.width) integer or None
+        The labels that the changed pixels got, all of which were background, where an edit drew
+        many objects; None: the label of the edit.
     """
 
     box: Box
     changed: NDArray[np.bool_] | None = None
     before: NDArray[Any] | None = None
+    after: NDArray[Any] | None = None
 
 
 class Blocks(Protocol):
@@ -81,15 +85,23 @@ class StoredBlocks:
 
 
 def pack(block: Block, dtype: np.dtype[Any]) -> tuple[bytes | None, bytes | None]:
-    """Pack what changed and what was there before; the latter as labels of a dtype."""
+    """Pack what changed and what was there before, or after; these as labels of a dtype."""
     changed = None if block.changed is None else _zstd(np.packbits(block.changed))
-    if block.before is None:
+    labels = block.before if block.after is None else block.after
+    if labels is None:
         return changed, None
-    return changed, _zstd(np.ascontiguousarray(block.before, dtype))
+    return changed, _zstd(np.ascontiguousarray(labels, dtype))
 
 
-def unpack(box: Box, changed: bytes | None, before: bytes | None, dtype: np.dtype[Any]) -> Block:
-    """Return the block that was packed.
+def unpack(
+    box: Box,
+    changed: bytes | None,
+    packed: bytes | None,
+    dtype: np.dtype[Any],
+    *,
+    are_after: bool = False,
+) -> Block:
+    """Return the block that was packed, with labels before or after.
 
     Raises
     ------
@@ -97,10 +109,11 @@ def unpack(box: Box, changed: bytes | None, before: bytes | None, dtype: np.dtyp
         If it is damaged.
     """
     labels = None
-    if before is not None:
+    if packed is not None:
         size = box.area * dtype.itemsize
-        labels = np.frombuffer(zstd_at_most(before, size), dtype).reshape(box.shape_yx)
-    return Block(box, _mask_from(changed, box), labels)
+        labels = np.frombuffer(zstd_at_most(packed, size), dtype).reshape(box.shape_yx)
+    mask = _mask_from(changed, box)
+    return Block(box, mask, after=labels) if are_after else Block(box, mask, labels)
 
 
 def _zstd(values: NDArray[Any]) -> bytes:

@@ -12,9 +12,9 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
 from napari_hrsam.storage.labels.properties import PropertiesChange
 
-EditKind = Literal["draw", "replace", "delete", "properties"]
-"""What an edit does: draw a new object, replace the pixels of one, or delete it; or change classes
-and colours alone."""
+EditKind = Literal["draw", "replace", "delete", "properties", "accept"]
+"""What an edit does: draw a new object, replace the pixels of one, or delete it; change classes and
+colours alone; or draw many new objects at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +48,28 @@ class DrawnAs:
 NOT_SAID = DrawnAs()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnObject:
+    """One of the objects that an edit drew at once.
+
+    Attributes
+    ----------
+    label : int
+        Its id.
+    box : Box
+        The smallest box that holds it, in level-0 pixels.
+    area_px : int
+        Its level-0 pixels.
+    score : float or None
+        The model's own estimate of it.
+    """
+
+    label: int
+    box: Box
+    area_px: int
+    score: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Edit:
     """One committed change of a label image.
@@ -55,22 +77,25 @@ class Edit:
     Attributes
     ----------
     label : int
-        The object's id.
+        The object's id; of many the highest.
     box : Box
         The smallest box that holds every changed pixel, in level-0 pixels.
     time : float
         When it was committed, in seconds since 1970.
     plane : tuple of int
         Index over the non-spatial axes of the label image; empty for a 2-D one.
-    kind : "draw", "replace", "delete" or "properties"
+    kind : "draw", "replace", "delete", "properties" or "accept"
         A new object, other pixels for one that was there, an object taken away, or classes and
-        colours alone; the box is empty then, and the label 0 unless there is one object.
+        colours alone; the box is empty then, and the label 0 unless there is one object. Or many
+        new objects at once.
     prompts, model, level, score, first_level
         As in `DrawnAs`.
     areas : mapping of int to int, or None
         How many pixels each object got (or lost, below 0); None if that is not known.
     change : PropertiesChange or None
         What it changes of classes and colours.
+    objects : tuple of DrawnObject
+        Of many new objects each.
     """
 
     label: int
@@ -85,6 +110,29 @@ class Edit:
     first_level: int | None = None
     areas: Mapping[int, int] | None = None
     change: PropertiesChange | None = None
+    objects: tuple[DrawnObject, ...] = ()
+
+    def parts(self) -> tuple[Edit, ...]:
+        """Return an edit per object where many were drawn at once, else itself."""
+        if self.kind != "accept":
+            return (self,)
+        return tuple(
+            Edit(
+                label=one.label,
+                box=one.box,
+                model=self.model,
+                time=self.time,
+                plane=self.plane,
+                level=self.level,
+                score=one.score,
+                areas={one.label: one.area_px},
+            )
+            for one in self.objects
+        )
+
+    def part_of(self, label: int) -> Edit:
+        """Return what it says of one object: itself, unless many were drawn at once."""
+        return next(part for part in self.parts() if part.label == label)
 
     @property
     def is_empty(self) -> bool:

@@ -14,10 +14,12 @@ import json
 import sqlite3
 import time as clock
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from napari_hrsam.storage.files.bounded_codecs import loose_limit
 from napari_hrsam.storage.files.safe_files import force
 from napari_hrsam.storage.labels.blocks import Block, StoredBlocks, pack, unpack
 from napari_hrsam.storage.labels.changes import MAX_AREAS, area_changes
-from napari_hrsam.storage.labels.edits import NOT_SAID, DrawnAs, EditKind, History
+from napari_hrsam.storage.labels.edits import NOT_SAID, DrawnAs, DrawnObject, EditKind, History
 from napari_hrsam.storage.labels.journal_rows import (
     COLUMNS,
     MAX_PENDING,
@@ -44,12 +46,14 @@ from napari_hrsam.storage.labels.journal_rows import (
     box_from,
     edit_from,
     id_of,
+    objects_text,
     of_object,
     prompts_text,
     require_few_pending,
     require_tables,
     stored_id,
 )
+from napari_hrsam.storage.labels.objects import Areas
 from napari_hrsam.storage.labels.properties import PropertiesChange
 
 UNDO_DEPTH = 1000
@@ -229,18 +233,23 @@ class Journal:
         kind: EditKind = "draw",
         drawn: DrawnAs = NOT_SAID,
         change: PropertiesChange | None = None,
+        scores: Mapping[int, float] = MappingProxyType({}),
     ) -> JournalEdit | None:
         """Write down a new edit as pending and not done.
 
-        The blocks are taken one by one within the transaction: if that fails, or there are none,
-        nothing is written.
+        Of many objects that are accepted at once ``label`` is the highest, and ``scores`` tells
+        theirs. The blocks are taken one by one within the transaction: if that fails, or there are
+        none, nothing is written.
 
         Returns
         -------
         JournalEdit or None
             None if there were no blocks.
         """
-        time, box, areas = clock.time(), Box(0, 0, 0, 0), {label: 0} if label else {}
+        time, box = clock.time(), Box(0, 0, 0, 0)
+        areas = {label: 0} if label and kind != "accept" else {}
+        accepted = Areas()
+        objects: tuple[DrawnObject, ...] = ()
         with self._transaction() as execute:
             row = [stored_id(label), json.dumps(plane), drawn.model, time, _NEW]
             number = execute(
@@ -255,6 +264,9 @@ class Journal:
                     "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
                     [number, *_numbers(block.box), *pack(block, self._dtype)],
                 )
+                if block.after is not None:
+                    accepted.add(block.after, block.box.y0, block.box.x0)
+                    continue
                 found = area_changes(block.before, block.changed, label, block.box.area)
                 # One more than are told is enough to know that none are.
                 for other, area in found.items():
@@ -263,6 +275,12 @@ class Journal:
             if box.area == 0 and kind != "properties":
                 execute("ROLLBACK")
                 return None
+            if kind == "accept":
+                objects = tuple(
+                    DrawnObject(label=one, box=where, area_px=area, score=scores.get(one))
+                    for one, (area, where) in sorted(accepted.found().items())
+                )
+                areas = {one.label: one.area_px for one in objects}
             is_told = len(areas) <= MAX_AREAS and kind != "properties"
             said = prompts_text(
                 drawn.prompts,
@@ -272,6 +290,7 @@ class Journal:
                 first_level=drawn.first_level,
                 areas=[*areas.items()] if is_told else None,
                 properties=change.told() if change else None,
+                objects=objects_text(objects) if objects else None,
             )
             _require_short(said, drawn.prompts)
             execute("UPDATE edits SET prompts = ? WHERE number = ?", [said, number])
@@ -294,6 +313,7 @@ class Journal:
             first_level=drawn.first_level,
             areas=areas if is_told else None,
             change=change or None,
+            objects=objects,
             number=number,
             journal=self.identity,
         )
@@ -417,17 +437,18 @@ class Journal:
                 if self._bounds is not None and not row[5]:
                     self._bounds.require_pixels(box)
         rows_of_pixels = [None if row[5] else row[0] for row in rows]
-        return StoredBlocks(boxes, rows_of_pixels, self._read_block)
+        read = partial(self._read_block, are_after=edit.kind == "accept")
+        return StoredBlocks(boxes, rows_of_pixels, read)
 
-    def _read_block(self, box: Box, row: int) -> Block:
+    def _read_block(self, box: Box, row: int, *, are_after: bool) -> Block:
         limit = loose_limit(box.area * self._dtype.itemsize)
         with self._explained():
-            changed, before = self._database.execute(
+            changed, labels = self._database.execute(
                 "SELECT changed, before FROM blocks WHERE rowid = ?"
                 " AND ifnull(length(changed), 0) <= ? AND ifnull(length(before), 0) <= ?",
                 [row, limit, limit],
             ).fetchone()
-            return unpack(box, changed, before, self._dtype)
+            return unpack(box, changed, labels, self._dtype, are_after=are_after)
 
     def _check_version(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()

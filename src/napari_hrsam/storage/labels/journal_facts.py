@@ -49,7 +49,7 @@ class CommitFacts:
     is_done, is_pending : bool
         Whether it counts (it may have been taken back), and whether it may be carried out in part.
     kind : "draw", "replace", "delete" or "properties"
-        As in `Edit`.
+        As in `Edit`; each of many objects that were drawn at once has a row of its own.
     level, score, areas, change
         As in `Edit`; None where it was not written down.
     """
@@ -136,7 +136,7 @@ def read_newest(folder: Path, label: int, plane: tuple[int, ...]) -> Edit | None
             return None
         query = f"SELECT {COLUMNS} FROM edits WHERE {OF_OBJECT} ORDER BY number DESC LIMIT 1"  # noqa: S608
         row = database.execute(query, of_object(label, plane)).fetchone()
-        return None if row is None else edit_from(row)
+        return None if row is None else edit_from(row).part_of(label)
 
 
 @contextmanager
@@ -185,19 +185,19 @@ def _commits(database: sqlite3.Connection) -> Iterator[CommitFacts]:
     for *row, is_done, is_pending in database.execute(query):
         num_pending += bool(is_pending)
         require_few_pending(num_pending)
-        edit = edit_from(tuple(row))
-        yield CommitFacts(
-            label=edit.label,
-            plane=edit.plane,
-            box=edit.box,
-            model=edit.model,
-            time=edit.time,
-            num_prompts=len(edit.prompts),
-            is_done=bool(is_done),
-            is_pending=bool(is_pending),
-            kind=edit.kind,
-            level=edit.level,
-            score=edit.score,
-            areas=edit.areas,
-            change=edit.change,
-        )
+        for edit in edit_from(tuple(row)).parts():
+            yield CommitFacts(
+                label=edit.label,
+                plane=edit.plane,
+                box=edit.box,
+                model=edit.model,
+                time=edit.time,
+                num_prompts=len(edit.prompts),
+                is_done=bool(is_done),
+                is_pending=bool(is_pending),
+                kind=edit.kind,
+                level=edit.level,
+                score=edit.score,
+                areas=edit.areas,
+                change=edit.change,
+            )

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts, Scribble
 from napari_hrsam.storage.labels.changes import MAX_AREAS
-from napari_hrsam.storage.labels.edits import Edit, EditKind
+from napari_hrsam.storage.labels.edits import DrawnObject, Edit, EditKind
 from napari_hrsam.storage.labels.properties import PropertiesChange
 
 VERSION = 2
@@ -153,7 +153,38 @@ def edit_from(row: tuple[Any, ...]) -> EditRow:
         first_level=None if first is None else whole(first, -100),
         areas=_areas(said.get("areas")),
         change=None if change is None else PropertiesChange.of(change),
+        objects=_objects_drawn(said.get("objects"), kind, ends),
     )
+
+
+def objects_text(objects: tuple[DrawnObject, ...]) -> list[list[Any]]:
+    """Return what is kept of objects that were drawn at once."""
+    return [
+        [one.label, one.box.y0, one.box.x0, one.box.y1, one.box.x1, one.area_px, one.score]
+        for one in objects
+    ]
+
+
+def _objects_drawn(said: Any, kind: EditKind, ends: list[Any]) -> tuple[DrawnObject, ...]:
+    if kind != "accept":
+        return ()
+    if not isinstance(said, list) or not 1 <= len(said) <= MAX_AREAS:
+        raise ValueError(f"no objects: {str(said)[:80]!r}")
+    around = box_from(ends)
+    objects = []
+    for label, y0, x0, y1, x1, area, score in said:
+        box = box_from([y0, x0, y1, x1])
+        if box.union(around) != around:
+            raise ValueError(f"an object of {box} outside {around}")
+        objects.append(
+            DrawnObject(
+                label=whole(label, 1, 2**64 - 1),
+                box=box,
+                area_px=whole(area, 1),
+                score=None if score is None else _number(score),
+            )
+        )
+    return tuple(objects)
 
 
 def _areas(said: Any) -> dict[int, int] | None:

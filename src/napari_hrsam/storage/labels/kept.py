@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,32 @@ class KeptLabels(ArrayLabels):
             self._copied[edit] = self._copy.write(
                 edit.box, written, label, overwrite=True, drawn=drawn
             )
+        return edit
+
+    def accept(
+        self,
+        box: BoxLike,
+        painted: Callable[[Box], NDArray[Any]],
+        scores: Mapping[int, float],
+        *,
+        plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
+    ) -> ArrayEdit:
+        """Draw many new objects, as `ArrayLabels.accept`, and copy them.
+
+        Raises
+        ------
+        LabelsError
+            Also if they cannot be copied; the array is as before then.
+        """
+        edit = super().accept(box, painted, scores, plane=plane, drawn=drawn)
+        new = np.where(edit.before != edit.after, edit.after, 0)
+
+        def written(part: Box) -> NDArray[Any]:
+            return new[part.shifted(-edit.box.y0, -edit.box.x0).slices]
+
+        with self._or_not_at_all(edit):
+            self._copied[edit] = self._copy.accept(edit.box, written, scores, drawn=drawn)
         return edit
 
     def replace(

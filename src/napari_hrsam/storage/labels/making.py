@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -66,8 +66,12 @@ class _Plan:
     is_beside_image: bool = False
 
 
-def make_labels(path: Path, name: str, like: object = None) -> None:
-    """Make an empty label image; the metadata comes last, so that none is seen half-made.
+Fill = Callable[[Path, list[zarr.Array[Any]]], None]
+"""Writes into the levels of a new label image, and its folder, before anybody sees it."""
+
+
+def make_labels(path: Path, name: str, like: object = None, fill: Fill | None = None) -> None:
+    """Make a label image, an empty one by default; it is there as a whole or not at all.
 
     Parameters
     ----------
@@ -80,6 +84,8 @@ def make_labels(path: Path, name: str, like: object = None) -> None:
         An image (something with ``shape_yx``), or the shape (..., height, width); not needed
         beside an OME-Zarr image, but checked against it. Labels alone take over the axes, scale
         and units of an opened OME-Zarr image, and what a viewer calls the axes of another one.
+    fill : callable, optional
+        Puts something into it; what it raises ends the work, and nothing is left.
 
     Raises
     ------
@@ -99,7 +105,7 @@ def make_labels(path: Path, name: str, like: object = None) -> None:
     try:
         root = _open_root(path)
         plan = _plan(path, root, shape, _frame_of(like, shape))
-        _make(path, root, name, plan)
+        _make(path, root, name, plan, fill)
     except OSError as error:
         raise LabelsError(
             f"expected a folder that can be written to, got an error at {path}: {error}; "
@@ -132,8 +138,16 @@ def _is_unfinished(path: Path) -> bool:
     return not inside
 
 
+def run_folder(path: Path, name: str) -> Path:
+    """Return where a run keeps what it has found, before it makes the label image."""
+    return path / "labels" / f".{name}{_RUN}"
+
+
+_RUN = ".run.partial"
+
+
 def _is_partial(entry: Path) -> bool:
-    return entry.name.endswith(".partial") and entry.is_file()
+    return entry.name.endswith(_RUN) or (entry.name.endswith(".partial") and entry.is_file())
 
 
 def _plan(
@@ -298,7 +312,7 @@ def _plan_alone(zarr_format: int, shape: tuple[int, ...], frame: _Frame) -> _Pla
     )
 
 
-def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> None:
+def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan, fill: Fill | None) -> None:
     folder = path / "labels" / name
     if folder.exists() or folder.is_symlink():
         raise LabelsError(
@@ -314,12 +328,20 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan) -> None:
     require_no_way_out(path, folder.parent)
     _listing(path)
     partial = folder.with_name(f".{name}.partial")
-    # What an earlier try left behind when it was killed; nothing was ever written into it.
+    # What an earlier try left behind when it was killed; nobody ever saw it.
     discard(partial)
     group = zarr.open_group(partial, mode="w-", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
-    for place, shape in zip(plan.paths, plan.shapes, strict=True):
+    arrays = [
         _create_array(group, place, shape, plan)
+        for place, shape in zip(plan.paths, plan.shapes, strict=True)
+    ]
     group.attrs.update(_attributes(name, plan))
+    if fill is not None:
+        try:
+            fill(partial, arrays)
+        except BaseException:
+            discard(partial)
+            raise
     # All of it is on the disk before the first commit can be: that one survives a power cut.
     force([partial, *partial.rglob("*")])
     patiently(lambda: partial.rename(folder))
@@ -342,15 +364,17 @@ def _has_metadata(folder: Path) -> bool:
     return folder.is_dir() and any(map(_is_metadata, folder.iterdir()))
 
 
-def _create_array(group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan) -> None:
+def _create_array(
+    group: zarr.Group, place: str, shape: tuple[int, ...], plan: _Plan
+) -> zarr.Array[Any]:
     chunks = (1,) * (len(shape) - 2) + tuple(min(CHUNK_PX, size) for size in shape[-2:])
     common: dict[str, Any] = {"shape": shape, "chunks": chunks, "dtype": "uint32", "fill_value": 0}
     if plan.zarr_format == 2:
         separator: Any = {"name": "v2", "separator": "/"}
-        group.create_array(place, chunk_key_encoding=separator, **common)
-    else:
-        names = [axis["name"] for axis in plan.axes]
-        group.create_array(place, dimension_names=names, compressors=[ZstdCodec(level=1)], **common)
+        return group.create_array(place, chunk_key_encoding=separator, **common)
+    names = [axis["name"] for axis in plan.axes]
+    compressors = [ZstdCodec(level=1)]
+    return group.create_array(place, dimension_names=names, compressors=compressors, **common)
 
 
 def _attributes(name: str, plan: _Plan) -> dict[str, Any]:

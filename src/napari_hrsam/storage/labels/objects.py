@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -120,6 +120,12 @@ class Commit(Protocol):
     def change(self) -> PropertiesChange | None: ...  # noqa: D102
 
 
+class WholeCommit(Commit, Protocol):
+    """A commit that may have drawn many objects at once."""
+
+    def parts(self) -> Sequence[Commit]: ...  # noqa: D102
+
+
 @dataclass(slots=True)
 class _Known:
     row: ObjectRow
@@ -194,12 +200,14 @@ class ObjectList:
             if known.is_there and plane in (None, place)
         ]
 
-    def edited(self, edit: Commit, *, is_undone: bool, newest: Commit | None = None) -> set[Key]:
+    def edited(
+        self, edit: WholeCommit, *, is_undone: bool, newest: Commit | None = None
+    ) -> set[Key]:
         """Take note of an edit.
 
         Parameters
         ----------
-        edit : Commit
+        edit : WholeCommit
             What was committed, taken back, or made again.
         is_undone : bool
             Whether it was taken back.
@@ -219,7 +227,11 @@ class ObjectList:
             classes = edit.change.classes is not None
             changed |= {key for key in self._known if classes or key[1] in labels}
         if edit.kind != "properties" and edit.box.area:
-            changed |= self._take(edit, is_undone=is_undone, newest=newest)
+            parts = edit.parts()
+            for part in parts:
+                # Of those that are drawn at once nothing was there before.
+                earlier = newest if len(parts) == 1 else None
+                changed |= self._take(part, is_undone=is_undone, newest=earlier)
             self._edited_since |= changed
         for key in changed:
             self._known[key].told = None

@@ -6,13 +6,13 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,13 @@ from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import EmptyMask, RegionMask
 from napari_hrsam.storage.files.held_places import HeldPlaces
 from napari_hrsam.storage.files.writer_lock import WriterLock
-from napari_hrsam.storage.labels.arguments import no_free_pixel, region_of, require_fits
+from napari_hrsam.storage.labels.arguments import (
+    no_free_pixel,
+    none_free,
+    region_of,
+    require_fits,
+    require_new_ids,
+)
 from napari_hrsam.storage.labels.blocks import Block
 from napari_hrsam.storage.labels.changes import class_change, only_label
 from napari_hrsam.storage.labels.classed import ClassedObjects
@@ -155,11 +161,12 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         with self._one_at_a_time:
             return self._journal.oldest_undone()
 
-    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> JournalEdit | None:
+    def newest_of(self, label: int, plane: tuple[int, ...] = ()) -> Edit | None:
         """Return the newest commit of one object that the journal knows, None if there is none."""
         plane = self.plane(plane)
         with self._turn():
-            return self._journal.newest_of(label, plane)
+            edit = self._journal.newest_of(label, plane)
+            return None if edit is None else edit.part_of(label)
 
     def find(self, label: int, plane: tuple[int, ...] = ()) -> Box:
         """Return a box that holds an object: ours, or one that another program drew.
@@ -265,6 +272,69 @@ class PyramidLabels(StoredLabels, ClassedObjects):
                 for other, promised in self._promised.items()
                 if other != thread and promised != label
             }
+        return edit
+
+    def accept(
+        self,
+        box: BoxLike,
+        painted: Callable[[Box], NDArray[Any]],
+        scores: Mapping[int, float],
+        *,
+        plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
+    ) -> JournalEdit:
+        """Draw many new objects at every level in one edit, where there is background.
+
+        It is as safe as `write`, and takes the time of the chunks that it touches.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box
+            Where they lie, inside the image.
+        painted : callable of Box
+            Gives the ids of the objects in a part of the box, (height, width) integer, 0 for none.
+            None of them was used before: they are `next_label` or higher.
+        scores : mapping of int to float
+            The ids, at most `MAX_AREAS`, and the model's own estimate of each object.
+        plane, drawn
+            As in `write`.
+
+        Returns
+        -------
+        JournalEdit
+            Its `objects` are those of which a pixel was written.
+
+        Raises
+        ------
+        LabelsError
+            As `write`; if an id was used before, or there are too many or none.
+        """
+        box = as_box(box)
+        region_of(box, EmptyMask(box), self.shape_yx)
+        plane = self.plane(plane)
+        with self._turn():
+            require_new_ids(scores, self._journal.next_label(), self.dtype)
+            # Told anew, also when this fails: the journal gives no id out twice.
+            self._promised.pop(threading.get_ident(), None)
+            if taken := set(self._promised.values()) & set(scores):
+                raise LabelsError(
+                    f"expected ids that no other thread draws under, got {min(taken)}, which one "
+                    "was given; accept the objects when it has committed its own"
+                )
+            try:
+                edit = self._journal.record(
+                    self._writer.accepted(box, painted, plane),
+                    label=max(scores),
+                    plane=plane,
+                    kind="accept",
+                    drawn=drawn,
+                    scores=scores,
+                )
+                if edit is None:
+                    raise none_free(scores)
+                self._carry_out(edit, is_done=True, is_new=True)
+            finally:
+                self._writer.forget()
         return edit
 
     def replace(

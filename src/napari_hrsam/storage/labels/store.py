@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,6 +61,17 @@ class LabelStore(Protocol):
         drawn: DrawnAs = NOT_SAID,
     ) -> Edit:
         """Write one object and return what changed."""
+
+    def accept(
+        self,
+        box: BoxLike,
+        painted: Callable[[Box], NDArray[Any]],
+        scores: Mapping[int, float],
+        *,
+        plane: tuple[int, ...] = (),
+        drawn: DrawnAs = NOT_SAID,
+    ) -> Edit:
+        """Draw many new objects in one edit, where there is background."""
 
     def replace(
         self,

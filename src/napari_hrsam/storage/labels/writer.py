@@ -143,6 +143,44 @@ class LevelWriter:
         if row is not None:
             yield Block(row)
 
+    def accepted(
+        self, box: Box, painted: Callable[[Box], NDArray[Any]], plane: tuple[int, ...]
+    ) -> Iterator[Block]:
+        """Go through what many new objects change, chunk by chunk: background only.
+
+        Parameters
+        ----------
+        box : Box
+            Inside the image.
+        painted : callable of Box
+            Gives the labels in a part of it, 0 where there is no new object.
+        plane : tuple of int
+            Where.
+
+        Raises
+        ------
+        LabelsError
+            If the labels there cannot be read.
+        """
+        grid = self.grids[0]
+        for place in grid.places(box):
+            whole = grid.box(place)
+            part = whole.intersection(box)
+            new = painted(part)
+            changed = new != 0
+            if not changed.any():
+                continue
+            chunk = self.read(0, plane, place)
+            if chunk is not None:
+                inside = part.shifted(-whole.y0, -whole.x0).slices
+                changed &= labels_of(chunk, whole.shape_yx, self.labels.dtype)[inside] == 0
+                if not changed.any():
+                    continue
+            tight = Box.around(changed)
+            changed = changed[tight.slices]
+            after = np.where(changed, new[tight.slices], 0).astype(self.labels.dtype)
+            yield Block(tight.shifted(part.y0, part.x0), changed, after=after)
+
     def leaves_any(
         self, mask: RegionMask, label: int, plane: tuple[int, ...], *, overwrite: bool
     ) -> bool:
@@ -351,6 +389,11 @@ class _Update:
         where = common.shifted(-box.y0, -box.x0).slices
         inside = common.shifted(-block.box.y0, -block.box.x0).slices
         changed = True if block.changed is None else block.changed[inside]
+        if block.after is not None:
+            values = own_labels_of(chunk, box.shape_yx, self._dtype)
+            new = block.after[inside] if self._is_done else np.array(0, self._dtype)
+            np.copyto(values[where], new, where=changed)
+            return values if values.any() else None
         before = None if block.before is None else block.before[inside]
         mask = mask_of(chunk, self._label, box.shape_yx)
         if mask is not None and (self._is_done or before is None):
@@ -466,7 +509,8 @@ def _is_continued(row: Box, box: Box) -> bool:
 
 def _replaces(block: Block, box: Box) -> bool:
     """Whether a block says all about the pixels of a box."""
-    return block.changed is None and block.before is None and box.union(block.box) == block.box
+    is_plain = block.changed is None and block.before is None and block.after is None
+    return is_plain and box.union(block.box) == block.box
 
 
 def _only_label(chunks: Iterable[Chunk]) -> int | None:

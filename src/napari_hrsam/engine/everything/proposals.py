@@ -1,0 +1,378 @@
+"""Objects that are proposed: looked through, filtered, and accepted into a label image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_hrsam.engine.embed import box_on
+from napari_hrsam.engine.everything.auto import loaded
+from napari_hrsam.engine.everything.field import CELL_PX, Field
+from napari_hrsam.engine.everything.found import (
+    Found,
+    cell0_px,
+    find_objects,
+    joined,
+    rules_for,
+)
+from napari_hrsam.engine.everything.plan import BLOCK_PX
+from napari_hrsam.errors import ConfigError, LabelsError, SessionError
+from napari_hrsam.geometry import Box, Grid, as_box, filling_level
+from napari_hrsam.masks import ArrayMask
+from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.labels.array_labels import ArrayLabels
+from napari_hrsam.storage.labels.edits import DrawnAs, Edit
+from napari_hrsam.storage.labels.painted import REGIONS
+from napari_hrsam.storage.labels.store import LabelStore
+
+if TYPE_CHECKING:
+    from napari_hrsam.modeling.segmenter import Segmenter
+
+MAX_CELLS = 2**28
+"""Cells of the largest box in which objects are proposed at once."""
+
+MAX_COVERED = 0.5
+"""Share of an object that others may cover: of one that they cover further nothing is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Proposal:
+    """One object that is proposed.
+
+    Attributes
+    ----------
+    mask : ArrayMask
+        Its pixels: ``proposal.mask.read(box)``.
+    box : Box
+        Where it lies, in level-0 pixels.
+    score : float, 0..1
+        Mean probability of being foreground.
+    area_px : int
+        Level-0 pixels, with those beyond the image at its lower and right border.
+    mean_rgb, std_rgb : tuple of float, 0..255
+        Colours as the model sees them: mean and standard deviation.
+    solidity : float, 0..1
+        Share of the convex hull that it fills.
+    features : (F,) float32
+        Mean embedding and stem maps, to compare it with others.
+    """
+
+    mask: ArrayMask
+    box: Box
+    score: float
+    area_px: int
+    mean_rgb: tuple[float, float, float]
+    std_rgb: tuple[float, float, float]
+    solidity: float
+    features: NDArray[np.float32]
+
+
+class Proposals:
+    """Objects that are proposed for an image, none of which overlap; made by `propose`.
+
+    Parameters
+    ----------
+    found : Found
+    shape_yx : (int, int)
+        Of the image in level-0 pixels.
+    level : int
+        At which they were found.
+    plane : tuple of int
+    model : str
+        Name of the model.
+
+    Attributes
+    ----------
+    shape_yx, level, plane, model
+        As given.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        shape_yx: tuple[int, int],
+        level: int,
+        plane: tuple[int, ...] = (),
+        model: str = "",
+    ) -> None:
+        self._found, self._cell = found, cell0_px(level)
+        self.shape_yx, self.level, self.plane, self.model = shape_yx, level, plane, model
+
+    def __repr__(self) -> str:
+        """Tell their number and level in one line."""
+        return f"Proposals({len(self)} objects at level {self.level})"
+
+    def __len__(self) -> int:
+        """Return the number of objects."""
+        return len(self._found)
+
+    def __getitem__(self, index: int) -> Proposal:
+        """Return one object; raises IndexError if there is none."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        index %= len(self)
+        found, box = self._found, self._box(index)
+        one = self._of(found.take(np.array([index])))
+        return Proposal(
+            mask=ArrayMask(box, one.labels(box) != 0),
+            box=box,
+            score=float(found.scores[index]),
+            area_px=int(found.areas[index]) * self._cell**2,
+            mean_rgb=tuple(found.mean_rgb[index].tolist()),
+            std_rgb=tuple(found.std_rgb[index].tolist()),
+            solidity=float(found.solidity[index]),
+            features=found.features[index].astype(np.float32),
+        )
+
+    def __iter__(self) -> Iterator[Proposal]:
+        """Go through the objects."""
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Score of each, (N,), 0..1."""
+        return self._found.scores
+
+    @property
+    def areas_px(self) -> NDArray[np.int64]:
+        """Level-0 pixels of each, (N,)."""
+        areas: NDArray[np.int64] = self._found.areas.astype(np.int64) * self._cell**2
+        return areas
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """Half-open box of each in level-0 pixels, (N, 4): y0, x0, y1, x1."""
+        height, width = self.shape_yx
+        boxes = self._found.boxes.astype(np.int64) * self._cell
+        return np.minimum(boxes, [height, width, height, width])
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """Mean embedding and stem maps of each, (N, F)."""
+        return self._found.features.astype(np.float32)
+
+    @property
+    def num_too_large(self) -> int:
+        """Objects that were left out because they are too large for the level."""
+        return len(self._found.too_large)
+
+    def take(self, indices: Sequence[int] | NDArray[Any]) -> Proposals:
+        """Return some of them: by their indices in any order, or by a (N,) bool array."""
+        kept = np.asarray(indices)
+        if kept.dtype == np.bool_ and kept.shape == (len(self),):
+            kept = np.flatnonzero(kept)
+        if kept.ndim != 1 or (kept.size and kept.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"expected indices, or {len(self)} times True or False, got {kept.dtype} of shape "
+                f"{kept.shape}"
+            )
+        if kept.size and not (-len(self) <= kept.min() and kept.max() < len(self)):
+            raise ConfigError(f"expected indices below {len(self)}, got {kept.max()}")
+        kept = kept.astype(np.int64) % max(1, len(self))
+        if len(np.unique(kept)) < len(kept):
+            raise ConfigError("expected each index once, got some of them twice")
+        return self._of(self._found.take(kept))
+
+    def filter(
+        self,
+        *,
+        min_score: float = 0.0,
+        min_area_px: float = 0.0,
+        max_area_px: float = float("inf"),
+        min_solidity: float = 0.0,
+        box: Box | Sequence[int] | None = None,
+    ) -> Proposals:
+        """Return those that are good, large and small enough, and lie in a box wholly.
+
+        Parameters
+        ----------
+        min_score, min_solidity : float, 0..1
+        min_area_px, max_area_px : float
+            In level-0 pixels.
+        box : (y0, x0, y1, x1) or Box, optional
+            In level-0 pixels.
+        """
+        areas = self.areas_px
+        kept = (self.scores >= min_score) & (areas >= min_area_px) & (areas <= max_area_px)
+        kept &= self._found.solidity >= min_solidity
+        if box is not None:
+            around, boxes = as_box(box), self.boxes
+            kept &= (boxes[:, :2] >= (around.y0, around.x0)).all(axis=1)
+            kept &= (boxes[:, 2:] <= (around.y1, around.x1)).all(axis=1)
+        return self.take(kept)
+
+    def labels(self, box: Box | Sequence[int] | None = None) -> NDArray[np.uint32]:
+        """Draw them as 1, 2, ... in their order.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1) or Box, optional
+            In level-0 pixels, inside the image; by default the whole image.
+
+        Returns
+        -------
+        (box.height, box.width) uint32
+        """
+        part = Box.of_shape(self.shape_yx) if box is None else as_box(box)
+        return self._painted(part, np.arange(1, len(self) + 1))
+
+    def accept(self, labels: LabelStore | NDArray[Any]) -> Edit:
+        """Commit all of them to a label image as one step, which can be taken back as one.
+
+        Objects that are there stay as they are: of a proposal what lies on them is left out, and
+        all of it if they cover more than half.
+
+        Parameters
+        ----------
+        labels : LabelStore, or (H, W) integer array
+            As `create_labels` or `open_labels` return them, or `Session.labels`; an array is
+            changed in place.
+
+        Returns
+        -------
+        Edit
+            ``edit.objects`` tells ids, boxes and areas; ``labels.revert(edit)`` takes it back.
+
+        Raises
+        ------
+        LabelsError
+            If there is none to accept, or more than fit into one step, the labels are of another
+            shape, or cannot be written to; nothing is changed then.
+        """
+        store = ArrayLabels(labels) if isinstance(labels, np.ndarray) else labels
+        if store.shape_yx != self.shape_yx:
+            raise LabelsError(
+                f"expected labels of the image's shape {self.shape_yx}, got {store.shape_yx}; give "
+                "labels made for this image"
+            )
+        plane = () if set(store.plane_shape) <= {1} else self.plane
+        kept = self._free(store, plane)
+        if not len(kept):
+            raise LabelsError(
+                "expected proposals to accept, got none that others do not cover already; propose "
+                "elsewhere, or filter less"
+            )
+        first = store.next_label()
+        ids = np.arange(first, first + len(kept))
+        return store.accept(
+            kept._whole_box(),  # noqa: SLF001  # another one of this class
+            lambda part: kept._painted(part, ids),  # noqa: SLF001
+            dict(zip(ids.tolist(), kept.scores.astype(float).tolist(), strict=True)),
+            plane=plane,
+            drawn=DrawnAs(model=self.model, level=self.level),
+        )
+
+    def _of(self, found: Found) -> Proposals:
+        return Proposals(found, self.shape_yx, self.level, self.plane, self.model)
+
+    def _box(self, index: int) -> Box:
+        return Box(*self.boxes[index].tolist())
+
+    def _whole_box(self) -> Box:
+        boxes = self.boxes
+        return Box(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+
+    def _free(self, store: LabelStore, plane: tuple[int, ...]) -> Proposals:
+        """Leave out those that are covered by objects that are there."""
+        if not len(self):
+            return self
+        covered = np.zeros(len(self) + 1, np.int64)
+        for part in REGIONS.parts(self._whole_box()):
+            own = self.labels(part)
+            taken = own[np.asarray(store.read(part, plane=plane)) != 0]
+            covered += np.bincount(taken, minlength=len(covered))
+        return self.take(covered[1:] <= MAX_COVERED * self.areas_px)
+
+    def _painted(self, box: Box, numbers: NDArray[Any]) -> NDArray[np.uint32]:
+        cell = self._cell
+        cells = Box(box.y0 // cell, box.x0 // cell, -(-box.y1 // cell), -(-box.x1 // cell))
+        large = self._found.paint(cells, numbers).repeat(cell, 0).repeat(cell, 1)
+        inside = Box.of_shape(box.shape_yx).shifted(
+            box.y0 - cells.y0 * cell, box.x0 - cells.x0 * cell
+        )
+        return large[inside.slices]
+
+
+def propose(
+    image: Any,
+    box: Sequence[float] | Box | None = None,
+    level: int | None = None,
+    *,
+    plane: tuple[int, ...] = (),
+    model: Segmenter | str = "hrsam-tiny",
+    smallest_px: float | None = None,
+    largest_px: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Proposals:
+    """Find all objects in a part of an image; nothing is committed.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) array, path, or anything that `open_image` takes
+    box : (y0, x0, y1, x1), optional
+        Only objects that begin in it, in level-0 pixels; by default the whole image.
+    level : int, optional
+        Level at which to look: 0 full size, 1 half of it, -1 double. One at which objects are 20
+        to 150 pixels long is best. By default full size, or double for a small image.
+    plane : tuple of int
+        Index over the axes before y and x.
+    model : Segmenter or str
+        With a dense head.
+    smallest_px, largest_px : float, optional
+        Smallest area and longest side of an object in level pixels, as in `auto`.
+    progress : callable, optional
+        Told how many blocks are done, and how many there are.
+    should_stop : callable, optional
+        Asked before each tile; True ends the work with a `SessionError`.
+
+    Returns
+    -------
+    Proposals
+        In the order of their first pixels, row by row.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no dense head, there is no such level, a number is out of range, or the
+        box is too large for the memory.
+    PromptError
+        If the box is malformed or outside the image.
+    SessionError
+        If it was stopped.
+    ImageReadError
+        If pixels cannot be read.
+    """
+    from napari_hrsam.engine.predictor import Predictor
+
+    opened = open_image(image)
+    predictor = Predictor(loaded(model))
+    if level is None:
+        level = max(-1, filling_level(opened.shape_yx, predictor.tile_px))
+    field = Field(opened, predictor, level, plane)
+    rules = rules_for(predictor.tile_px, smallest_px, largest_px)
+    box0, cell = box_on(opened.shape_yx, box), cell0_px(level)
+    region = Box(box0.y0 // cell, box0.x0 // cell, -(-box0.y1 // cell), -(-box0.x1 // cell))
+    if region.area > MAX_CELLS:
+        raise ConfigError(
+            f"expected a box of at most {MAX_CELLS * CELL_PX**2:,} pixels of level {level}, got "
+            f"{region.area * CELL_PX**2:,}; give a smaller box or a coarser level, or use auto, "
+            "which needs no memory of that size"
+        )
+
+    def step() -> None:
+        if should_stop is not None and should_stop():
+            raise SessionError("stopped: nothing is proposed; propose again")
+
+    side = BLOCK_PX // CELL_PX
+    cores = list(Grid((side, side)).parts(region))
+    found = []
+    for done, core in enumerate(cores, 1):
+        found.append(find_objects(field, core, rules, step=step))
+        if progress is not None:
+            progress(done, len(cores))
+    return Proposals(joined(found), opened.shape_yx, level, plane, predictor.name)

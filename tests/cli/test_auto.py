@@ -1,0 +1,86 @@
+"""`auto` makes a label image of every object; killed or stopped, it goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ome_files import halves, write_ome
+
+from napari_hrsam.cli import main
+from napari_hrsam.storage.label_image import open_labels
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    array = rng.normal(40, 4, (400, 360)).clip(0, 255)
+    y, x = np.indices(array.shape)
+    for cy in range(40, 400, 60):
+        for cx in range(40, 360, 60):
+            array[np.hypot(y - cy, x - cx) < rng.uniform(10, 16)] += 120
+    write_ome(tmp_path / "slide.ome.zarr", halves(array.astype(np.uint8), 2))
+    return tmp_path / "slide.ome.zarr"
+
+
+@pytest.mark.weights
+def test_the_shipped_model_finds_bright_discs(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    arguments = ["auto", str(slide), "--level", "-1", "--labels", "discs", "--json", str(out)]
+    assert main(arguments) == 0
+    figures = json.loads(out.read_text())
+    assert figures["name"] == "discs"
+    labels = open_labels(slide, "discs", mode="r").read()
+    centres = [(cy, cx) for cy in range(40, 400, 60) for cx in range(40, 360, 60)]
+    found = {int(labels[centre]) for centre in centres} - {0}
+    assert len(found) >= 0.8 * len(centres)
+    # Again: it is there.
+    assert main(arguments) == 0
+    assert json.loads(out.read_text())["num_at_hand"] == figures["num_blocks"]
+
+
+# The command, interrupted as by Ctrl-C before the first tile is encoded.
+INTERRUPTED = """
+import signal, sys
+from napari_hrsam.cli import auto, main
+
+class Progress(auto.Progress):
+    def __call__(self, done, total):
+        super().__call__(done, total)
+        signal.raise_signal(signal.SIGINT)
+
+auto.Progress = Progress
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+@pytest.mark.torch
+def test_interrupted_it_says_how_to_go_on(slide: Path, untrained_weights: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "auto", str(slide), "--model", str(untrained_weights)],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "stopped after 0 of 1 blocks, which are kept; run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (slide / "labels" / "auto-1").exists()
+
+
+def test_misuse_and_failure_are_told_apart(
+    slide: Path, untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["auto", str(slide), "--workers", "0"])
+    model = ["--model", str(untrained_weights)]
+    assert main(["auto", str(slide), "--level", "40", *model]) == 1
+    assert "expected a level from -1 to" in capsys.readouterr().err
+    np.save(tmp_path / "plain.npy", np.zeros((70, 80), np.uint8))
+    assert main(["auto", str(tmp_path / "plain.npy"), *model]) == 1
+    assert "expected a folder for the labels" in capsys.readouterr().err
