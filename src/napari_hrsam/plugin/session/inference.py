@@ -64,6 +64,7 @@ class InferenceSession:
         self._store: LabelWriter | None = None
         self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
+        self._embeddings = commands.KeepEmbeddings("", 0)
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
         self._untold_edits: list[Edit] = []
@@ -157,6 +158,8 @@ class InferenceSession:
         match command:
             case commands.WarmUp():
                 self._warm_up()
+            case commands.KeepEmbeddings():
+                self._embeddings = command
             case commands.SetOutline():
                 self._outline_level = command.level
                 if self._session is not None:
@@ -433,7 +436,7 @@ class InferenceSession:
             self._model,
             pixels,
             labels,
-            embeddings=_embeddings(),
+            embeddings=_open_embeddings(self._embeddings),
             before_look=self._require_wanted,
         )
         self._session.outline_level = self._outline_level
@@ -541,12 +544,12 @@ def _find_devices() -> tuple[str, ...]:
     return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
 
 
-def _embeddings() -> EmbeddingStore | None:
+def _open_embeddings(where: commands.KeepEmbeddings) -> EmbeddingStore | None:
     """Open the user's store of embeddings; without one everything works, more slowly."""
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     try:
-        return EmbeddingStore()
+        return EmbeddingStore(where.folder or None, max_bytes=where.max_bytes or None)
     except EmbeddingsError as error:
         logger.warning("embeddings are kept in memory only: %s", error)
         return None
