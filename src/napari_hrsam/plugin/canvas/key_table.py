@@ -39,7 +39,9 @@ KEYS = (
     KeyRow("redo", "Ctrl+Shift+Z", "Redo", "repeats what was undone"),
     KeyRow("polarity", "T", "Add or take away", "swaps adding and taking away"),
     KeyRow("box", "B", "Box", "drags draw a box; once more: they move the view again"),
-    KeyRow("scribble", "S", "Scribble", "drags draw a scribble, with the right button one outside"),
+    KeyRow(
+        "scribble", "S", "Scribble", "drags draw a scribble; with the right button it takes away"
+    ),
     KeyRow("lasso", "L", "Lasso", "drags draw an outline around the object"),
     KeyRow("next_mask", "N", "Other mask", "shows another mask that the clicks may mean"),
     KeyRow(

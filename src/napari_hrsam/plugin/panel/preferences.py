@@ -8,12 +8,15 @@ choose others for it alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QTimer
-from qtpy.QtGui import QAction, QColor
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QMenu
 
+from napari_hrsam.errors import ConfigError
 from napari_hrsam.plugin.canvas.key_table import DEFAULT_KEYS, KeyMap, parse_key, read_keys
 from napari_hrsam.plugin.canvas.keys import TAKEN_FROM_NAPARI
 from napari_hrsam.plugin.panel.parts import Links
@@ -93,11 +96,12 @@ def keys_of_napari(panel: QWidget | None) -> dict[str, str]:
     for action, keys in get_settings().shortcuts.shortcuts.items():
         what = action.removeprefix("napari:").replace("_", " ")
         found |= dict.fromkeys(map(str, keys), f"is napari's key for '{what}'")
-    for action in [] if panel is None else main_window(panel).findChildren(QAction):
-        text = action.shortcut().toString()
-        if text and "," not in text:
+    for menu in [] if panel is None else main_window(panel).findChildren(QMenu):
+        for action in menu.actions():
             name = action.text().replace("&", "")
-            found[parse_key(text)] = f"is napari's key for '{name}'"
+            # Keys that cannot be chosen need no name.
+            with suppress(ConfigError):
+                found[parse_key(action.shortcut().toString())] = f"is napari's key for '{name}'"
     return {key: what for key, what in found.items() if key not in TAKEN_FROM_NAPARI}
 
 
@@ -123,6 +127,7 @@ class PreferencesLink:
         self._panel, self._controller, self._begin_with = panel, controller, begin_with
         self._preferences = Preferences()
         self._taken: dict[str, dict[str, Any]] = {}
+        self._told: tuple[str, ...] = ()
         self._timer = QTimer(panel)
         self._timer.setSingleShot(True)
         self._timer.setInterval(TYPING_MS)
@@ -185,8 +190,10 @@ class PreferencesLink:
     def _take_keys(self, _values: Mapping[str, Any]) -> None:
         keys, problems = self._preferences.keys(keys_of_napari(self._panel))
         self._controller.set_keys(keys)
-        if problems:
-            show_warning("\n".join(problems))
+        news = [problem for problem in problems if problem not in self._told]
+        self._told = problems
+        if news:
+            show_warning("\n".join(news))
 
 
 def _find_settings() -> Any:

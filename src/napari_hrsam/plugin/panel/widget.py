@@ -328,9 +328,12 @@ class SegmentWidget(QWidget):
     # ------------------------------------------------------------------ showing
 
     def show_keys(self) -> None:
-        """Open the cheat sheet."""
+        """Open the cheat sheet, or close it."""
         if self._sheet is None:
             self._sheet = KeySheet(self)
+        if self._sheet.isVisible():
+            self._sheet.close()
+            return
         self._sheet.show_keys(self.controller.state.keys)
         self._sheet.show()
         self._sheet.raise_()

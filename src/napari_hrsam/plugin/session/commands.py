@@ -300,6 +300,13 @@ class FindDevices:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmColors:
+    """Have ready what shows labels of a type in the colours of classes."""
+
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
 class KeepEmbeddings:
     """Keep embeddings in a folder ("" for the user's), from the next session on.
 
@@ -384,6 +391,7 @@ Command: TypeAlias = (
     Step
     | Question
     | WarmUp
+    | WarmColors
     | KeepEmbeddings
     | Open
     | UseModel

@@ -17,6 +17,7 @@ from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
 from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
 from napari_hrsam.plugin.session import commands, messages
 from napari_hrsam.plugin.session.class_actions import ClassActions
+from napari_hrsam.plugin.session.class_colors import ClassColors
 from napari_hrsam.plugin.session.context import SessionContext
 from napari_hrsam.plugin.session.drags import Drags
 from napari_hrsam.plugin.session.image_input import ChannelLayers
@@ -109,7 +110,7 @@ class SegmentController:
         self.planes = PlaneActions(context)
         self.models = ModelActions(context)
         self._peeks = Peeks(context)
-        self.settings = Settings(context, self._peeks)
+        self.settings = Settings(context, self._peeks, ClassColors(context, listed))
         self.drags = Drags(
             context, box=self.box, scribble=self.scribble, lasso=self.lasso, cut=self.objects.cut
         )

@@ -16,7 +16,7 @@ from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, Sessio
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.levels import LabelView
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
-from napari_hrsam.plugin.overlay.warm_up import compile_layers
+from napari_hrsam.plugin.overlay.warm_up import compile_class_colors, compile_layers
 from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
@@ -158,6 +158,8 @@ class InferenceSession:
         match command:
             case commands.WarmUp():
                 self._warm_up()
+            case commands.WarmColors():
+                compile_class_colors(command.dtype)
             case commands.KeepEmbeddings():
                 self._embeddings = command
             case commands.SetOutline():

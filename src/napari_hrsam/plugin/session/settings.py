@@ -8,6 +8,7 @@ from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session import commands
 
 if TYPE_CHECKING:
+    from napari_hrsam.plugin.session.class_colors import ClassColors
     from napari_hrsam.plugin.session.context import SessionContext
     from napari_hrsam.plugin.session.peeks import Peeks
 
@@ -21,11 +22,14 @@ class Settings:
         What the controller works on.
     peeks
         What is shown under the mouse.
+    class_colors
+        Colours of committed objects.
     """
 
-    def __init__(self, context: SessionContext, peeks: Peeks) -> None:
+    def __init__(self, context: SessionContext, peeks: Peeks, class_colors: ClassColors) -> None:
         self._context = context
         self._peeks = peeks
+        self._class_colors = class_colors
 
     def pin_level(self, level: int | None) -> None:
         """Look at new objects at one level at every zoom, or at that of the zoom (None).
@@ -88,6 +92,7 @@ class Settings:
     def set_colors_by_class(self, is_by_class: bool) -> None:
         """Show committed objects in the colours of their classes, or each in one of its own."""
         self._context.update(colors_by_class=is_by_class)
+        self._class_colors.follow()
 
     def use_tool(self, tool: DragTool) -> None:
         """Draw something with plain drags of the mouse; the same once more: move the view again."""
