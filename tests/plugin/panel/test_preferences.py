@@ -16,6 +16,7 @@ from qtpy.QtWidgets import QLabel, QWidget
 
 import napari_hrsam
 from napari_hrsam.plugin.canvas.key_table import DEFAULT_KEYS, KEYS
+from napari_hrsam.plugin.forms.embed import EncodeForm
 from napari_hrsam.plugin.panel import preferences
 from napari_hrsam.plugin.panel.preferences import (
     DEFAULTS,
@@ -30,12 +31,11 @@ CYAN = (0, 217, 255)
 
 
 @pytest.fixture
-def kept() -> Iterator[Preferences]:
-    """What napari keeps for us in this process; as it was afterwards."""
+def kept() -> Preferences:
+    """What napari keeps for us in this process."""
+    # An earlier test may have asked while there were other plugins.
     napari.settings._clear_plugin_settings_cache()
-    settings = napari.settings.get_plugin_settings("napari-hrsam")
-    yield Preferences()
-    settings.reset()
+    return Preferences()
 
 
 @pytest.fixture
@@ -127,8 +127,10 @@ def test_a_panel_that_was_closed_follows_no_longer(
 ) -> None:
     link.close()
     kept.put("drawing", "look_ahead", False)
+    controller.settings.set_peeks(True)
     qtbot.wait(preferences.TYPING_MS + 200)
     assert controller.state.reads_ahead
+    assert not kept.get("drawing", "preview")
 
 
 def test_changes_are_taken_over_when_the_preferences_are_left_alone(
@@ -206,6 +208,15 @@ def test_embeddings_go_where_the_preferences_say(
     started.wait()
     assert list(folder.rglob("zarr.json"))
     assert "500000000" in (folder / "embeddings.json").read_text()
+
+
+def test_tiles_are_encoded_ahead_where_the_panel_looks_for_them(
+    kept: Preferences, make_napari_viewer: Any, tmp_path: Path
+) -> None:
+    kept.put("embeddings", "folder", str(tmp_path))
+    kept.put("embeddings", "max_gb", 2.0)
+    fields = EncodeForm(make_napari_viewer()).fields
+    assert (fields["folder"].value, fields["max_gb"].value) == (tmp_path, 2.0)
 
 
 def test_the_window_follows_keys_and_shows_them(

@@ -22,7 +22,7 @@ from napari_hrsam.plugin.panel.preferences import Preferences
 if TYPE_CHECKING:
     from napari_hrsam.plugin.canvas.key_table import KeyMap
 
-SIZE_PX = (620, 640)
+SIZE_PX = (660, 680)
 
 
 class KeySheet(QDialog):

@@ -71,11 +71,12 @@ class Preferences:
         """Return the preferences of a group, by name."""
         return {name: self.get(group, name) for name in DEFAULTS[group]}
 
-    def links(self, changed: Callable[..., None]) -> Links:
-        """Have changes told."""
+    @property
+    def signals(self) -> list[Any]:
+        """What is emitted when preferences change, one signal per group."""
         if self._settings is None:
-            return Links()
-        return Links(*((getattr(self._settings, group).events, changed) for group in DEFAULTS))
+            return []
+        return [getattr(self._settings, group).events for group in DEFAULTS]
 
     def keys(self, taken: Mapping[str, str]) -> tuple[KeyMap, tuple[str, ...]]:
         """Return the keys, and what is wrong with those that were refused; see `read_keys`."""
@@ -132,9 +133,11 @@ class PreferencesLink:
         self._timer.setSingleShot(True)
         self._timer.setInterval(TYPING_MS)
         self._timer.timeout.connect(self.take)
-        self._links = self._preferences.links(self._on_change)
         self._shown = self._shown_now()
-        controller.state.changed.connect(self._on_state)
+        self._links = Links(
+            (controller.state.changed, self._on_state),
+            *((signal, self._on_change) for signal in self._preferences.signals),
+        )
         self.take()
 
     def close(self) -> None:
