@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from numpy.typing import NDArray
 
-OBJECT_COLOR = (0.0, 0.85, 1.0, 1.0)
+OBJECT_COLOR = (0.0, 0.85, 1.0)
 OPACITY = 0.45
 
 
@@ -51,15 +51,17 @@ class PreviewLayer:
         self.layer = Labels(
             self._drawn.reshape(*self._axes, 1, 1).copy(),
             name=f"{image.name} [current]",
-            # Of one colour, which every label gets. A direct map would be compiled for seconds, in
-            # each process, on the thread that draws.
-            colormap=CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), OBJECT_COLOR], np.float32)),
+            colormap=_of_one_color(OBJECT_COLOR),
             opacity=OPACITY,
             **placement(image),
         )
         self.layer.brush_size = 8
         viewer.add_layer(self.layer)
         self.layer.events.paint.connect(self._count_stroke)
+
+    def set_color(self, color: tuple[float, float, float]) -> None:
+        """Show the object in a colour: red, green and blue from 0 to 1."""
+        self.layer.colormap = _of_one_color(color)
 
     @property
     def box(self) -> Box | None:
@@ -189,3 +191,9 @@ class PreviewLayer:
         self.layer.editable = True
         self.layer.mode = mode
         self._num_strokes = self._num_undone = 0
+
+
+def _of_one_color(color: tuple[float, float, float]) -> CyclicLabelColormap:
+    # Every label gets it. A direct map would be compiled for seconds, in each process, on the
+    # thread that draws.
+    return CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), (*color, 1.0)], np.float32))

@@ -299,6 +299,24 @@ class FindDevices:
     """Find the devices that a model can run on, "auto" first: a tuple of names."""
 
 
+@dataclass(frozen=True, slots=True)
+class WarmColors:
+    """Have ready what shows labels of a type in the colours of classes."""
+
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEmbeddings:
+    """Keep embeddings in a folder ("" for the user's), from the next session on.
+
+    It may take ``max_bytes``; 0 for what it was given last.
+    """
+
+    folder: str
+    max_bytes: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Open:
     """Load a model, unless it is loaded, and begin a session: `Opened`."""
@@ -370,7 +388,17 @@ Question: TypeAlias = FindDevices | ListObjects | Peek | ReadAhead
 """Commands that change nothing, and are answered with what they ask for."""
 
 Command: TypeAlias = (
-    Step | Question | WarmUp | Open | UseModel | SetOutline | Save | Close | NextTurn
+    Step
+    | Question
+    | WarmUp
+    | WarmColors
+    | KeepEmbeddings
+    | Open
+    | UseModel
+    | SetOutline
+    | Save
+    | Close
+    | NextTurn
 )
 
 

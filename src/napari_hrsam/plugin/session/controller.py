@@ -17,6 +17,7 @@ from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
 from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
 from napari_hrsam.plugin.session import commands, messages
 from napari_hrsam.plugin.session.class_actions import ClassActions
+from napari_hrsam.plugin.session.class_colors import ClassColors
 from napari_hrsam.plugin.session.context import SessionContext
 from napari_hrsam.plugin.session.drags import Drags
 from napari_hrsam.plugin.session.image_input import ChannelLayers
@@ -44,6 +45,8 @@ from napari_hrsam.prompts import Prompts
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
+
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
 
 _DONE = object()
 
@@ -107,7 +110,7 @@ class SegmentController:
         self.planes = PlaneActions(context)
         self.models = ModelActions(context)
         self._peeks = Peeks(context)
-        self.settings = Settings(context, self._peeks)
+        self.settings = Settings(context, self._peeks, ClassColors(context, listed))
         self.drags = Drags(
             context, box=self.box, scribble=self.scribble, lasso=self.lasso, cut=self.objects.cut
         )
@@ -137,6 +140,12 @@ class SegmentController:
             return None
         target = self._context.setup.target
         return self.overlay.target if isinstance(target, MemoryTarget) else target
+
+    def set_keys(self, keys: KeyMap) -> None:
+        """Let other keys do what ours do, from now on."""
+        self.state.update(keys=keys)
+        self.canvas.set_actions(key_actions(self))
+        self._context.show_tool()
 
     def start(
         self,
@@ -276,7 +285,9 @@ class SegmentController:
             key = self.objects.list.key_of(label, position.plane)
             if key is not None:
                 self.objects.list.picked.emit(key)
-            self._context.show_message(messages.describe_committed(label, overlay.objects))
+            self._context.show_message(
+                messages.describe_committed(label, overlay.objects, self.state.keys)
+            )
             return
         self._context.described_label = 0
         self.click(position.point_yx, positive)
@@ -372,7 +383,8 @@ class SegmentController:
         if elsewhere := overlay.elsewhere:
             overlay.view.show_plane(overlay.plane)
             self._context.show_message(
-                f"This is the object, on {elsewhere}. C commits it, Esc cancels it."
+                f"This is the object, on {elsewhere}. "
+                + self.state.keys.spell("{commit} commits it, {cancel} cancels it.")
             )
             return
         if not self.worker.is_busy and not overlay.preview.num_pixels:
@@ -467,6 +479,7 @@ class SegmentController:
     def _take_prompts(self, opened: commands.Opened, overlay: Overlay, setup: Setup) -> None:
         self._context.overlay = overlay
         overlay.preview.layer.events.paint.connect(self._on_paint)
+        overlay.preview.set_color(self.state.object_color)
         self.canvas.start(overlay.all)
         self._context.update(
             phase=Phase.READY,
@@ -512,9 +525,9 @@ class SegmentController:
             seconds = answer.prediction.seconds
             changes |= {f"{part}_ms": 1000 * seconds[f"{part}_s"] for part in ("encode", "decode")}
         if not follows_error:
-            message = messages.describe_step(answer, overlay.view.plane_name)
+            message = messages.describe_step(answer, overlay.view.plane_name, self.state.keys)
             if is_given_up and answer.prediction is None:
-                message = messages.GIVEN_UP
+                message = messages.describe_given_up(self.state.keys)
             changes |= {"message": message, "is_error": False}
         self._context.update(
             progress=None,
@@ -633,4 +646,6 @@ class SegmentController:
         """Let the number of pixels follow what was painted."""
         if self.overlay is not None and self.overlay.has_object:
             preview = self.overlay.preview
-            self._context.show_message(messages.describe_object(preview.num_pixels, preview.step))
+            self._context.show_message(
+                messages.describe_object(preview.num_pixels, preview.step, self.state.keys)
+            )

@@ -16,7 +16,7 @@ from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, Sessio
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.levels import LabelView
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
-from napari_hrsam.plugin.overlay.warm_up import compile_layers
+from napari_hrsam.plugin.overlay.warm_up import compile_class_colors, compile_layers
 from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
@@ -64,6 +64,7 @@ class InferenceSession:
         self._store: LabelWriter | None = None
         self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
+        self._embeddings = commands.KeepEmbeddings("", 0)
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
         self._untold_edits: list[Edit] = []
@@ -157,6 +158,10 @@ class InferenceSession:
         match command:
             case commands.WarmUp():
                 self._warm_up()
+            case commands.WarmColors():
+                compile_class_colors(command.dtype)
+            case commands.KeepEmbeddings():
+                self._embeddings = command
             case commands.SetOutline():
                 self._outline_level = command.level
                 if self._session is not None:
@@ -434,7 +439,7 @@ class InferenceSession:
             self._model,
             pixels,
             labels,
-            embeddings=_embeddings(),
+            embeddings=_open_embeddings(self._embeddings),
             remote=configured_server(),
             before_look=self._require_wanted,
         )
@@ -545,12 +550,12 @@ def _find_devices() -> tuple[str, ...]:
     return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
 
 
-def _embeddings() -> EmbeddingStore | None:
+def _open_embeddings(where: commands.KeepEmbeddings) -> EmbeddingStore | None:
     """Open the user's store of embeddings; without one everything works, more slowly."""
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     try:
-        return EmbeddingStore()
+        return EmbeddingStore(where.folder or None, max_bytes=where.max_bytes or None)
     except EmbeddingsError as error:
         logger.warning("embeddings are kept in memory only: %s", error)
         return None
