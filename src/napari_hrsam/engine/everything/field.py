@@ -104,7 +104,7 @@ class Field:
     shape : (int, int)
         Height and width in cells.
     seconds : dict of str to float
-        Time spent so far: "read", "encode", "head"; those who use it add theirs.
+        Of the processor, so far: "read", "encode", "head"; those who use it add theirs.
     num_tiles, num_blank : int
         Tiles encoded so far, and those left out.
 
@@ -244,17 +244,17 @@ class Field:
         side_px = self._side * CELL_PX
         stride_px = self._stride * CELL_PX
         tile = Tile(self.level, place[0] * stride_px, place[1] * stride_px, side_px, self.plane)
-        started = time.perf_counter()
+        started = time.process_time()
         pixels = TilePixels(self._image, tile, self._predictor.fill)
         shown = pixels.read()
         rgb = _means(shown)
-        self.seconds["read"] += time.perf_counter() - started
+        self.seconds["read"] += time.process_time() - started
         if self._skip_blank and is_blank(pixels.inside()):
             self.num_blank += 1
             return _TileMaps(maps=None, rgb=rgb, features=None)
-        started = time.perf_counter()
+        started = time.process_time()
         embedding = self._predictor.encode(shown, tile)
-        encoded = time.perf_counter()
+        encoded = time.process_time()
         maps = self._predictor.dense_maps(embedding).astype(np.float16)
         present = pixels.present()
         if present is not None:
@@ -262,7 +262,7 @@ class Field:
             maps[0] *= present.reshape(self._side, CELL_PX, self._side, CELL_PX).any(axis=(1, 3))
         features = _features(embedding)
         self.seconds["encode"] += encoded - started
-        self.seconds["head"] += time.perf_counter() - encoded
+        self.seconds["head"] += time.process_time() - encoded
         self.num_tiles += 1
         return _TileMaps(maps=maps, rgb=rgb, features=features)
 
