@@ -196,8 +196,20 @@ class Segmenter(nn.Module):
         ConfigError
             If the model has no dense head.
         """
+        return self.dense_maps_and_features(features)[0]
+
+    def dense_maps_and_features(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Predict the maps of `dense_maps`, and give what the head read them off.
+
+        Returns
+        -------
+        maps : (B, 3, H / 4, W / 4) float, 0..1
+        features : (B, 32, H / 4, W / 4) float
+            What tells objects of one kind from others better than the embedding does.
+        """
         head = self.require_dense_head()
-        return torch.sigmoid(head(features.embedding, features.stride8, features.stride4))
+        found = head.features(features.embedding, features.stride8, features.stride4)
+        return torch.sigmoid(head.maps_of(found)), found
 
     def require_dense_head(self) -> DenseHead:
         """Return the dense head; `ConfigError` names the models that have one, if there is none."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,19 +71,26 @@ def do_blocks(
         if should_stop():
             raise StoppedError
 
+    last: dict[Place, int] = {}
+    for index, place in enumerate(places):
+        last.update(dict.fromkeys(_tiles(field, plan, rules, place), index))
     for index, place in enumerate(places):
         found = find_objects(field, plan.core(place), rules, step=step)
-        started = time.perf_counter()
+        started = time.process_time()
         records.save(place, found)
-        field.seconds["write"] += time.perf_counter() - started
-        needed = {tile for rest in places[index + 1 :] for tile in _tiles(field, plan, rules, rest)}
-        field.keep_only(needed.__contains__)
+        field.seconds["write"] += time.process_time() - started
+        field.keep_only(partial(_is_needed, last, index))
         done()
     return Done(
         seconds={key: value - before[0].get(key, 0.0) for key, value in field.seconds.items()},
         num_tiles=field.num_tiles - before[1],
         num_blank=field.num_blank - before[2],
     )
+
+
+def _is_needed(last: dict[Place, int], index: int, tile: Place) -> bool:
+    """Whether a block after this one asks for a tile, by the last one that does."""
+    return last.get(tile, -1) > index
 
 
 def _tiles(field: Field, plan: Plan, rules: Rules, place: Place) -> list[Place]:

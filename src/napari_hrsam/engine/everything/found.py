@@ -39,7 +39,7 @@ class Found:
     solidity : (N,) float32, 0..1
         Share of the convex hull that the object fills.
     features : (N, F) float16
-        Mean embedding and stem maps.
+        Mean features of the dense head, `DENSE_FEATURES` of them, embedding and stem maps.
     runs : (R, 4) int32
         Index of the object, y, first x, the x after the last; by object, row by row.
     too_large : (M, 2) int32
@@ -162,9 +162,9 @@ def find_objects(
     assert halo >= rules.halo
     part = field.read(core.expand(halo).clip(field.shape), step)
     inside = core.shifted(-part.box.y0, -part.box.x0)
-    started = time.perf_counter()
+    started = time.process_time()
     found = _described(grow(part.maps, rules, inside), part)
-    field.seconds["watershed"] += time.perf_counter() - started
+    field.seconds["watershed"] += time.process_time() - started
     return found
 
 

@@ -80,6 +80,11 @@ class Plan:
         """Return row and column of every block, row by row."""
         return list(Grid((self.block, self.block)).places(self.region))
 
+    def places_near(self, box: Box, margin: int) -> list[Place]:
+        """Return the blocks that lie less than a margin from some cells."""
+        around = box.expand(margin).intersection(self.region)
+        return list(Grid((self.block, self.block)).places(around))
+
     def core(self, place: Place) -> Box:
         """Return the cells that belong to a block."""
         return Grid((self.block, self.block)).box(place).intersection(self.region)
@@ -144,7 +149,8 @@ class Records:
 
     def missing(self, places: Sequence[Place]) -> list[Place]:
         """Return the blocks that are not done."""
-        return [place for place in places if not self._file(place).exists()]
+        there = {file.name for file in self._files.iterdir()}
+        return [place for place in places if self._file(place).name not in there]
 
     def save(self, place: Place, found: Found) -> None:
         """Write down what a block holds; raises OSError when the disk fails."""
