@@ -38,10 +38,11 @@ def test_the_window_goes_on_until_the_panel_is_there(
     qtbot.addWidget(opened)
     for _ in range(5):
         QApplication.processEvents()
+    assert not opened.is_filled
     assert opened.findChildren(SegmentWidget) == []
     assert [label.text() for label in opened.findChildren(QLabel)] == ["Opening …"]
     may_import.set()
-    qtbot.waitUntil(lambda: opened.findChildren(SegmentWidget) != [], timeout=60_000)
+    qtbot.waitUntil(lambda: opened.is_filled, timeout=60_000)
     assert opened.findChildren(SegmentWidget) == [opened.panel]
     assert opened.controller is opened.panel.controller
     assert opened.layout().indexOf(opened.panel) == 0

@@ -49,6 +49,11 @@ class OpeningPanel(QWidget):
         self._timer.start(LOOK_MS)
 
     @property
+    def is_filled(self) -> bool:
+        """Whether the panel is there."""
+        return self._panel is not None
+
+    @property
     def panel(self) -> SegmentWidget:
         """The panel; whoever cannot wait for it has it built now."""
         if self._panel is None:
