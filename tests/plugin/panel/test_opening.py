@@ -45,8 +45,9 @@ def test_the_window_goes_on_until_the_panel_is_there(
     qtbot.waitUntil(lambda: opened.is_filled, timeout=60_000)
     assert opened.findChildren(SegmentWidget) == [opened.panel]
     assert opened.controller is opened.panel.controller
-    assert opened.layout().indexOf(opened.panel) == 0
-    assert opened.layout().count() == 1
+    layout: Any = opened.layout()
+    assert layout.indexOf(opened.panel) == 0
+    assert layout.count() == 1
     opened.controller.close()
 
 

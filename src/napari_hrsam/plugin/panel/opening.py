@@ -39,9 +39,9 @@ class OpeningPanel(QWidget):
         self._waiting.setMinimumWidth(WIDTH_PX)
         # As the panel: napari puts empty space under what does not want the dock's whole height.
         self._waiting.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._waiting)
+        self._column = QVBoxLayout(self)
+        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.addWidget(self._waiting)
         self._importing = threading.Thread(target=_import_panel, daemon=True)
         self._importing.start()
         self._timer = QTimer(self)
@@ -63,7 +63,7 @@ class OpeningPanel(QWidget):
 
             self._panel = SegmentWidget(self._viewer)
             self._waiting.hide()
-            self.layout().replaceWidget(self._waiting, self._panel)
+            self._column.replaceWidget(self._waiting, self._panel)
             self._waiting.deleteLater()
         return self._panel
 
