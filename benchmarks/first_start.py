@@ -157,10 +157,9 @@ def measure(case: str, *, tells_stacks: bool) -> None:
     viewer.layers.remove("more discs")
     run_for(1.0)
     take("napari alone: adding and removing a layer")
-    _, opened = viewer.window.add_plugin_dock_widget("napari-hrsam", "Segment by clicking")
-    run_until(lambda: opened.is_filled)
-    run_for(0.2)
-    panel, controller = opened.panel, opened.controller
+    _, panel = viewer.window.add_plugin_dock_widget("napari-hrsam", "Segment by clicking")
+    run_until(lambda: True)
+    controller = panel.controller
 
     def rest() -> None:
         run_until(lambda: not controller.state.is_busy)

@@ -41,6 +41,6 @@ def test_the_panel_that_is_open_is_taken(
     assert len(viewer.window.dock_widgets) == 1
     assert hrsam.segment_in(viewer, viewer.layers["scene"]) is controller
     qtbot.waitUntil(lambda: controller.state.phase is Phase.READY, timeout=180_000)
-    (opened,) = viewer.window.dock_widgets.values()
-    assert opened.panel.image_box.currentText() == "scene"
+    (panel,) = viewer.window.dock_widgets.values()
+    assert panel.image_box.currentText() == "scene"
     controller.close()
