@@ -181,26 +181,6 @@ def test_clicks_far_apart_on_what_no_tile_of_theirs_shows_are_asked_further_away
     assert session.click((7000, 8000)).level == 8
 
 
-def test_the_look_at_the_best_size_counts_more_than_what_the_model_says_of_itself(
-    sized_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image, truth = thing_in_a_ground(400, 0)
-    decode = sized_model.decode
-
-    def surer_when_larger(features: Any, **given: Any) -> Any:
-        logits, iou = decode(features, **given)
-        return logits, torch.full_like(iou, 0.6 + 0.3 * float((logits > 0).float().mean()))
-
-    monkeypatch.setattr(sized_model, "decode", surer_when_larger)
-    session = Session(sized_model, image)
-    # At level 1 it takes 200 of the tile's 256 pixels; best is a quarter, at level 3.
-    assert best_level(400, image.shape[:2], 256) == 3
-    assert session.click((2048, 2048), level=3).level == 3
-    session.cancel()
-    assert session.click((2048, 2048), level=1).level == 2, "one finer than the look that counts"
-    assert iou(whole_mask(session), truth) > 0.9
-
-
 def test_a_box_is_looked_at_where_it_has_the_best_size(model: Any, scene: Scene) -> None:
     image, truth = scene
     session = Session(model, image)

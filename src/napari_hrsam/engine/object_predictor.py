@@ -219,11 +219,10 @@ class ObjectPredictor:
 
         A new object that is small or large on its tile is looked at again where it takes
         `BEST_SHARES` of it. One of which the model is not sure, with no mask of it in this tile, is
-        looked at from further away. Of the looks that show it at its best size, else of all, the
-        one that the model itself rates highest counts: its ratings compare poorly between levels.
-        An object with more prompts stays in its tile unless it has outgrown it or is lost in it.
-        Then the mask serves as prior for a look one level finer, where that was asked for: outlines
-        get better so, but not beyond level 0.
+        looked at from further away. The look that the model itself rates highest counts. An object
+        with more prompts stays in its tile unless it has outgrown it or is lost in it. Then the
+        mask serves as prior for a look one level finer, where that was asked for: outlines get
+        better so, but not beyond level 0.
 
         Parameters
         ----------
@@ -253,7 +252,6 @@ class ObjectPredictor:
             results,
             key=lambda result: (
                 not self._goes_on(result, prompts),
-                is_new and self._has_best_size(result, prompts),
                 result.iou,
             ),
         )
@@ -347,11 +345,6 @@ class ObjectPredictor:
         return low < max(_extent(result, prompts).shape_yx) <= high and not self._goes_on(
             result, prompts
         )
-
-    def _has_best_size(self, result: TileResult, prompts: Prompts) -> bool:
-        """Whether the object was looked at where one of the size that was found should be."""
-        longer_px = max(_extent(result, prompts).shape_yx)
-        return result.tile.level == best_level(longer_px, self.shape_yx, result.tile.size_px)
 
     def _better_tile(
         self, results: list[TileResult], prompts: Prompts, *, is_new: bool, may_be_part: bool
