@@ -29,9 +29,9 @@ def cache_folder() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("napari-hrsam"))
+    return Path(platformdirs.user_cache_path("napari-hrsam"))
 
 
 def embeddings_folder() -> Path:

@@ -40,7 +40,6 @@ from napari_hrsam.storage.labels.journal_rows import (
     OF_OBJECT,
     SCHEMA,
     SEEN,
-    VERSION,
     Bounds,
     EditRow,
     box_from,
@@ -51,6 +50,7 @@ from napari_hrsam.storage.labels.journal_rows import (
     prompts_text,
     require_few_pending,
     require_tables,
+    require_version,
     stored_id,
 )
 from napari_hrsam.storage.labels.objects import Areas
@@ -138,7 +138,7 @@ class Journal:
                 # Every note is on the disk before anything is changed, or told.
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
-                self._check_version()
+                require_version(self._database, self.path)
                 require_tables(self._database)
                 self._database.execute(SEEN)
                 self.identity = str(self._fact("identity"))
@@ -449,21 +449,6 @@ class Journal:
                 [row, limit, limit],
             ).fetchone()
             return unpack(box, changed, labels, self._dtype, are_after=are_after)
-
-    def _check_version(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise LabelsError(
-                f"expected a journal of version {VERSION} at {self.path}, got {version}; "
-                "update napari-hrsam, or use the version that made it"
-            )
-        if version != VERSION:
-            raise LabelsError(
-                f"expected a journal of version {VERSION} at {self.path}, got {version}, which "
-                "was made before the first release; the labels themselves lie in other files. "
-                f"Move the folder {self.path.parent} away and open the labels again: they start a "
-                "new journal, without the undo of earlier commits"
-            )
 
     def _fact(self, name: str) -> Any:
         (value,) = self._database.execute(
