@@ -138,6 +138,8 @@ class SessionContext:
 
     def show_tool(self) -> None:
         """Show which of napari's tools has the mouse, if one has."""
+        if self.overlay is not None:
+            self.overlay.watch_brush()
         tool = self.canvas.tool
         back = f"{tool}; Esc or C goes back to clicking."
         self.update(tool=back if tool and self.overlay is not None else "")
@@ -151,7 +153,7 @@ class SessionContext:
             case "center":
                 self.look_ahead()
             case "point":
-                self.update()
+                self.show_tool()
                 self.look_ahead()
             case "ndisplay" if overlay is not None:
                 self.show_message(self.hint)

@@ -173,7 +173,7 @@ class Worker:
             case commands.ContinueOn():
                 # Prompts from now on belong to the object there.
                 self._object = progress
-            case commands.Commit() | commands.Propagate():
+            case commands.Commit() | commands.Propagate() | commands.Interpolate():
                 # Prompts from now on belong to the next object.
                 self._object = Progress()
                 self._commit = progress = self._reporting(command)
