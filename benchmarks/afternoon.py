@@ -7,8 +7,8 @@ are Qt events on the canvas of a real window, and what counts is what the window
 the panel answers with "this is object 5, committed already" is made again, as a person would, and
 counts twice.
 
-Told of each kind: clicks and seconds per object (from the first click until the commit is answered;
-wall, and CPU of all threads), the share that reaches the IoU, what the panel said that was an error,
+Told of each kind: clicks and seconds per object (from the first click until the commit is
+answered; wall, and CPU of all threads), the share that reaches the IoU, errors that the panel told,
 and how long the window's thread computed between two looks at its events. Needs a display, real or
 virtual (xvfb-run).
 """
@@ -77,7 +77,7 @@ class User:
     @property
     def canvas(self) -> QWidget:
         """What is clicked on."""
-        return self.viewer.window._qt_viewer.canvas.native  # type: ignore[no-any-return]
+        return self.viewer.window._qt_viewer.canvas.native  # type: ignore[no-any-return]  # noqa: SLF001
 
     def wait(self, is_done: Callable[[], bool] | None = None, least_s: float = 0.0) -> None:
         """Let the window work until it is idle, or something is so."""
@@ -108,15 +108,15 @@ class User:
         camera, size = self.viewer.scene.camera, self.canvas.size()
         offset = (np.array(point_yx) - np.array(camera.center)[-2:]) * camera.zoom
         at = QPoint(round(size.width() / 2 + offset[1]), round(size.height() / 2 + offset[0]))
-        for number in (1, 2):
+        num = 0
+        while not num or (num < 2 and "committed already" in self.controller.state.message):
             self._timed(QTest.mouseClick, self.canvas, LEFT if positive else RIGHT, NO_KEY, at)
             self.wait()
-            if "committed already" not in self.controller.state.message:
-                break
-        return number
+            num += 1
+        return num
 
     def shown(self) -> NDArray[np.bool_]:
-        """What the window shows of the current object, in full size."""
+        """Return what the window shows of the current object, in full size."""
         overlay = self.controller.overlay
         assert overlay is not None
         mask, preview = np.zeros(self.truth.shape, bool), overlay.preview

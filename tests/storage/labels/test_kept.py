@@ -26,7 +26,9 @@ def opened(folder: Path, array: NDArray[np.uint32] | None = None) -> Iterator[Ke
     copy = make(folder / "a", "cells", *([] if make is open_labels else [SHAPE]))
     with copy:
         is_new = array is None
-        yield KeptLabels(np.zeros(SHAPE, np.uint32) if array is None else array, copy, takes_up=is_new)
+        yield KeptLabels(
+            np.zeros(SHAPE, np.uint32) if array is None else array, copy, takes_up=is_new
+        )
 
 
 def draw(labels: KeptLabels, label: int, object_class: str | None = None) -> NDArray[np.uint32]:

@@ -99,10 +99,8 @@ class InferenceSession:
                 result = self._continue_on(command, progress)
             case commands.Propagate():
                 result = self._propagate(command, progress)
-            case commands.Interpolate():
-                result = self._interpolate(command, progress)
-            case commands.DrawEach():
-                result = self._draw_each(command, progress)
+            case commands.Interpolate() | commands.DrawEach():
+                result = self._draw_several(command, progress)
             case commands.Open():
                 result = self._open(command, progress)
             case commands.UseModel():
@@ -277,8 +275,12 @@ class InferenceSession:
 
         return go_on
 
-    def _draw_each(self, command: commands.DrawEach, progress: Progress) -> commands.Answer:
+    def _draw_several(
+        self, command: commands.Interpolate | commands.DrawEach, progress: Progress
+    ) -> commands.Answer:
         try:
+            if isinstance(command, commands.Interpolate):
+                return self._interpolate(command, progress)
             drawn = self._current.draw_each(
                 command.several,
                 command.level,
@@ -312,24 +314,19 @@ class InferenceSession:
 
     def _interpolate(self, command: commands.Interpolate, progress: Progress) -> commands.Answer:
         session, report = self._current, None
-        try:
-            for first, last in session.gaps(command.label, command.plane, axis=command.axis):
-                part = session.interpolate(
-                    command.label,
-                    first,
-                    last,
-                    progress=self._unless_hurried(progress),
-                    on_commit=self._note,
+        for first, last in session.gaps(command.label, command.plane, axis=command.axis):
+            part = session.interpolate(
+                command.label,
+                first,
+                last,
+                progress=self._unless_hurried(progress),
+                on_commit=self._note,
+            )
+            if report is not None:
+                part = replace(
+                    part, planes=report.planes + part.planes, edits=report.edits + part.edits
                 )
-                if report is not None:
-                    part = replace(
-                        part, planes=report.planes + part.planes, edits=report.edits + part.edits
-                    )
-                report = part
-        except Cancelled:
-            return self._answer(is_halted=True)
-        finally:
-            progress.finish()
+            report = part
         if report is None:
             raise LabelsError(
                 f"expected object {command.label} on another plane with some between, along the "
@@ -437,7 +434,7 @@ class InferenceSession:
 
     def _left_unfinished(self) -> dict[str, Any]:
         """Return the object of the last session, if what it was made of is still there."""
-        store, session = self._store, self._current
+        store = self._store
         if store is None:
             return {}
         try:
@@ -447,10 +444,10 @@ class InferenceSession:
             label, plane = left.carried or (left.label, left.plane)
             if label:
                 store.find(label, plane if store.plane_shape else ())
-            if len(left.plane) != len(session.image.plane_shape):
-                raise LabelsError(f"it lies on plane {left.plane}, which the image has not")
         except LabelsError as error:
             return {"why_lost": str(error)}
+        if len(left.plane) != len(self._current.image.plane_shape):
+            return {"why_lost": f"it lies on plane {left.plane}, which this image has not"}
         return {"unfinished": left}
 
     def _read_again(self, edits: list[Edit]) -> None:

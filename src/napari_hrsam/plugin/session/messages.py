@@ -274,9 +274,7 @@ def describe_opened(opened: Opened, image: ImageInput) -> str:
     where = f"Objects are kept in {opened.folder}. " if opened.folder else ""
     lost = ""
     if opened.why_lost:
-        lost = (
-            f"The object that was not committed last time cannot be drawn again: {opened.why_lost}. "
-        )
+        lost = f"The object not committed last time cannot be drawn again: {opened.why_lost}. "
     return f"{where}{lost}{warn_of_image(image)}"
 
 
