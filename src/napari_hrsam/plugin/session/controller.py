@@ -202,7 +202,8 @@ class SegmentController:
         """Let go of the viewer and end the inference thread; for the end of panel or viewer.
 
         Returns at once; the thread ends after the commits that were asked for, and lets others
-        write the labels; ``worker.join`` waits for that. Layers are left as they are.
+        write the labels; ``worker.join`` waits for that. The current object is drawn again when the
+        labels are next opened. Layers are left as they are.
         """
         if self.worker.is_closed:
             return
