@@ -375,3 +375,13 @@ def test_what_cannot_be_filled_in_is_told(started: SegmentController) -> None:
     started.wait()
     with pytest.raises(SessionError, match="before filling in another one"):
         started.planes.interpolate()
+
+
+def test_a_click_leaves_the_slider_as_long_as_the_stack(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    before = viewer.dims.range
+    viewer.scene.camera.zoom = 0.1
+    started.click(inside(1))
+    started.wait()
+    assert viewer.dims.range == before
