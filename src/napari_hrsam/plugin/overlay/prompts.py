@@ -31,7 +31,7 @@ NEGATIVE, POSITIVE, LINE = 0, 1, 2
 """What the feature "label" says of a point: part of a negative or positive prompt, or of a line."""
 
 
-class Points(napari.layers.Points):
+class Points(napari.layers.Points):  # type: ignore[misc]
     """Points that take no room beyond their places.
 
     napari lets the size of a point count along every axis: a click on one plane of a stack would
