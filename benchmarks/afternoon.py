@@ -142,7 +142,7 @@ class User:
             num += self.click((click.y, click.x), positive=click.positive)
             clicked.append((click.y, click.x))
             mask = self.shown()
-            iou = mask_iou(mask, truth)
+            iou = float(mask_iou(mask, truth))
         self._timed(QTest.keyClick, self.canvas, Qt.Key.Key_C)
         self.wait()
         return {
