@@ -33,6 +33,7 @@ from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
 from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.store import LabelStore
+from napari_hrsam.storage.labels.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from napari_hrsam.engine.remote_encoder import RemoteEncoder
@@ -293,6 +294,23 @@ class Session:
         """The prompts that an object had when it was taken up or continued; none of a new one."""
         steps = self._drawing.steps
         return steps[0].prompts if steps and steps[0].label else Prompts()
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The current object as a label image keeps it for a later session; None for none."""
+        step = self._drawing.step
+        if step is None:
+            return None
+        carried = step.carried
+        return Unfinished(
+            prompts=step.prompts,
+            level=step.first_level,
+            plane=step.prediction.tile.plane,
+            label=0 if step.taken is None else step.taken.label,
+            carried=None if carried is None else (carried.label, carried.plane),
+            begun_with=self.begun_with,
+            model=self.model_name,
+        )
 
     @property
     def view_level(self) -> int | None:
@@ -643,6 +661,7 @@ class Session:
     continue_on = carried_out("_planes", OverPlanes.continue_on)
     propagate = carried_out("_planes", OverPlanes.propagate)
     interpolate = carried_out("_planes", OverPlanes.interpolate)
+    gaps = carried_out("_planes", OverPlanes.gaps)
     embed = carried_out("_ahead", EncodesAhead.embed)
     read_ahead = carried_out("_ahead", EncodesAhead.read_ahead)
 

@@ -243,6 +243,7 @@ class Overlay:
             preview.show(
                 prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
             )
+            self.watch_brush()
         self.model_input.show(answer.model_input, None if prediction is None else prediction.tile)
         self.show_prompts()
 
@@ -283,6 +284,14 @@ class Overlay:
         except PromptError:
             is_here = False
         return "" if is_here else self.view.plane_name(self.plane)
+
+    def watch_brush(self) -> None:
+        """Take napari's brush away where the plane of the current object is not shown."""
+        try:
+            plane = self.view.plane()
+        except PromptError:
+            plane = None
+        self.preview.take_brush_on(plane)
 
     def plane_for_prompt(self, keys: KeyMap) -> tuple[int, ...]:
         """Return the plane that is shown, for a prompt of the current object.

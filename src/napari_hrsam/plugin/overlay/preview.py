@@ -124,6 +124,19 @@ class PreviewLayer:
         offset = (0, 0) if self._box is None else (self._box.y0, self._box.x0)
         place(self.layer, self._image, offset, step=self._step, plane=self._plane)
 
+    def take_brush_on(self, plane: tuple[int, ...] | None) -> None:
+        """Let napari's brush work where the layer has pixels only: it fails on other planes.
+
+        Parameters
+        ----------
+        plane
+            The one that is shown; None for no plane of the image.
+        """
+        is_here = plane == (self._plane or (0,) * len(self._axes))
+        # Not its `editable`: napari would forget how strokes are undone.
+        if not is_here and str(self.layer.mode) != "pan_zoom":
+            self.layer.mode = "pan_zoom"
+
     def strokes(self) -> Strokes | None:
         """Return what the user painted for the current object; None if nothing was painted."""
         pixels = self.pixels

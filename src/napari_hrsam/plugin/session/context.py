@@ -138,6 +138,8 @@ class SessionContext:
 
     def show_tool(self) -> None:
         """Show which of napari's tools has the mouse, if one has."""
+        if self.overlay is not None:
+            self.overlay.watch_brush()
         tool = self.canvas.tool
         keys = self.state.keys
         back = f"{tool}; {keys.text('cancel')} or {keys.text('commit')} goes back to clicking."
@@ -152,7 +154,7 @@ class SessionContext:
             case "center":
                 self.look_ahead()
             case "point":
-                self.update()
+                self.show_tool()
                 self.look_ahead()
             case "ndisplay" if overlay is not None:
                 self.show_message(self.hint)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_hrsam.plugin.canvas.key_table import KeyMap
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 _DONE = object()
 
@@ -209,7 +210,8 @@ class SegmentController:
         """Let go of the viewer and end the inference thread; for the end of panel or viewer.
 
         Returns at once; the thread ends after the commits that were asked for, and lets others
-        write the labels; ``worker.join`` waits for that. Layers are left as they are.
+        write the labels; ``worker.join`` waits for that. The current object is drawn again when the
+        labels are next opened. Layers are left as they are.
         """
         if self.worker.is_closed:
             return
@@ -500,6 +502,8 @@ class SegmentController:
         self.worker.send(commands.ListObjects(), partial(self.objects.begin, opened))
         # It may have been changed while the model was loaded.
         self._context.follow_display()
+        if opened.unfinished is not None:
+            self._draw_again(overlay, opened.unfinished)
 
     def _on_answer(self, answer: commands.Answer, is_newest: bool, follows_error: bool) -> None:
         overlay = self.overlay
@@ -560,9 +564,9 @@ class SegmentController:
 
     def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if isinstance(command, commands.Propagate | commands.DrawEach):
-            is_planes = isinstance(command, commands.Propagate)
-            describe = messages.describe_planes if is_planes else messages.describe_drawing
+        if isinstance(command, commands.Propagate | commands.Interpolate | commands.DrawEach):
+            is_each = isinstance(command, commands.DrawEach)
+            describe = messages.describe_drawing if is_each else messages.describe_planes
             self._context.show_message(describe(done, total), progress=(done, total))
         elif not isinstance(command, commands.Commit):
             self.state.update(progress=None if is_done else (done, total))
@@ -605,6 +609,27 @@ class SegmentController:
         for command in commands_of(object_):
             self.worker.send(command)
 
+    def _draw_again(self, overlay: Overlay, left: Unfinished) -> None:
+        """Draw the object that was not committed when the last session ended."""
+        self._restore(
+            overlay,
+            GivenUp(
+                prompts=left.prompts,
+                label=left.label,
+                taken_prompts=left.begun_with,
+                plane=left.plane,
+                level=left.level,
+                strokes=None,
+                carried=left.carried,
+            ),
+        )
+
+        def tell(_: None) -> None:
+            if self.overlay is overlay and overlay.has_object:
+                self._context.show_message(messages.describe_unfinished(left, self.state.model))
+
+        self.worker.send(commands.NextTurn(), tell)
+
     def _end(
         self,
         message: str,
@@ -627,7 +652,8 @@ class SegmentController:
                 self._ending = overlay
             keeps_target = overlay is not None and next_target == overlay.target
             finish = partial(self._finish_end, overlay, keeps_target, error)
-            self.worker.send(commands.Close(), finish)
+            # What ended by mishap is taken up again.
+            self.worker.send(commands.Close(gives_up=error is None), finish)
         self.state.reset(message)
         self._context.update()
 

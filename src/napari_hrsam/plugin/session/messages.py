@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.state import ControllerState
     from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import PropertiesChange
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +298,21 @@ def describe_opened(opened: Opened, image: ImageInput) -> str:
     if opened.why_no_copy:
         return f"Objects are kept in memory only: {opened.why_no_copy}. "
     where = f"Objects are kept in {opened.folder}. " if opened.folder else ""
-    return f"{where}{warn_of_image(image)}"
+    lost = ""
+    if opened.why_lost:
+        lost = f"The object not committed last time cannot be drawn again: {opened.why_lost}. "
+    return f"{where}{lost}{warn_of_image(image)}"
+
+
+def describe_unfinished(left: Unfinished, model: str) -> str:
+    """Say that an object of the last session is the current one again."""
+    num = len(left.prompts) - len(left.begun_with)
+    what = f"object {left.label}" if left.label else "the object"
+    other = "" if left.model == model else f" It was drawn by {left.model} before."
+    return (
+        f"Last time {what} was not committed: it is drawn again from its {num} prompts. C commits "
+        f"it, Esc gives it up.{other}"
+    )
 
 
 def describe_elsewhere(plane_name: str, keys: KeyMap) -> str:

@@ -55,6 +55,7 @@ from napari_hrsam.storage.labels.journal_rows import (
 )
 from napari_hrsam.storage.labels.objects import Areas
 from napari_hrsam.storage.labels.properties import PropertiesChange
+from napari_hrsam.storage.labels.unfinished import Unfinished
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -350,6 +351,9 @@ class Journal:
                     " (SELECT 1 FROM edits WHERE number = ? AND is_pending = ?)",
                     [edit.number, edit.number, _NEW],
                 )
+                # Whoever is killed now finds the object committed, and not to be drawn again.
+                if edit.kind in ("draw", "replace"):
+                    execute("DELETE FROM facts WHERE name = 'unfinished'")
             execute(
                 "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
                 [is_done, _APPLIED, edit.number],
@@ -395,6 +399,22 @@ class Journal:
                 of_object(label, plane),
             ).fetchone()
             return Box(0, 0, 0, 0) if row[0] is None else box_from(list(row))
+
+    def unfinished(self) -> Unfinished | None:
+        """Return the object that was being drawn, None if there was none."""
+        query = "SELECT substr(value, 1, ?) FROM facts WHERE name = 'unfinished'"
+        with self._explained():
+            row = self._database.execute(query, [MAX_TEXT + 1]).fetchone()
+            return None if row is None else Unfinished.from_text(row[0])
+
+    def keep_unfinished(self, unfinished: Unfinished | None) -> None:
+        """Write down the object that is being drawn, or that there is none."""
+        if unfinished is None:
+            self._execute("DELETE FROM facts WHERE name = 'unfinished'")
+            return
+        said = unfinished.text()
+        _require_short(said, unfinished.prompts)
+        self._execute("INSERT OR REPLACE INTO facts VALUES ('unfinished', ?)", [said])
 
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
