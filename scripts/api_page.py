@@ -29,7 +29,8 @@ boxes are half-open (y0, x0, y1, x1). All errors are `HRSAMError`. This page is 
 GROUPS = {
     "Segment": ("segment", "segment_in", "Session", "Prediction", "DrawnObjects", "PlanesReport",
                 "Prompts", "ImagePredictor", "EncodedImage", "DecodedMasks"),
-    "Everything": ("propose", "Proposals", "Proposal", "auto", "AutoReport"),
+    "Everything": ("propose", "Proposals", "Proposal", "auto", "AutoReport",
+                   "learn_classes", "PixelClassifier", "WantedClass"),
     "Models": ("load_model", "list_models", "ModelInfo", "Segmenter"),
     "Images": ("open_image", "PyramidImage", "ArrayImage", "Box"),
     "Labels": ("create_labels", "open_labels", "LabelImage", "LabelWriter",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_hrsam.engine.embed import EmbedReport
     from napari_hrsam.engine.everything.auto import AutoReport, auto
+    from napari_hrsam.engine.everything.pixel_classes import PixelClassifier
     from napari_hrsam.engine.everything.proposals import Proposal, Proposals, propose
+    from napari_hrsam.engine.everything.strokes import WantedClass, learn_classes
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
@@ -84,6 +86,7 @@ __all__ = [
     "ModelInfo",
     "ObjectClass",
     "ObjectRow",
+    "PixelClassifier",
     "PlanesReport",
     "Prediction",
     "Prompts",
@@ -95,6 +98,7 @@ __all__ = [
     "ReplayedObject",
     "Segmenter",
     "Session",
+    "WantedClass",
     "__version__",
     "auto",
     "compact_labels",
@@ -106,6 +110,7 @@ __all__ = [
     "fine_tune",
     "import_coco",
     "import_geojson",
+    "learn_classes",
     "list_models",
     "load_model",
     "open_image",
@@ -150,7 +155,10 @@ _HOMES = {
     "Prediction": "napari_hrsam.engine.prediction",
     "Prompts": "napari_hrsam.prompts",
     "Proposal": "napari_hrsam.engine.everything.proposals",
+    "PixelClassifier": "napari_hrsam.engine.everything.pixel_classes",
     "Proposals": "napari_hrsam.engine.everything.proposals",
+    "WantedClass": "napari_hrsam.engine.everything.strokes",
+    "learn_classes": "napari_hrsam.engine.everything.strokes",
     "PyramidImage": "napari_hrsam.storage.images.tile_source",
     "Replayed": "napari_hrsam.engine.replay",
     "ReplayedObject": "napari_hrsam.engine.replay",

@@ -49,10 +49,11 @@ class _TileMaps:
     maps: NDArray[np.float16] | None
     rgb: NDArray[np.uint8]
     features: NDArray[np.float16] | None
+    fine: tuple[NDArray[np.float16], ...] = ()
 
     @property
     def num_bytes(self) -> int:
-        arrays = (self.maps, self.rgb, self.features)
+        arrays = (self.maps, self.rgb, self.features, *self.fine)
         return sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -87,6 +88,8 @@ class FieldPart:
 class Field:
     """The maps of one plane of an image at one level.
 
+    ``keeps_fine`` is for a class that also wants what the maps were read off, in each tile.
+
     Parameters
     ----------
     image : PyramidImage
@@ -113,6 +116,8 @@ class Field:
     ConfigError
         If the model has no dense head, its tiles cannot be laid out, or there is no such level.
     """
+
+    keeps_fine = False
 
     def __init__(
         self,
@@ -265,7 +270,11 @@ class Field:
         self.seconds["encode"] += encoded - started
         self.seconds["head"] += time.process_time() - encoded
         self.num_tiles += 1
-        return _TileMaps(maps=maps, rgb=rgb, features=features)
+        stem = (embedding.arrays.get(name) for name in ("stride8", "stride4"))
+        fine = (dense.features, *(values[0] for values in stem if values is not None))
+        return _TileMaps(
+            maps=maps, rgb=rgb, features=features, fine=fine if self.keeps_fine else ()
+        )
 
 
 def _feature_box(box: Box) -> Box:

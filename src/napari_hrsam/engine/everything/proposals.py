@@ -21,6 +21,7 @@ from napari_hrsam.engine.everything.found import (
 )
 from napari_hrsam.engine.everything.plan import BLOCK_PX
 from napari_hrsam.engine.everything.ranking import rank
+from napari_hrsam.engine.everything.strokes import StrokedField, WantedClass
 from napari_hrsam.errors import ConfigError, LabelsError, SessionError
 from napari_hrsam.geometry import Box, Grid, as_box, filling_level
 from napari_hrsam.masks import ArrayMask
@@ -31,7 +32,9 @@ from napari_hrsam.storage.labels.painted import REGIONS
 from napari_hrsam.storage.labels.store import LabelStore
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.predictor import Predictor
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.images.tile_source import PyramidImage
 
 MAX_CELLS = 2**28
 """Cells of the largest box in which objects are proposed at once."""
@@ -320,6 +323,19 @@ class Proposals:
         return large[inside.slices]
 
 
+def looked_at(
+    image: Any, model: Segmenter | str, level: int | None
+) -> tuple[PyramidImage, Predictor, int]:
+    """Open image and model, and choose the level: full size, or double for a small image."""
+    from napari_hrsam.engine.predictor import Predictor
+
+    opened = open_image(image)
+    predictor = Predictor(loaded(model))
+    if level is None:
+        level = max(-1, filling_level(opened.shape_yx, predictor.tile_px))
+    return opened, predictor, level
+
+
 def propose(
     image: Any,
     box: Sequence[float] | Box | None = None,
@@ -329,6 +345,7 @@ def propose(
     model: Segmenter | str = "hrsam-tiny",
     smallest_px: float | None = None,
     largest_px: float | None = None,
+    wanted: WantedClass | None = None,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Proposals:
@@ -348,6 +365,9 @@ def propose(
         With a dense head.
     smallest_px, largest_px : float, optional
         Smallest area and longest side of an object in level pixels, as in `auto`.
+    wanted : WantedClass, optional
+        Only objects of this class, which was learned from strokes (`learn_classes`), and at whose
+        level they are looked for unless another one is named.
     progress : callable, optional
         Told how many blocks are done, and how many there are.
     should_stop : callable, optional
@@ -370,13 +390,14 @@ def propose(
     ImageReadError
         If pixels cannot be read.
     """
-    from napari_hrsam.engine.predictor import Predictor
-
-    opened = open_image(image)
-    predictor = Predictor(loaded(model))
-    if level is None:
-        level = max(-1, filling_level(opened.shape_yx, predictor.tile_px))
-    field = Field(opened, predictor, level, plane)
+    if level is None and wanted is not None:
+        level = wanted.classifier.level
+    opened, predictor, level = looked_at(image, model, level)
+    field = (
+        Field(opened, predictor, level, plane)
+        if wanted is None
+        else StrokedField(opened, predictor, level, plane, wanted=wanted)
+    )
     rules = rules_for(predictor.tile_px, smallest_px, largest_px)
     box0, cell = box_on(opened.shape_yx, box), cell0_px(level)
     region = Box(box0.y0 // cell, box0.x0 // cell, -(-box0.y1 // cell), -(-box0.x1 // cell))
