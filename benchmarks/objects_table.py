@@ -3,7 +3,7 @@
 Run on a display, or under ``xvfb-run -a``: ``python benchmarks/objects_table.py --rows 10000``. It
 prints, in ms of CPU time of the process, medians and the 99th percentiles: of a scroll step with
 its drawing, of one commit that comes into the table, of a change of class of one object, of sorting
-by another column, and of a filter.
+by another column, and of a filter. The list is the panel's own, in napari's window of a given size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import napari
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QApplication, QTableView
+from qtpy.QtWidgets import QApplication
 
 from napari_hrsam.geometry import Box
-from napari_hrsam.plugin.panel.objects_table import FIELDS, ObjectsModel
-from napari_hrsam.plugin.session.objects_list import CommittedObjects
-from napari_hrsam.plugin.session.worker import Worker
+from napari_hrsam.plugin.panel.objects_table import FIELDS
+from napari_hrsam.plugin.panel.widget import SegmentWidget
 from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.objects import ObjectList
 from napari_hrsam.storage.labels.properties import Properties
@@ -45,24 +45,21 @@ def main() -> None:  # noqa: C901  one step function for each figure
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 242), help="as in the panel")
+    parser.add_argument("--window", type=int, nargs=2, default=(1400, 900), help="its size")
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    application = QApplication([])
-    worker = Worker(lambda *_, **__: None)
-    objects = CommittedObjects(worker)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*options.window)
+    panel = SegmentWidget(viewer, load_model=lambda *_, **__: None)
+    viewer.window.add_dock_widget(panel, name="Segment by clicking")
+    table, model = panel.objects_section.table, panel.objects_section.model
+    objects = panel.controller.objects.list
     told = Properties()
     for n, name in enumerate(("nucleus", "debris", "other")):
         told = told.after(told.setting_class(range(1 + n, options.rows + 1, 4), name))
     objects.begin(ObjectList(told, map(edit, range(1, options.rows + 1))), None, ())
-    model = ObjectsModel(objects)
-    table = QTableView()
-    table.setModel(model)
-    table.verticalHeader().setDefaultSectionSize(22)
-    table.setSortingEnabled(True)
-    table.resize(*options.size)
-    table.show()
-    application.processEvents()
+    QApplication.processEvents()
+    print(f"the table has {table.width()} x {table.height()} pixels")
 
     def scroll() -> Iterator[None]:
         bar = table.verticalScrollBar()
@@ -111,8 +108,7 @@ def main() -> None:  # noqa: C901  one step function for each figure
             begun = time.process_time()
         median, high = np.percentile(taken, [50, 99])
         print(f"{name:>16}: median {median:6.2f} ms, p99 {high:6.2f} ms ({options.rows:,} rows)")
-    model.links.close()
-    worker.close()
+    viewer.close()
 
 
 if __name__ == "__main__":

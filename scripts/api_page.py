@@ -39,7 +39,7 @@ GROUPS = {
     "Fine-tune": ("fine_tune", "FineTuned", "ClickScore", "FineTuneConfig"),
     "Export": ("export_geojson", "export_coco", "export_csv", "export_tiff", "Exported"),
     "Import": ("import_geojson", "import_coco", "Imported"),
-    "Embeddings": ("EmbeddingStore", "EmbedReport"),
+    "Embeddings": ("EmbeddingStore", "EmbedReport", "RemoteEncoder"),
     "Errors": ("HRSAMError",),
 }  # fmt: skip
 

@@ -81,8 +81,10 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_version_is_one_and_the_same() -> None:
-    assert napari_hrsam.__version__ == PROJECT["project"]["version"]
-    assert distribution("napari-hrsam").version == napari_hrsam.__version__
+    version = napari_hrsam.__version__
+    assert distribution("napari-hrsam").version == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version: "{version}"' in (ROOT / "conda/recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_changelog_tells_of_this_version() -> None:

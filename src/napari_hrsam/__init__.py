@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.image_predictor import DecodedMasks, EncodedImage, ImagePredictor
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.engine.remote_encoder import RemoteEncoder
     from napari_hrsam.engine.replay import Replayed, ReplayedObject, replay
     from napari_hrsam.engine.segment import segment
     from napari_hrsam.engine.session import DrawnObjects, Session
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from napari_hrsam.training.fine_tuned import ClickScore, FineTuned
     from napari_hrsam.training.settings import FineTuneConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArrayImage",
@@ -89,6 +90,7 @@ __all__ = [
     "Proposal",
     "Proposals",
     "PyramidImage",
+    "RemoteEncoder",
     "Replayed",
     "ReplayedObject",
     "Segmenter",
@@ -129,6 +131,7 @@ _HOMES = {
     "Edit": "napari_hrsam.storage.labels.edits",
     "EmbedReport": "napari_hrsam.engine.embed",
     "EmbeddingStore": "napari_hrsam.storage.embeddings.store",
+    "RemoteEncoder": "napari_hrsam.engine.remote_encoder",
     "EncodedImage": "napari_hrsam.engine.image_predictor",
     "Exported": "napari_hrsam.storage.export.source",
     "FineTuneConfig": "napari_hrsam.training.settings",

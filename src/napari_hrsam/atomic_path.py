@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+IS_WINDOWS = os.name == "nt"
+
+WAITS_S = tuple(0.01 * 2**n for n in range(8))
+"""Pauses before a file that another program holds is tried again; 2.6 s in all."""
+
+
+def patiently(do: Callable[[], object]) -> None:
+    """Rename, replace or remove a file, or a folder, that another program may hold for a moment.
+
+    Windows refuses that while anybody has it open: a viewer that reads a chunk, a scanner for
+    viruses that looks at each new file. Elsewhere a refusal is final, and raised at once.
+
+    Parameters
+    ----------
+    do : callable
+        May be called several times.
+
+    Raises
+    ------
+    OSError
+        What ``do`` raises; `PermissionError` once the pauses are over.
+    """
+    pauses = iter(WAITS_S if IS_WINDOWS else ())
+    while True:
+        try:
+            do()
+        except PermissionError:
+            wait_s = next(pauses, None)
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+        else:
+            return
 
 
 @contextmanager
@@ -25,6 +61,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)
     try:
         yield partial
-        partial.replace(path)
+        patiently(lambda: partial.replace(path))
     finally:
         partial.unlink(missing_ok=True)

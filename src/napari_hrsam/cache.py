@@ -14,15 +14,24 @@ EMBEDDINGS_VARIABLE = "NAPARI_HRSAM_EMBEDDINGS"
 MODELS_VARIABLE = "NAPARI_HRSAM_MODELS"
 """Environment variable with the folder of the user's own models, instead of the user's."""
 
+SERVER_VARIABLE = "NAPARI_HRSAM_SERVER"
+"""Environment variable with the URL of a server that encodes tiles."""
+
+TOKEN_VARIABLE = "NAPARI_HRSAM_TOKEN"  # noqa: S105  a name
+"""Environment variable with what that server wants to be told."""
+
+CERTIFICATE_VARIABLE = "NAPARI_HRSAM_CERTIFICATE"
+"""Environment variable with the path of that server's certificate, if nobody known signed it."""
+
 
 def cache_folder() -> Path:
     """Where downloads and embeddings go: `CACHE_VARIABLE`, or the user's cache."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("napari-hrsam"))
+    return Path(platformdirs.user_cache_path("napari-hrsam"))
 
 
 def embeddings_folder() -> Path:

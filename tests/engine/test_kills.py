@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from discs import Disc
-from kill_loop import EMBED_LEVEL, SHAPE, ColourSegmenter, pixels, scene
+from kill_loop import EMBED_LEVEL, SHAPE, ColourSegmenter, class_name, pixels, scene
 from label_checks import require_consistent_levels
 from numpy.typing import NDArray
 
@@ -40,8 +40,8 @@ CHUNK_PX = 64
 
 logger = logging.getLogger(__name__)
 
-Done = tuple[str, int, bool, Box]
-"""What was done with which object; whether it is a disc, and its box."""
+Done = tuple[str, int, int, Box]
+"""What was done with which object; whether it is a disc, or the class's number; its box."""
 
 
 @dataclass
@@ -75,14 +75,16 @@ class Truth:
         elif step[0] == "embed":
             self.embedded.append(Box(*map(int, step[1:])))
         elif step[0] != "nothing":
-            label, is_huge, *ends = map(int, step[1:])
-            self.done.append((step[0], label, bool(is_huge), Box(*ends)))
+            label, number, *ends = map(int, step[1:])
+            self.done.append((step[0], label, number, Box(*ends)))
             self.undone = []
 
     def image(self) -> NDArray[np.uint32]:
         """Return the labels."""
         image = np.zeros(SHAPE, np.uint32)
         for kind, label, is_huge, box in self.done:
+            if kind == "class":
+                continue
             if kind != "commit":
                 image[image == label] = 0
             if kind == "delete":
@@ -92,13 +94,27 @@ class Truth:
             image[box.slices][disc.read(box) if is_huge else ...] = label
         return image
 
+    def classes(self) -> dict[int, str]:
+        """Return the class of every object that was given one."""
+        return {
+            label: class_name(number) for kind, label, number, _ in self.done if kind == "class"
+        }
+
+    def is_so(self, labels: LabelWriter) -> bool:
+        """Whether pixels and classes are what they must be."""
+        told = {
+            label: labels.properties.of(label).object_class
+            for _, label, *_ in (*self.done, *self.undone)
+        }
+        given = {label: name for label, name in told.items() if name}
+        return np.array_equal(pixels(labels), self.image()) and given == self.classes()
+
     def require(self, labels: LabelWriter, cut: list[str]) -> None:
         """The labels hold every step that returned, and the one that was cut wholly or not."""
         assert labels._journal.pending() == []
-        found = pixels(labels)
-        if cut and cut[0] not in ("embed", "nothing") and not np.array_equal(found, self.image()):
+        if cut and cut[0] not in ("embed", "nothing") and not self.is_so(labels):
             self.follow(cut)
-        np.testing.assert_array_equal(found, self.image())
+        assert self.is_so(labels)
         require_consistent_levels(labels)
         history = labels.history()
         assert [edit.label for edit in history.done] == [label for _, label, *_ in self.done]

@@ -141,6 +141,46 @@ def test_a_model_that_is_not_sure_is_asked_again_further_away(model: Any, scene:
     assert nums[1] > nums[0]
 
 
+def deep_image(model: Any, monkeypatch: pytest.MonkeyPatch, *, is_sure_at_first: bool) -> Any:
+    """Make nine levels; the model finds more than a spot, and is sure, in the coarsest only.
+
+    The brightness of a level tells the model which one it sees.
+    """
+    decode = model.decode
+
+    def whole_or_spot(features: Any, **given: Any) -> Any:
+        logits, iou = decode(features, **given)
+        found, size = torch.full_like(logits, -3.0), logits.shape[-1]
+        if float(features.stride4.max()) * 255 > 79:
+            found[..., size // 4 : -size // 4, size // 4 : -size // 4] = 3.0
+            return found, torch.full_like(iou, 0.9)
+        y, x = (int(place) // 4 for place in given["point_coords_xy"][0, -1].flip(0))
+        found[..., max(y - 2, 0) : y + 2, max(x - 2, 0) : x + 2] = 3.0
+        is_sure = is_sure_at_first and model.nums_points[-1] == 1
+        return found, torch.full_like(iou, 0.9 if is_sure else 0.3)
+
+    monkeypatch.setattr(model, "decode", whole_or_spot)
+    side = 64 * 2**8
+    return [np.broadcast_to(np.uint8(10 * k), (side >> k, side >> k, 3)) for k in range(9)]
+
+
+@pytest.mark.parametrize("level", [-2, 0, 2, 4, 8])
+def test_what_only_the_coarsest_level_shows_is_found_whatever_level_is_named(
+    model: Any, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    image = deep_image(model, monkeypatch, is_sure_at_first=False)
+    assert Session(model, image, labels=None).click((8000, 8000), level=level).level == 8
+
+
+def test_clicks_far_apart_on_what_no_tile_of_theirs_shows_are_asked_further_away(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = deep_image(model, monkeypatch, is_sure_at_first=True)
+    session = Session(model, image, labels=None)
+    assert session.click((8000, 8000), level=0).level < 2
+    assert session.click((7000, 8000)).level == 8
+
+
 def test_a_box_is_looked_at_where_it_has_the_best_size(model: Any, scene: Scene) -> None:
     image, truth = scene
     session = Session(model, image)

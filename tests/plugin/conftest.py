@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import napari.settings
 import numpy as np
 import pytest
 import torch
@@ -187,6 +188,14 @@ def labels_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "my labels"
     monkeypatch.setenv(LABELS_VARIABLE, str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_preferences() -> Iterator[None]:
+    """What a test sets in the preferences ends with it."""
+    yield
+    for settings in napari.settings._PLUGIN_SETTINGS.values():
+        settings.reset()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_hrsam.engine.predictor import Embedding
+from napari_hrsam.engine.predictor import DenseMaps, Embedding
 from napari_hrsam.geometry import Tile
+from napari_hrsam.modeling.configs import DENSE_FEATURES
 
 
 def touching_discs(cells: tuple[int, int], seed: int = 0, pitch: int = 22) -> NDArray[np.int32]:
@@ -67,7 +68,7 @@ class DrawnPredictor:
         arrays = {"embedding": means[None].astype(np.float16)}
         return Embedding(arrays=arrays, fingerprint=self.fingerprint, tile=tile, encode_s=0.0)
 
-    def dense_maps(self, embedding: Embedding) -> NDArray[np.float32]:
+    def dense_maps(self, embedding: Embedding) -> DenseMaps:
         tile, side = embedding.tile, self.tile_px // 2
         y, x = tile.y0 // 2, tile.x0 // 2
         maps = np.zeros((3, side, side), np.float32)
@@ -79,4 +80,7 @@ class DrawnPredictor:
         found: NDArray[np.float32] = np.clip(maps + noise / noise.std() * self._noise, 0, 1).astype(
             np.float32
         )
-        return found
+        # As for the features: the shape of the real ones, and the colours of the embedding.
+        colours = embedding.arrays["embedding"][0].repeat(4, axis=1).repeat(4, axis=2)
+        features = np.resize(colours, (DENSE_FEATURES, *colours.shape[1:]))
+        return DenseMaps(maps=found, features=features)

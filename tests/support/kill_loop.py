@@ -1,4 +1,4 @@
-"""Programs that commit, replace, delete, undo, redo and embed at random until they are killed.
+"""Programs that commit, replace, delete, class, undo, redo and embed at random until killed.
 
 Run as ``python kill_loop.py FOLDER``. Each line ``seed file`` on the standard input starts one, a
 copy of this process, so that the imports are paid for once; its number is printed. Each says in its
@@ -64,8 +64,10 @@ class Loop:
             box = self.place(*self.rng.integers(1, 600, 2))
             self.say("begin embed", box.y0, box.x0, box.y1, box.x1)
             self.session.embed(EMBED_LEVEL, box)
-        elif kind < 0.65 and self.done:
+        elif kind < 0.6 and self.done:
             self.change(is_deleted=kind < 0.5)
+        elif kind < 0.72 and self.done:
+            self.give_class()
         else:
             self.commit(is_huge=kind > 0.87)
         self.say("returned")
@@ -82,6 +84,20 @@ class Loop:
         )
         mask = None if is_deleted else ArrayMask(box, np.ones(box.shape_yx, bool))
         edit = self.labels.replace(label, self.labels.find(label), mask, overwrite=True)
+        assert edit is not None
+        self.done.append(edit)
+        self.undone = []
+
+    def give_class(self) -> None:
+        """Give an object that is there one of a few classes."""
+        label = int(self.rng.choice(np.unique(pixels(self.labels))))
+        number = int(self.rng.integers(1, 6))
+        name = class_name(number)
+        if label == 0 or self.labels.properties.of(label).object_class == name:
+            self.say("begin nothing")
+            return
+        self.say("begin", "class", label, number, 0, 0, 0, 0)
+        edit = self.labels.set_class(label, name)
         assert edit is not None
         self.done.append(edit)
         self.undone = []
@@ -105,6 +121,11 @@ class Loop:
         """Choose where a rectangle lies."""
         y, x = (int(self.rng.integers(0, n)) for n in np.subtract(SHAPE, (height, width)))
         return Box(y, x, y + int(height), x + int(width))
+
+
+def class_name(number: int) -> str:
+    """Name of a class."""
+    return f"class {number}"
 
 
 def pixels(labels: LabelWriter) -> NDArray[Any]:

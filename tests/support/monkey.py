@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,14 @@ from panel_window import LEFT, NO_KEY, RIGHT, SHIFT, Window
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QMouseEvent, QWheelEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import (
+    QAbstractSlider,
+    QApplication,
+    QCheckBox,
+    QComboBox,
+    QSpinBox,
+    QWidget,
+)
 
 from napari_hrsam.errors import HRSAMError
 from napari_hrsam.plugin.session.state import Phase
@@ -20,6 +29,9 @@ CONTROL = Qt.KeyboardModifier.ControlModifier
 KEYS = (
     *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in (*"CCCTBSLNEEHKM", "Escape", "Delete")),
     *((getattr(Qt.Key, f"Key_{name}"), NO_KEY) for name in ("1", "P", "Z", "V", "X")),
+    (Qt.Key.Key_Left, SHIFT),
+    (Qt.Key.Key_Right, SHIFT),
+    (Qt.Key.Key_1, Qt.KeyboardModifier.AltModifier),
     (Qt.Key.Key_Z, CONTROL),
     (Qt.Key.Key_Z, CONTROL | SHIFT),
 )
@@ -34,14 +46,23 @@ class Monkey:
         With an image called "scene".
     pixels
         Of that image, to bring it back.
-    seed
+    rng
         The same seed does the same.
+    import_objects
+        Imports objects while the panel is open.
     """
 
-    def __init__(self, window: Window, pixels: NDArray[np.uint8], seed: int) -> None:
-        self.window, self.pixels = window, pixels
-        self.rng = np.random.default_rng(seed)
+    def __init__(
+        self,
+        window: Window,
+        pixels: NDArray[np.uint8],
+        rng: np.random.Generator,
+        import_objects: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.window, self.pixels, self.rng = window, pixels, rng
+        self.import_objects = import_objects
         self.done: list[str] = []
+        self.cpu_s: list[float] = []
         self._often = [self.click, self.press, self.drag, self.press, self.hover, self.click]
         self._seldom = [
             self.zoom,
@@ -50,10 +71,18 @@ class Monkey:
             self.rename,
             self.reorder,
             self.push_a_button,
+            self.slide,
+            self.slide,
             self.switch_model,
             self.stop,
         ]
-        self._rarely = [self.remove_layer, self.replace_pixels, self.add_layer]
+        self._rarely = [
+            self.remove_layer,
+            self.replace_pixels,
+            self.replace_layer,
+            self.add_layer,
+            self.import_objects,
+        ]
 
     def act(self) -> None:
         """Do one thing; an image and a session are brought back when they are gone."""
@@ -62,8 +91,11 @@ class Monkey:
         actions = (self._often, self._seldom, self._rarely)[kind]
         action = actions[int(self.rng.integers(len(actions)))]
         self.done.append(action.__name__)
+        # A busy machine takes none of it: the time that this thread computes.
+        started = time.thread_time()
         action()
         QApplication.processEvents()
+        self.cpu_s.append(time.thread_time() - started)
         if self.rng.random() < 0.3:
             self.window.idle()
 
@@ -190,6 +222,21 @@ class Monkey:
         ]
         buttons[int(self.rng.integers(len(buttons)))].click()
 
+    def slide(self) -> None:
+        """Turn a slider, a number, a list or a tick, of the panel or of napari, by its keys."""
+        shown: list[QWidget] = [
+            widget
+            for kind in (QAbstractSlider, QSpinBox, QComboBox, QCheckBox)
+            for widget in self.window.viewer.window._qt_window.findChildren(kind)
+            if widget.isVisible() and widget.isEnabled()
+        ]
+        widget = shown[int(self.rng.integers(len(shown)))]
+        keys = (Qt.Key.Key_Up, Qt.Key.Key_Down, Qt.Key.Key_PageUp, Qt.Key.Key_Space)
+        for _ in range(int(self.rng.integers(1, 4))):
+            QTest.keyClick(widget, keys[int(self.rng.integers(len(keys)))])
+        # Space opens a list.
+        QTest.keyClick(QApplication.activePopupWidget() or widget, Qt.Key.Key_Escape)
+
     def switch_model(self) -> None:
         """Ask for another model, which is refused while an object is drawn."""
         names = ("hrsam-tiny", "hrsam++-tiny")
@@ -210,6 +257,14 @@ class Monkey:
         image = self._layer(Image)
         if image is not None:
             image.data = np.asarray(image.data)[::-1].copy()
+
+    def replace_layer(self) -> None:
+        """Put another layer of the same name and pixels in the place of an image."""
+        image = self._layer(Image)
+        if image is not None:
+            layers, data = self.window.viewer.layers, np.asarray(image.data).copy()
+            layers.remove(image)
+            self.window.viewer.add_image(data, rgb=image.rgb, name=image.name)
 
     def add_layer(self) -> None:
         """Add a layer of the user's."""

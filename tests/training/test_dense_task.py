@@ -16,7 +16,7 @@ from napari_hrsam.modeling.efficientnet import EfficientNetLite0
 from napari_hrsam.modeling.models import HRSAM_TINY
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.training.click_task import ClickTask
-from napari_hrsam.training.dense_task import StemTeacher, dense_loss
+from napari_hrsam.training.dense_task import StemTeacher, dense_loss, prototype_loss
 from napari_hrsam.training.settings import ClickConfig
 
 SIDE = 64
@@ -118,6 +118,47 @@ def model() -> Segmenter:
     return Segmenter(replace(HRSAM_TINY, image_encoder=encoder)).train()
 
 
+def crop(*rows: list[int]) -> Tensor:
+    """Labels of one crop from one value a cell of 4 x 4 pixels."""
+    return torch.tensor(rows).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+
+
+TWO_OBJECTS = [[1, 1, 0, 2], [1, 1, 0, 2]]
+
+
+def vectors(labels: Tensor, object_2: list[float]) -> Tensor:
+    """(1, 2, 2, 4) embedding: objects along the first axis, background along the second."""
+    kinds = torch.tensor([[0.0, 3.0], [2.0, 0.0], object_2])
+    return kinds[labels[:, 2::4, 2::4]].permute(0, 3, 1, 2)
+
+
+def test_objects_that_look_alike_cost_nothing_beside_a_background_that_does_not() -> None:
+    labels = crop(*TWO_OBJECTS)
+    assert prototype_loss(vectors(labels, [5.0, 0.0]), labels) < 1e-3
+
+
+def test_every_object_is_a_prototype_for_the_cells_of_the_others() -> None:
+    labels = crop(*TWO_OBJECTS)
+    # In units of the temperature, the two objects are at 6; to the background object 1 is at 0 and
+    # object 2 at 8. There are two cells for the first, and four for the second.
+    first, second = F.softplus(torch.tensor([0.0 - 6.0, 8.0 - 6.0]))
+    found = prototype_loss(vectors(labels, [3.0, 4.0]), labels)
+    torch.testing.assert_close(found, (2 * first + 4 * second) / 6)
+
+
+@pytest.mark.parametrize("cells", [[[1, 1, 0, 0]], [[1, 1, 2, 2]], [[0, 0, 0, 0]]])
+def test_crop_without_two_objects_and_background_teaches_no_prototypes(
+    cells: list[list[int]],
+) -> None:
+    labels = crop(cells[0], cells[0])
+    embedding = torch.randn(1, 2, 2, 4, requires_grad=True)
+    loss = prototype_loss(embedding, labels)
+    assert loss == 0
+    loss.backward()
+    assert embedding.grad is not None
+    assert not embedding.grad.abs().any()
+
+
 def teacher() -> StemTeacher:
     state = EfficientNetLite0(32).state_dict()
     return StemTeacher({f"image_encoder.stem.net.{k}": v for k, v in state.items()}, 128)
@@ -131,12 +172,13 @@ ONE = ClickConfig(first_share=1, box_share=0)
 
 
 def test_loss_is_the_weighted_sum_of_the_parts(model: Segmenter) -> None:
-    config = replace(ONE, dense_weight=3, stem_weight=0.5, stem_until=0.4)
+    config = replace(ONE, dense_weight=3, prototype_weight=2, stem_weight=0.5, stem_until=0.4)
     out = loss_of(ClickTask(config, teacher()), model, done=0.1)
     parts = out.parts
-    assert set(parts) == {"clicks", "dense", "stem"}
+    assert set(parts) == {"clicks", "dense", "prototype", "stem"}
     # A quarter of the time that the stem is taught is over.
-    expected = parts["clicks"] + 3 * parts["dense"] + 0.5 * 0.75 * parts["stem"]
+    expected = parts["clicks"] + 3 * parts["dense"] + 2 * parts["prototype"]
+    expected = expected + 0.5 * 0.75 * parts["stem"]
     torch.testing.assert_close(out.loss.detach(), expected)
     assert not any(value.requires_grad for value in parts.values())
     out.loss.backward()

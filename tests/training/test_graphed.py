@@ -109,7 +109,9 @@ def network(seed: int = 0) -> tuple[Segmenter, ClickTask]:
     model = Segmenter(replace(HRSAM_TINY, image_encoder=encoder))
     model.set_backends("auto", "torch")
     stem = {f"image_encoder.stem.net.{k}": v for k, v in EfficientNetLite0(32).state_dict().items()}
-    config = ClickConfig(max_clicks=3, click_decay=0.5, box_share=0.4, stem_weight=0.7)
+    config = ClickConfig(
+        max_clicks=3, click_decay=0.5, box_share=0.4, prototype_weight=0.4, stem_weight=0.7
+    )
     return model.train(), ClickTask(config, StemTeacher(stem, 128))
 
 

@@ -86,12 +86,14 @@ def _run(args: argparse.Namespace) -> None:
     image = open_shown(args.image, args)
     store.require_writable()
     store.tidy()
+    from napari_hrsam.engine.remote_encoder import configured_server
     from napari_hrsam.engine.session import Session
     from napari_hrsam.modeling.checkpoints import load_model
 
     model = load_model(args.model, device=args.device)
     progress = Progress("tiles")
-    with Session(model, image, embeddings=store) as session:
+    remote = configured_server()
+    with Session(model, image, embeddings=store, remote=remote) as session:
         try:
             report = session.embed(
                 args.level, args.box, args.plane, progress, skip_blank=args.skip_blank

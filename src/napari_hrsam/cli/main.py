@@ -21,6 +21,7 @@ from napari_hrsam.cli import (
     replay,
     sample,
     segment,
+    serve,
     train,
 )
 from napari_hrsam.errors import HRSAMError
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         auto,
         labels,
         replay,
+        serve,
         sample,
         evaluate,
         fine_tune,

@@ -137,12 +137,13 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def _segment(
     model: Segmenter, image: PyramidImage, path: str, args: argparse.Namespace
 ) -> dict[str, Any]:
+    from napari_hrsam.engine.remote_encoder import configured_server
     from napari_hrsam.engine.session import Session
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     store = EmbeddingStore(args.cache, read_only=True)
     kept = store if store.folder.is_dir() else None
-    with Session(model, image, embeddings=kept) as session:
+    with Session(model, image, embeddings=kept, remote=configured_server()) as session:
         seconds = [dict(prediction.seconds) for prediction in _prompt(session, args)]
         prediction = session.refine_outline(show_progress if session.needs_refining else None)
         prompts = session.prompts

@@ -37,8 +37,11 @@ ROOMY_SHARE = 0.5
 MARGIN_PX = 8
 """Pixels of its level between an object and the border of the tile that is chosen for it."""
 
-MAX_LOOKS = 5
-"""Tiles that one prompt may look at in search of the right level; the next one may go on."""
+MAX_LOOKS = 8
+"""Tiles that one prompt may look at in search of the right level; the next one may go on.
+
+Few prompts take more than two. From level 0 to an object of tens of thousands of pixels it is six.
+"""
 
 DOUBTFUL_IOU = 0.5
 """Below this prediction of its own IoU, the model is asked again further away."""
@@ -215,10 +218,11 @@ class ObjectPredictor:
         """TileResult at an object at the level that shows it best, whatever level was asked for.
 
         A new object that is small or large on its tile is looked at again where it takes
-        `BEST_SHARES` of it, and one of which the model is not sure from further away; the look
-        that the model itself rates highest counts. An object with more prompts stays in its tile
-        unless it has outgrown it or is lost in it. Then the mask serves as prior for a look one
-        level finer, where that was asked for: outlines get better so, but not beyond level 0.
+        `BEST_SHARES` of it. One of which the model is not sure, with no mask of it in this tile, is
+        looked at from further away. The look that the model itself rates highest counts. An object
+        with more prompts stays in its tile unless it has outgrown it or is lost in it. Then the
+        mask serves as prior for a look one level finer, where that was asked for: outlines get
+        better so, but not beyond level 0.
 
         Parameters
         ----------
@@ -238,13 +242,19 @@ class ObjectPredictor:
         is_new = prior is None and len(prompts) == 1
         # A box says how far the object goes, and the tile was chosen for it.
         while prompts.box is None and len(results) < MAX_LOOKS:
-            other = self._better_tile(results, prompts, is_new=is_new)
+            other = self._better_tile(results, prompts, is_new=is_new, may_be_part=prior is None)
             if other is None:
                 break
             # The prior stays behind: it knows nothing of what lies outside its tile, and at a
             # first click masks are better without.
             results.append(self.predict_tile(other, prompts))
-        best = max(results, key=lambda result: (not self._goes_on(result, prompts), result.iou))
+        best = max(
+            results,
+            key=lambda result: (
+                not self._goes_on(result, prompts),
+                result.iou,
+            ),
+        )
         finer = self._finer(best, prompts) if best.tile.level > max(finest, 0) else None
         if finer is not None:
             finer_prior = to_low_res(self.resampled(best.tile, best.logits, finer))
@@ -337,7 +347,7 @@ class ObjectPredictor:
         )
 
     def _better_tile(
-        self, results: list[TileResult], prompts: Prompts, *, is_new: bool
+        self, results: list[TileResult], prompts: Prompts, *, is_new: bool, may_be_part: bool
     ) -> Tile | None:
         """Return the tile in which the object should be looked at next, if in another one."""
         result, seen = results[-1], [result.tile.level for result in results]
@@ -348,8 +358,9 @@ class ObjectPredictor:
             level = best_level(max(extent.shape_yx), self.shape_yx, size_px)
             if self._goes_on(result, prompts):
                 level = min(max(level, result.tile.level + 1), coarsest)
-        if level in seen and is_new and result.iou < DOUBTFUL_IOU:
-            # What it sees may be a part, or texture, of something much larger.
+        if level in seen and may_be_part and result.iou < DOUBTFUL_IOU:
+            # What it sees may be a part, or texture, of something much larger. Where a mask was
+            # known before, it told how large the object is.
             level = min(max(seen) + 2, coarsest)
         if level in seen:
             return None

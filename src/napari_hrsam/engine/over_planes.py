@@ -316,6 +316,38 @@ class OverPlanes:
         self._state.drawing.end()
         return PlanesReport(label=label, edits=tuple(edits), planes=tuple(reached), **left_out)
 
+    def gaps(
+        self, label: int, plane: tuple[int, ...], *, axis: int = -1
+    ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return the pairs of planes between which an object is missing, for `interpolate`.
+
+        Parameters
+        ----------
+        label : int
+            The object's id.
+        plane : tuple of int
+            One on which it is drawn: it is one of each pair; the other is the nearest along the
+            axis, towards either end, on which the object is drawn, if that is not the next one.
+        axis : int
+            As in `propagate`.
+
+        Raises
+        ------
+        PromptError, LabelsError
+            If there is no such plane, or the object is not drawn on it.
+        """
+        self._carried(label, plane)
+        found = []
+        for places in (
+            range(plane[axis] + 1, self._state.image.plane_shape[axis]),
+            range(plane[axis] - 1, -1, -1),
+        ):
+            others = ((*plane[:axis], at, *plane[axis:][1:]) for at in places)
+            other = next((one for one in others if self._is_drawn(label, one)), None)
+            if other is not None and abs(other[axis] - plane[axis]) > 1:
+                found.append((plane, other))
+        return found
+
     # ------------------------------------------------------------------ inside
 
     def _source(self, label: int | None, plane: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

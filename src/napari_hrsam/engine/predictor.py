@@ -74,6 +74,23 @@ class TilePrediction:
     decode_s: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DenseMaps:
+    """What a dense head says of a tile.
+
+    Attributes
+    ----------
+    maps : (3, size / 2, size / 2) float32, 0..1
+        See `dense_head.DENSE_MAPS`; enlarged, as small objects that touch grow together at the
+        head's own stride of 4.
+    features : (32, size / 4, size / 4) float16
+        What they were read off.
+    """
+
+    maps: NDArray[np.float32]
+    features: NDArray[np.float16]
+
+
 class _Given(TypedDict):
     """Prompts of one object as `Segmenter.decode` takes them."""
 
@@ -125,6 +142,11 @@ class Predictor:
         if self.segmenter.config.channel_order == "bgr":
             mean = mean[2], mean[1], mean[0]
         return round(mean[0]), round(mean[1]), round(mean[2])
+
+    @property
+    def map_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the maps that `encode` makes of a tile of `tile_px`."""
+        return self.segmenter.map_shapes(self.tile_px)
 
     def encode(self, pixels: NDArray[np.uint8], tile: Tile) -> Embedding:
         """Embed the pixels of one tile.
@@ -256,19 +278,13 @@ class Predictor:
         """Raise `ConfigError` unless the model finds all objects at once."""
         self.segmenter.require_dense_head()
 
-    def dense_maps(self, embedding: Embedding) -> NDArray[np.float32]:
+    def dense_maps(self, embedding: Embedding) -> DenseMaps:
         """Predict three maps of all objects of a tile.
 
         Parameters
         ----------
         embedding : Embedding
             From `encode`.
-
-        Returns
-        -------
-        (3, size / 2, size / 2) float32, 0..1
-            See `dense_head.DENSE_MAPS`; enlarged, as small objects that touch grow together at the
-            head's own stride of 4.
 
         Raises
         ------
@@ -278,15 +294,15 @@ class Predictor:
             As in `decode`.
         """
 
-        def predicted() -> Tensor:
-            small = self.segmenter.dense_maps(self._features(embedding))
-            return interpolate(small, scale_factor=2.0, mode="bilinear")[0].float().cpu()
+        def predicted() -> tuple[Tensor, Tensor]:
+            small, found = self.segmenter.dense_maps_and_features(self._features(embedding))
+            maps = interpolate(small, scale_factor=2.0, mode="bilinear")
+            return maps[0].float().cpu(), found[0].to(torch.float16).cpu()
 
-        maps = self._run(predicted)
-        if not torch.isfinite(maps).all():
+        maps, features = self._run(predicted)
+        if not (torch.isfinite(maps).all() and torch.isfinite(features).all()):
             raise self._not_finite("maps of all objects")
-        found: NDArray[np.float32] = maps.numpy()
-        return found
+        return DenseMaps(maps=maps.numpy(), features=features.numpy())
 
     def _encoded(self, image: Tensor) -> dict[str, NDArray[np.float16]]:
         features = self.segmenter.encode(image.to(self.segmenter.device).float())

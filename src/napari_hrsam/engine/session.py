@@ -33,8 +33,10 @@ from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
 from napari_hrsam.storage.labels.edits import Edit
 from napari_hrsam.storage.labels.store import LabelStore
+from napari_hrsam.storage.labels.unfinished import Unfinished
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.remote_encoder import RemoteEncoder
     from napari_hrsam.modeling.segmenter import Segmenter
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
@@ -82,6 +84,9 @@ class Session:
         Tiles whose embeddings are kept in memory, 1 or more; fewer if they take 512 MiB.
     embeddings : EmbeddingStore, optional
         Where embeddings are kept on disk too, for later sessions. By default they are not.
+    remote : RemoteEncoder, optional
+        A server that encodes tiles, see ``napari-hrsam serve``; while it does not answer they are
+        encoded here.
     outliner : Refiner, optional
         What draws the outlines of objects larger than a tile at finer levels; by default the
         shipped network.
@@ -125,6 +130,7 @@ class Session:
         enforce_clicks: bool = True,
         max_embeddings: int = 64,
         embeddings: EmbeddingStore | None = None,
+        remote: RemoteEncoder | None = None,
         outliner: Refiner | None = None,
         before_look: Callable[[], None] | None = None,
     ) -> None:
@@ -132,7 +138,10 @@ class Session:
         commits = Commits(self.image, labels)
         predictor = Predictor(_loaded(model))
         self._embeddings = embeddings
-        self._tiles = TileCache(self.image, predictor, max_tiles=max_embeddings, store=embeddings)
+        self._remote = remote
+        self._tiles = TileCache(
+            self.image, predictor, max_tiles=max_embeddings, store=embeddings, remote=remote
+        )
         self._objects = ObjectPredictor(
             self.image,
             predictor,
@@ -229,6 +238,7 @@ class Session:
             enforce_clicks=self._objects.enforce_clicks,
             max_embeddings=self._tiles.max_tiles,
             embeddings=self._embeddings,
+            remote=self._remote,
             outliner=self._outliner,
             before_look=self._objects.before_look,
         )
@@ -284,6 +294,23 @@ class Session:
         """The prompts that an object had when it was taken up or continued; none of a new one."""
         steps = self._drawing.steps
         return steps[0].prompts if steps and steps[0].label else Prompts()
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The current object as a label image keeps it for a later session; None for none."""
+        step = self._drawing.step
+        if step is None:
+            return None
+        carried = step.carried
+        return Unfinished(
+            prompts=step.prompts,
+            level=step.first_level,
+            plane=step.prediction.tile.plane,
+            label=0 if step.taken is None else step.taken.label,
+            carried=None if carried is None else (carried.label, carried.plane),
+            begun_with=self.begun_with,
+            model=self.model_name,
+        )
 
     @property
     def view_level(self) -> int | None:
@@ -634,6 +661,7 @@ class Session:
     continue_on = carried_out("_planes", OverPlanes.continue_on)
     propagate = carried_out("_planes", OverPlanes.propagate)
     interpolate = carried_out("_planes", OverPlanes.interpolate)
+    gaps = carried_out("_planes", OverPlanes.gaps)
     embed = carried_out("_ahead", EncodesAhead.embed)
     read_ahead = carried_out("_ahead", EncodesAhead.read_ahead)
 

@@ -1,8 +1,9 @@
-"""The embeddings of tiles: in memory, else on disk, else made from the pixels."""
+"""The embeddings of tiles: in memory, else on disk, else from a server, else made here."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.predictor import Embedding, Predictor
 from napari_hrsam.engine.stored_tiles import StoredTiles
-from napari_hrsam.errors import SessionError
+from napari_hrsam.errors import ImageReadError, SessionError
 from napari_hrsam.geometry import Tile, level_shape
+from napari_hrsam.storage.images.fingerprint import identify
 from napari_hrsam.storage.images.tile_source import PyramidImage
 
 if TYPE_CHECKING:
+    from napari_hrsam.engine.remote_encoder import RemoteEncoder
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
+    from napari_hrsam.storage.images.fingerprint import ImageIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +130,8 @@ class TileCache:
         Memory for them; one is kept whatever its size.
     store : EmbeddingStore, optional
         Where embeddings are kept on disk.
+    remote : RemoteEncoder, optional
+        A server that is asked before a tile is encoded here.
 
     Attributes
     ----------
@@ -146,6 +152,7 @@ class TileCache:
         max_tiles: int,
         max_bytes: int = MAX_BYTES,
         store: EmbeddingStore | None = None,
+        remote: RemoteEncoder | None = None,
     ) -> None:
         if max_tiles < 1:
             raise SessionError(f"expected max_embeddings of 1 or more, got {max_tiles}")
@@ -154,6 +161,9 @@ class TileCache:
         self.max_tiles = max_tiles
         self._max_bytes = max_bytes
         self.stored = None if store is None else StoredTiles(store, image, predictor)
+        self._remote = remote
+        self._identity: ImageIdentity | None = None
+        self._is_readable = True
         self._seen: OrderedDict[Tile, CachedTile] = OrderedDict()
         self._may_encode = True
 
@@ -180,7 +190,7 @@ class TileCache:
         if embedding is None and not self._may_encode:
             raise NotEncodedError(tile)
         if embedding is None:
-            embedding = self._predictor.encode(pixels.read(), tile)
+            embedding = self._encoded(pixels, tile)
             encode_s = embedding.encode_s
             logger.debug("encoded %s in %.3f s", tile, encode_s)
             if self.stored is not None:
@@ -263,7 +273,7 @@ class TileCache:
         if self.stored is None:
             return self.get(tile).embedding
         seen = self._seen.get(tile)
-        embedding = self._predictor.encode(pixels.read(), tile) if seen is None else seen.embedding
+        embedding = self._encoded(pixels, tile) if seen is None else seen.embedding
         self.stored.write(embedding)
         return embedding
 
@@ -282,6 +292,29 @@ class TileCache:
         self._seen.clear()
         if self.stored is not None:
             self.stored.close()
+
+    def _encoded(self, pixels: TilePixels, tile: Tile) -> Embedding:
+        """Have a tile encoded by the server if there is one that does, else here."""
+        if self._remote is not None and tile.size_px == self._predictor.tile_px:
+            started = time.perf_counter()
+            fingerprint = self._predictor.fingerprint
+            maps = self._remote.encode(
+                tile, pixels.read, fingerprint, self._predictor.map_shapes, self._known()
+            )
+            if maps is not None:
+                encode_s = time.perf_counter() - started
+                return Embedding(arrays=maps, fingerprint=fingerprint, tile=tile, encode_s=encode_s)
+        return self._predictor.encode(pixels.read(), tile)
+
+    def _known(self) -> ImageIdentity | None:
+        """Tell the image from others, for a server that may have it; None if it is damaged."""
+        if self._identity is None and self._is_readable:
+            try:
+                self._identity = identify(self._image, self._predictor.fill)
+            except ImageReadError as error:
+                self._is_readable = False
+                logger.warning("a server is not asked for this image by its name: %s", error)
+        return self._identity
 
     def _renew(self, tiles: Iterable[Tile]) -> None:
         """Count tiles as just seen, the last one last."""

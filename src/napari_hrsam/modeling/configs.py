@@ -20,6 +20,9 @@ SCAN_BACKENDS: tuple[ScanBackend, ...] = ("auto", "mamba", "triton", "torch", "n
 OUTLINE_STRIDE = 4
 """The outline refiner takes images whose sides are multiples of it."""
 
+DENSE_FEATURES = 32
+"""Channels of the dense head before its three maps, see `dense_head.DenseHead`."""
+
 STEM_CHANNELS: dict[int, int] = {4: 24, 8: 40, 16: 112, 32: 320}
 """Channels of the convolutional stem's maps by their stride in pixels."""
 

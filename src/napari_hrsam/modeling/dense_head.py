@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_hrsam.modeling.configs import DENSE_FEATURES
 from napari_hrsam.modeling.layers import LayerNorm2d
 from napari_hrsam.modeling.mask_correction import SKIP_CHANNELS
 
 DENSE_MAPS = ("foreground", "centre_distance", "boundary_distance")
 """What the channels are; the distances are shares of the object's largest, 0..1."""
 
-_CHANNELS = (64, 32)
+_CHANNELS = (64, DENSE_FEATURES)
 
 
 class DenseHead(nn.Module):
@@ -45,6 +46,15 @@ class DenseHead(nn.Module):
     ) -> Tensor:
         """Compute the maps.
 
+        Parameters and result are those of `features` and `maps_of`.
+        """
+        return self.maps_of(self.features(embedding, stride8, stride4))
+
+    def features(
+        self, embedding: Tensor, stride8: Tensor | None = None, stride4: Tensor | None = None
+    ) -> Tensor:
+        """Compute what the maps are read off.
+
         Parameters
         ----------
         embedding : (B, C, h, w) float
@@ -53,8 +63,7 @@ class DenseHead(nn.Module):
 
         Returns
         -------
-        (B, 3, 4 h, 4 w) float
-            Logits of `DENSE_MAPS`.
+        (B, 32, 4 h, 4 w) float
         """
         x = self.up8(embedding)
         if stride8 is not None:
@@ -64,5 +73,9 @@ class DenseHead(nn.Module):
         if stride4 is not None:
             x = x + self.skip4(stride4)
         x = F.gelu(self.norm4(x))
-        out: Tensor = self.out(x + F.gelu(self.conv4(x)))
+        return x + F.gelu(self.conv4(x))
+
+    def maps_of(self, features: Tensor) -> Tensor:
+        """Read the maps off the features: (B, 3, 4 h, 4 w) logits of `DENSE_MAPS`."""
+        out: Tensor = self.out(features)
         return out

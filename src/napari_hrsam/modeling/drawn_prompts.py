@@ -110,10 +110,11 @@ def match_clicks(
 
     with torch.autocast(x.device.type, enabled=False):
         places_first = clicked.flatten(2).unflatten(1, (heads, depth)).transpose(2, 3)
-        # The layer norm of every cell, written so that no map is turned over.
+        # The layer norm of every cell, written so that no map is turned over. A normalized place
+        # sums to zero, so that the cell's mean drops out of the product.
         maps = x.flatten(2).unflatten(1, (heads, depth))
-        maps = maps - maps.mean(2, keepdim=True)
-        scale = depth * (maps.square().mean(2, keepdim=True) + 1e-5).sqrt()
+        variance = maps.square().mean(2, keepdim=True) - maps.mean(2, keepdim=True).square()
+        scale = depth * (variance.clamp(min=0) + 1e-5).sqrt()
         likeness = F.layer_norm(places_first, (depth,)) @ maps / scale  # (N, heads, P, h w)
     matches: list[Tensor] = []
     for sign in (1, 0):

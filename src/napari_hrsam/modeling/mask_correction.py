@@ -112,12 +112,33 @@ class FineCorrection(nn.Module):
         likeness = match_clicks(stride4, point_coords_xy, point_labels, stride=4)
         guess = torch.tanh(coarse / 4)
         parts = [upscaled, stride4, drawn, likeness, guess]
-        joined = torch.cat([x.to(upscaled) for x in parts], dim=1)
-        # The memory layout in which convolutions of few channels are fastest.
-        joined = joined.contiguous(memory_format=torch.channels_last)
-        x4 = F.gelu(self.norm4(self.enter4(joined)))
+        x4 = F.gelu(self.norm4(self.enter4(_join([x.to(upscaled) for x in parts]))))
         x8 = self.down8(x4) + self.join8(stride8)
         x8 = self.deep8(F.gelu(self.norm8(x8)))
         wide = F.interpolate(self.up4(x8), scale_factor=2.0, mode="nearest")
         out: Tensor = self.leave4(F.gelu(x4 + wide))
         return out
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Put maps side by side in the memory layout in which convolutions of few channels are fastest.
+
+    Parameters
+    ----------
+    parts : list of (N, c, H, W) float
+
+    Returns
+    -------
+    (N, sum of c, H, W) float, channels last
+    """
+    if torch.is_grad_enabled():
+        return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last)
+    num, _, height, width = parts[0].shape
+    channels = [x.shape[1] for x in parts]
+    shape = (num, sum(channels), height, width)
+    joined = torch.empty(
+        shape, dtype=parts[0].dtype, device=parts[0].device, memory_format=torch.channels_last
+    )
+    for place, x in zip(joined.split(channels, dim=1), parts, strict=True):
+        place.copy_(x)
+    return joined

@@ -17,6 +17,7 @@ from napari_hrsam.modeling.drawn_prompts import draw_prompts
 from napari_hrsam.modeling.focus_refiner import FocusRefiner
 from napari_hrsam.modeling.hrsam import HRSAMEncoder
 from napari_hrsam.modeling.image_encoders import build_encoder
+from napari_hrsam.modeling.mask_correction import SKIP_CHANNELS
 from napari_hrsam.modeling.mask_decoder import Decoded, MaskDecoder
 from napari_hrsam.modeling.models import MODELS, ModelConfig
 from napari_hrsam.modeling.prompt_encoder import PromptEncoder
@@ -154,6 +155,29 @@ class Segmenter(nn.Module):
         features = ImageFeatures(embedding=embedding, stride8=stride8, stride4=stride4)
         return features.to(device=self.device, dtype=torch.float32) if use_bf16 else features
 
+    def map_shapes(self, size_px: int) -> dict[str, tuple[int, ...]]:
+        """Tell names and shapes of the maps that `encode` makes of an image.
+
+        Parameters
+        ----------
+        size_px : int
+            Side of the image, a multiple of the stride of the embedding.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            (1, C, h, w) of every map of `ImageFeatures` that this model has.
+        """
+        encoder = self.config.image_encoder
+        side = size_px // encoder.patch_size
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (1, encoder.out_channels, side, side)}
+        if self.config.decoder.skip_channels is not None:
+            for name, channels, finer in zip(
+                ("stride8", "stride4"), SKIP_CHANNELS, (2, 4), strict=True
+            ):
+                shapes[name] = (1, channels, finer * side, finer * side)
+        return shapes
+
     def dense_maps(self, features: ImageFeatures) -> Tensor:
         """Predict foreground, centre distance and boundary distance of all objects at once.
 
@@ -172,8 +196,20 @@ class Segmenter(nn.Module):
         ConfigError
             If the model has no dense head.
         """
+        return self.dense_maps_and_features(features)[0]
+
+    def dense_maps_and_features(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Predict the maps of `dense_maps`, and give what the head read them off.
+
+        Returns
+        -------
+        maps : (B, 3, H / 4, W / 4) float, 0..1
+        features : (B, 32, H / 4, W / 4) float
+            What tells objects of one kind from others better than the embedding does.
+        """
         head = self.require_dense_head()
-        return torch.sigmoid(head(features.embedding, features.stride8, features.stride4))
+        found = head.features(features.embedding, features.stride8, features.stride4)
+        return torch.sigmoid(head.maps_of(found)), found
 
     def require_dense_head(self) -> DenseHead:
         """Return the dense head; `ConfigError` names the models that have one, if there is none."""

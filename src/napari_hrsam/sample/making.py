@@ -12,6 +12,7 @@ from typing import Any
 import zarr
 from zarr.codecs import ZstdCodec
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.errors import ImageError
 from napari_hrsam.geometry import Box
 from napari_hrsam.sample.filling import Progress, fill_levels
@@ -90,7 +91,7 @@ def make_sample(
         fill_levels(sample, wanted, progress)
         # mkdtemp makes folders that nobody else can read.
         partial.chmod(0o777 & ~_umask())
-        partial.rename(target)
+        patiently(lambda: partial.rename(target))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

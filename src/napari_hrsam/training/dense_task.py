@@ -85,7 +85,7 @@ def prototype_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     background = background - outside.sum(1).clamp(min=1).log()[:, None, None]
     counts = is_object[:, :, None] & is_object[:, None] & ~is_same
     counts = counts & outside.any(1)[:, None, None]
-    # Objects count alike, whatever their size.
+    # As prototypes all objects count alike, whatever their size.
     weight = counts * share.diagonal(dim1=1, dim2=2)[:, :, None]
     return (weight * F.softplus(background - similar)).sum() / weight.sum().clamp(min=1e-6)
 

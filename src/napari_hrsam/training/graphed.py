@@ -43,7 +43,7 @@ from napari_hrsam.training.click_rounds import (
 )
 from napari_hrsam.training.click_task import ClickTask, Crops, TaskLoss
 from napari_hrsam.training.dense_targets import dense_targets
-from napari_hrsam.training.dense_task import dense_loss
+from napari_hrsam.training.dense_task import dense_loss, prototype_loss
 from napari_hrsam.training.losses import batch_iou
 from napari_hrsam.training.settings import ClickConfig
 
@@ -220,7 +220,7 @@ class _FixedShape:
         self.spread, self.noise = zeros(num * most), zeros(*self.prior.shape)
         self.scale, self.level, self.stem_weight = zeros(), zeros(), zeros()
         self.ious = zeros(most)
-        self.parts = {name: zeros() for name in ("clicks", "dense", "stem")}
+        self.parts = {name: zeros() for name in ("clicks", "dense", "prototype", "stem")}
         # Filled by the encoder; their gradients are what its backward pass starts from.
         self.leaves: dict[str, Tensor] = {}
         self.made: list[Tensor] = []
@@ -244,6 +244,9 @@ class _FixedShape:
             is_fine = rng.random() < 0.5
             self._call(("dense", is_fine), lambda: self._dense(is_fine=is_fine))
             parts["dense"] = self.config.dense_weight
+        if self.config.prototype_weight:
+            self._call("prototype", self._prototype)
+            parts["prototype"] = self.config.prototype_weight
         weight = self.config.stem_weight * max(0.0, 1 - done / self.config.stem_until)
         if self.task.teacher is not None and weight:
             self.stem_weight.fill_(weight)
@@ -415,6 +418,12 @@ class _FixedShape:
             loss = dense_loss(head(features.embedding, *fine), targets)
         (self.config.dense_weight * loss).backward()
         self.parts["dense"].copy_(loss.detach())
+
+    def _prototype(self) -> None:
+        with self._cast():
+            loss = prototype_loss(self.leaves["embedding"], self.labels)
+        (self.config.prototype_weight * loss).backward()
+        self.parts["prototype"].copy_(loss.detach())
 
     def _stem(self) -> None:
         assert self.task.teacher is not None

@@ -87,7 +87,8 @@ def test_what_stands_in_for_the_model_is_true_to_it() -> None:
     pixels, tile = np.zeros((64, 64, 3), np.uint8), Tile(0, 0, 0, 64)
     for one in (Predictor(real), drawn):
         embedding = one.encode(pixels, tile)
-        maps = one.dense_maps(embedding)  # type: ignore[attr-defined]
-        assert (maps.shape, maps.dtype) == ((3, 32, 32), np.float32)
-        assert 0 <= maps.min() <= maps.max() <= 1
+        dense = one.dense_maps(embedding)  # type: ignore[attr-defined]
+        assert (dense.maps.shape, dense.maps.dtype) == ((3, 32, 32), np.float32)
+        assert 0 <= dense.maps.min() <= dense.maps.max() <= 1
+        assert (dense.features.shape, dense.features.dtype) == ((32, 16, 16), np.float16)
         assert embedding.arrays["embedding"].shape[2:] == (4, 4)

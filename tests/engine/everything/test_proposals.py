@@ -16,6 +16,7 @@ from napari_hrsam.engine.everything.auto import auto
 from napari_hrsam.engine.everything.proposals import Proposals, propose
 from napari_hrsam.errors import ConfigError, LabelsError, PromptError, SessionError
 from napari_hrsam.geometry import Box
+from napari_hrsam.modeling.configs import DENSE_FEATURES
 from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.array_labels import ArrayLabels
 
@@ -64,7 +65,7 @@ def test_one_tells_its_mask_and_what_it_looks_like() -> None:
         assert np.array_equal(one.mask.read(Box.of_shape(SHAPE)), mask)
         assert one.box == Box.around(mask)
         assert 0.5 < one.score <= 1
-        assert one.features.shape == (3,)
+        assert one.features.shape == (DENSE_FEATURES + 3,)
         assert len(one.mean_rgb) == 3
     assert len(list(proposals)) == len(proposals)
     with pytest.raises(IndexError, match="expected an index below"):

@@ -121,7 +121,7 @@ def test_a_key_goes_to_the_selected_rows_else_to_what_is_under_the_mouse(
     assert started.overlay.target.data.any(), "the class alone is taken back"
     started.objects.list.selected = ()
     viewer.cursor.position = INSIDE
-    started.canvas.actions["Alt-1"]()
+    started.canvas.actions["Alt+1"]()
     started.wait()
     assert told(started)[0][1] == "nucleus"
     viewer.cursor.position = (5, 5)

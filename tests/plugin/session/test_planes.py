@@ -316,3 +316,72 @@ def test_cancel_reaches_a_propagation_under_way(started: SegmentController, mode
     started.wait()
     assert started.state.message.startswith("Stopped: ")
     assert not labels(started)[4].any()
+
+
+def test_the_brush_works_only_on_the_plane_of_the_current_object(
+    started: SegmentController,
+) -> None:
+    """napari's brush raises an error on a plane that the layer lacks."""
+    started.click(inside(1))
+    started.wait()
+    assert started.overlay is not None
+    layer = started.overlay.preview.layer
+    layer.mode = "paint"
+    assert str(layer.mode) == "paint"
+    assert started.state.tool
+    go(started, 2)
+    assert str(layer.mode) == "pan_zoom"
+    assert not started.state.tool
+    layer.mode = "paint"
+    assert str(layer.mode) == "pan_zoom"
+    assert not started.state.tool
+    go(started, 1)
+    layer.mode = "paint"
+    assert str(layer.mode) == "paint"
+
+
+def test_an_object_is_drawn_here_too_and_between(started: SegmentController) -> None:
+    commit(started, 0)
+    go(started, 4)
+    # The object moved so far that the model finds another one: a click says where it is.
+    started.planes.continue_here()
+    started.click(inside(4))
+    started.commit()
+    started.wait()
+    assert set(np.unique(labels(started))) == {0, 1}
+    assert not labels(started)[1:4].any()
+    started.planes.interpolate()
+    started.wait()
+    found = labels(started)
+    assert all((found[z] == 1).any() for z in range(5))
+    assert "on 3 planes" in started.state.message
+    for _ in range(3):
+        started.undo()
+    started.wait()
+    assert not labels(started)[1:4].any()
+    assert labels(started)[4].any()
+
+
+def test_what_cannot_be_filled_in_is_told(started: SegmentController) -> None:
+    with pytest.raises(PromptError, match="no object to continue here"):
+        started.planes.continue_here()
+    commit(started, 1)
+    with pytest.raises(PromptError, match="no object to continue here"):
+        started.planes.continue_here()
+    started.planes.interpolate()
+    with pytest.raises(LabelsError, match="on another plane with some between"):
+        started.wait()
+    started.click((2, 2))
+    started.wait()
+    with pytest.raises(SessionError, match="before filling in another one"):
+        started.planes.interpolate()
+
+
+def test_a_click_leaves_the_slider_as_long_as_the_stack(
+    started: SegmentController, viewer: ViewerModel
+) -> None:
+    before = viewer.dims.range
+    viewer.scene.camera.zoom = 0.1
+    started.click(inside(1))
+    started.wait()
+    assert viewer.dims.range == before

@@ -771,3 +771,101 @@ def test_preparing_can_be_switched_off(
     time.sleep(3 * REST_S)
     assert encoded == []
     assert not running.state.reads_ahead
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_was_not_committed_is_drawn_again_next_time(
+    controller: SegmentController,
+    viewer: ViewerModel,
+    pixels: NDArray[np.uint8],
+    tmp_path: Path,
+    in_memory: bool,
+) -> None:
+    """As after a crash or the end of napari: nobody presses Stop."""
+    target = NewLayer() if in_memory else LabelFile(tmp_path / "labels.zarr")
+
+    def start(controller: SegmentController, viewer: ViewerModel) -> None:
+        viewer.add_image(pixels, rgb=True, name="scene")
+        viewer.canvas.size = (64, 64)
+        viewer.scene.camera.zoom = 1.0
+        controller.start(target=target)
+        controller.wait()
+
+    start(controller, viewer)
+    for point, positive in (((30, 30), True), ((5, 5), False)):
+        controller.click(point, positive)
+    controller.wait()
+    assert controller.overlay is not None
+    num_pixels = controller.overlay.preview.num_pixels
+    assert num_pixels > 0
+    controller.close()
+    assert controller.worker.join()
+
+    again_viewer = ViewerModel()
+    again = SegmentController(again_viewer, load_model=controller.worker._load_model)
+    start(again, again_viewer)
+    assert again.overlay is not None
+    assert again.overlay.prompts.points_yx == ((30.0, 30.0), (5.0, 5.0))
+    assert again.overlay.preview.num_pixels == num_pixels
+    assert "drawn again from its 2 prompts" in again.state.message
+    again.undo()
+    again.wait()
+    assert len(again.overlay.prompts) == 1
+    again.redo()
+    again.commit()
+    again.wait()
+    again.close()
+    assert again.worker.join()
+
+    last_viewer = ViewerModel()
+    last = SegmentController(last_viewer, load_model=controller.worker._load_model)
+    start(last, last_viewer)
+    assert last.overlay is not None
+    assert not last.overlay.has_object
+    assert last.state.can_undo
+    last.undo()
+    last.wait()
+    assert not np.asarray(last.overlay.target.data).any()
+    last.redo()
+    last.wait()
+    assert np.count_nonzero(np.asarray(last.overlay.target.data)) == num_pixels
+    last.close()
+
+
+def test_an_object_that_was_given_up_or_is_gone_is_not_drawn_again(
+    controller: SegmentController, viewer: ViewerModel, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    viewer.add_image(pixels, rgb=True, name="scene")
+    viewer.scene.camera.zoom = 1.0
+    target = LabelFile(tmp_path / "labels.zarr")
+    controller.start(target=target)
+    controller.wait()
+    controller.click((30, 30))
+    controller.wait()
+    controller.stop()
+    controller.start(target=target)
+    controller.wait()
+    assert controller.overlay is not None
+    assert not controller.overlay.has_object
+
+    controller.click((30, 30))
+    controller.commit()
+    controller.objects.edit(1)
+    controller.click((5, 5), positive=False)
+    controller.wait()
+    # As if the layer were lost.
+    controller._end("lost", error=SessionError("lost"))
+    controller.worker.wait(60)
+    with open_labels(target.path, target.name) as labels:
+        assert labels.unfinished is not None
+        assert labels.unfinished.label == 1
+        kept = labels.unfinished
+        labels.revert(labels.newest_done())
+        labels.keep_unfinished(kept)
+    controller.start(target=target)
+    with pytest.raises(SessionError, match="lost"):
+        controller.wait()
+    controller.wait()
+    assert controller.overlay is not None
+    assert not controller.overlay.has_object
+    assert "cannot be drawn again" in controller.state.message

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +435,32 @@ def test_another_programs_ids_above_ours_are_noticed_by_repair(tmp_path: Path) -
     assert not verify_labels(tmp_path, "cells").is_sound
     assert verify_labels(tmp_path, "cells", repair=True).is_sound
     assert verify_labels(tmp_path, "cells").problems == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("PRAGMA user_version = 99", "journal of version 2 .* got 99; update napari-hrsam"),
+        ("PRAGMA user_version = -1", "journal of version 2 .* got -1, .* Move the folder"),
+        ("UPDATE facts SET value = 4294967297 WHERE name = 'next_label'", "ids up to 4294967295"),
+    ],
+)
+def test_a_journal_that_cannot_be_drawn_with_is_told(
+    tmp_path: Path, change: str, text: str
+) -> None:
+    create_labels(tmp_path, "cells", (1500, 1500)).close()
+    with closing(sqlite3.connect(tmp_path / "labels/cells/.journal/journal.sqlite")) as database:
+        database.execute(change)
+        database.commit()
+    (problem,) = verify_labels(tmp_path, "cells").problems
+    assert problem.kind == "journal"
+    assert re.search(text, problem.text)
+
+
+def test_a_journal_that_has_given_out_the_last_id_is_sound(tmp_path: Path) -> None:
+    with create_labels(tmp_path, "cells", (1500, 1500)) as labels:
+        labels.write(Box(0, 0, 9, 9), np.ones((9, 9), np.bool_), 2**32 - 1)
+    assert verify_labels(tmp_path, "cells").is_sound
 
 
 def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from napari_hrsam.lru import LRU
 from napari_hrsam.storage.images.tile_source import PyramidImage
 
 if TYPE_CHECKING:
-    from napari_hrsam.engine.predictor import Embedding, Predictor
+    from napari_hrsam.engine.predictor import DenseMaps, Embedding, Predictor
 
 CELL_PX = 2
 """Level pixels along a side of a cell of the maps."""
@@ -69,8 +69,8 @@ class FieldPart:
     rgb : (H, W, 3) uint8
         Mean colour of each cell as the model sees it.
     features : (h, w, F) float16
-        Of each `FEATURE_CELLS` cells, from the cell that holds ``box``'s first: the embedding, then
-        the stem's maps.
+        Of each `FEATURE_CELLS` cells, from the cell that holds ``box``'s first: what
+        the head reads its maps off, the embedding, the stem's maps.
     """
 
     box: Box
@@ -255,12 +255,13 @@ class Field:
         started = time.process_time()
         embedding = self._predictor.encode(shown, tile)
         encoded = time.process_time()
-        maps = self._predictor.dense_maps(embedding).astype(np.float16)
+        dense = self._predictor.dense_maps(embedding)
+        maps = dense.maps.astype(np.float16)
         present = pixels.present()
         if present is not None:
             # There is no object where the image lacks its pixels.
             maps[0] *= present.reshape(self._side, CELL_PX, self._side, CELL_PX).any(axis=(1, 3))
-        features = _features(embedding)
+        features = _features(embedding, dense)
         self.seconds["encode"] += encoded - started
         self.seconds["head"] += time.process_time() - encoded
         self.num_tiles += 1
@@ -286,12 +287,12 @@ def _means(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((sums + 2) >> 2).astype(np.uint8)
 
 
-def _features(embedding: Embedding) -> NDArray[np.float16]:
-    """Return the embedding and the means of the stem's maps: (h, w, F)."""
+def _features(embedding: Embedding, dense: DenseMaps) -> NDArray[np.float16]:
+    """Return the means of the head's features, of the embedding and the stem's maps: (h, w, F)."""
     h, w = embedding.arrays["embedding"].shape[2:]
     parts = []
-    for name in ("embedding", "stride8", "stride4"):
-        values = embedding.arrays.get(name)
+    named = (embedding.arrays.get(name) for name in ("embedding", "stride8", "stride4"))
+    for values in (dense.features[None], *named):
         if values is not None:
             _, num, rows, columns = values.shape
             cells = values.reshape(num, h, rows // h, w, columns // w)

@@ -39,7 +39,7 @@ class Found:
     solidity : (N,) float32, 0..1
         Share of the convex hull that the object fills.
     features : (N, F) float16
-        Mean embedding and stem maps.
+        Mean features of the dense head, `DENSE_FEATURES` of them, embedding and stem maps.
     runs : (R, 4) int32
         Index of the object, y, first x, the x after the last; by object, row by row.
     too_large : (M, 2) int32

@@ -20,6 +20,7 @@ from napari_hrsam.engine.everything.found import (
     rules_for,
 )
 from napari_hrsam.engine.everything.plan import BLOCK_PX
+from napari_hrsam.engine.everything.ranking import rank
 from napari_hrsam.errors import ConfigError, LabelsError, SessionError
 from napari_hrsam.geometry import Box, Grid, as_box, filling_level
 from napari_hrsam.masks import ArrayMask
@@ -58,7 +59,7 @@ class Proposal:
     solidity : float, 0..1
         Share of the convex hull that it fills.
     features : (F,) float32
-        Mean embedding and stem maps, to compare it with others.
+        Means of what the dense head reads its maps off, of the embedding and of the stem's maps.
     """
 
     mask: ArrayMask
@@ -151,8 +152,23 @@ class Proposals:
         return np.minimum(boxes, [height, width, height, width])
 
     @property
+    def mean_rgb(self) -> NDArray[np.float32]:
+        """Mean colour of each, (N, 3), 0..255."""
+        return self._found.mean_rgb
+
+    @property
+    def std_rgb(self) -> NDArray[np.float32]:
+        """Standard deviation of the colours of each, (N, 3), 0..255."""
+        return self._found.std_rgb
+
+    @property
+    def solidity(self) -> NDArray[np.float32]:
+        """Share of the convex hull that each fills, (N,), 0..1."""
+        return self._found.solidity
+
+    @property
     def features(self) -> NDArray[np.float32]:
-        """Mean embedding and stem maps of each, (N, F)."""
+        """Mean features of each, (N, F), see `Proposal`."""
         return self._found.features.astype(np.float32)
 
     @property
@@ -219,6 +235,13 @@ class Proposals:
         """
         part = Box.of_shape(self.shape_yx) if box is None else as_box(box)
         return self._painted(part, np.arange(1, len(self) + 1))
+
+    def rank(self, accepted: Sequence[int], rejected: Sequence[int] = ()) -> NDArray[np.float32]:
+        """Tell how much each is like some of them and unlike others, (N,), 0..1.
+
+        See `ranking.rank`, also for the errors.
+        """
+        return rank(self, accepted, rejected)
 
     def accept(self, labels: LabelStore | NDArray[Any]) -> Edit:
         """Commit all of them to a label image as one step, which can be taken back as one.

@@ -94,9 +94,13 @@ class Canvas:
         return tool_with_mouse(self._viewer)
 
     def set_actions(self, actions: Mapping[str, Action]) -> None:
-        """Say what our keys do, before the first `start`."""
+        """Say what our keys do, from now on."""
+        if self._is_on:
+            self._keys.unbind()
         self.actions = actions
         self._keys = KeyBindings(actions)
+        if self._is_on:
+            self._bind_keys()
 
     def start(self, layers: Sequence[Layer]) -> None:
         """Begin; keys work whichever of these layers is active."""
@@ -149,8 +153,11 @@ class Canvas:
         if is_on:
             self._clicks.start()
             self._viewer.mouse_move_callbacks.append(self._on_move)
-            for owner in (self._viewer, *self._layers):
-                self._keys.bind(owner)
+            self._bind_keys()
         else:
             self._viewer.mouse_move_callbacks.remove(self._on_move)
             self._keys.unbind()
+
+    def _bind_keys(self) -> None:
+        for owner in (self._viewer, *self._layers):
+            self._keys.bind(owner)

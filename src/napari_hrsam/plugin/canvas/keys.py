@@ -35,7 +35,7 @@ class KeyBindings:
     Parameters
     ----------
     actions
-        Key, as in ``"Control-Z"``, to a function without arguments.
+        Key, as in ``"Ctrl+Z"``, to a function without arguments.
     """
 
     def __init__(self, actions: Mapping[str, Action]) -> None:

@@ -11,6 +11,7 @@ import napari.layers
 from napari_hrsam.modeling.registry import list_models
 from napari_hrsam.plugin.forms.form import Form
 from napari_hrsam.plugin.forms.jobs import Job, Progress, at_once, box_of, whole_numbers
+from napari_hrsam.plugin.panel.preferences import Preferences
 from napari_hrsam.plugin.session.image_input import read_image_layers
 from napari_hrsam.plugin.session.loading import AUTO_DEVICE, DEFAULT_MODEL
 
@@ -112,6 +113,11 @@ class EncodeForm(Form):
                 "device": {"label": "Device"},
             },
         )
+        # Where the panel looks for them.
+        kept = Preferences().group("embeddings")
+        if kept["folder"].strip():
+            self.fields["folder"].value = Path(kept["folder"].strip())
+        self.fields["max_gb"].value = kept["max_gb"]
 
     def describe(self, result: EmbedReport) -> str:
         """Say what was encoded."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from napari.layers import Labels
-from napari.utils.colormaps import CyclicLabelColormap
+from napari.utils.colormaps import CyclicLabelColormap, DirectLabelColormap
 
 from napari_hrsam.geometry import pixel_of
 from napari_hrsam.plugin.canvas.coordinates import place, placement
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.session.targets import MemoryTarget
     from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.places import LabelFile
+    from napari_hrsam.storage.labels.properties import Color
 
 MAX_THUMBNAIL_PIXELS = 2**24
 NUM_COLORS = 49
+CLASS_COLORS = "colours of classes"
+WITHOUT_CLASS = (0.72, 0.72, 0.72, 1.0)
 
 COPY_KEY = "napari-hrsam copy"
 """Metadata of a layer of our own: path and name of the label image with a copy of its objects."""
@@ -70,6 +73,19 @@ def bright_colors() -> CyclicLabelColormap:
     pale = np.where(np.arange(NUM_COLORS) % 2, 0.55, 0.85)
     colors = [(*colorsys.hsv_to_rgb(h, s, 1.0), 1.0) for h, s in zip(hues, pale, strict=True)]
     return CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), *colors], np.float32))
+
+
+def class_colors(colors: Mapping[int, Color]) -> DirectLabelColormap:
+    """Return the colours of some labels; all others look alike, in grey."""
+    known: dict[int | None, tuple[float, ...]] = {None: WITHOUT_CLASS, 0: (0.0, 0.0, 0.0, 0.0)}
+    for label, (red, green, blue) in colors.items():
+        known[label] = (red / 255, green / 255, blue / 255, 1.0)
+    return DirectLabelColormap(name=CLASS_COLORS, color_dict=known)
+
+
+def is_class_colors(colormap: CyclicLabelColormap | DirectLabelColormap) -> bool:
+    """Whether these are `class_colors`."""
+    return bool(colormap.name == CLASS_COLORS)
 
 
 class MemoryObjects:

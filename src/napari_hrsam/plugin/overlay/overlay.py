@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from napari.layers import Labels, Layer
 
     from napari_hrsam.engine.prediction import Prediction
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
     from napari_hrsam.plugin.session.commands import Answer
@@ -242,6 +243,7 @@ class Overlay:
             preview.show(
                 prediction.level_mask, prediction.box, prediction.level_downsample, self.plane
             )
+            self.watch_brush()
         self.model_input.show(answer.model_input, None if prediction is None else prediction.tile)
         self.show_prompts()
 
@@ -283,8 +285,21 @@ class Overlay:
             is_here = False
         return "" if is_here else self.view.plane_name(self.plane)
 
-    def plane_for_prompt(self) -> tuple[int, ...]:
+    def watch_brush(self) -> None:
+        """Take napari's brush away where the plane of the current object is not shown."""
+        try:
+            plane = self.view.plane()
+        except PromptError:
+            plane = None
+        self.preview.take_brush_on(plane)
+
+    def plane_for_prompt(self, keys: KeyMap) -> tuple[int, ...]:
         """Return the plane that is shown, for a prompt of the current object.
+
+        Parameters
+        ----------
+        keys
+            As they are set, for the error.
 
         Raises
         ------
@@ -295,8 +310,8 @@ class Overlay:
         if self.has_object and plane != self.plane:
             there, here = map(self.view.plane_name, (self.plane, plane))
             raise PromptError(
-                f"the object is on {there}, and this is {here}: press C to go back to it, or Esc "
-                "to cancel it and begin another one here"
+                f"the object is on {there}, and this is {here}: press {keys.text('commit')} to go "
+                f"back to it, or {keys.text('cancel')} to cancel it and begin another one here"
             )
         return plane
 

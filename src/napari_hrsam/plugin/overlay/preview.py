@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from numpy.typing import NDArray
 
-OBJECT_COLOR = (0.0, 0.85, 1.0, 1.0)
+OBJECT_COLOR = (0.0, 0.85, 1.0)
 OPACITY = 0.45
 
 
@@ -51,15 +51,17 @@ class PreviewLayer:
         self.layer = Labels(
             self._drawn.reshape(*self._axes, 1, 1).copy(),
             name=f"{image.name} [current]",
-            # Of one colour, which every label gets. A direct map would be compiled for seconds, in
-            # each process, on the thread that draws.
-            colormap=CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), OBJECT_COLOR], np.float32)),
+            colormap=_of_one_color(OBJECT_COLOR),
             opacity=OPACITY,
             **placement(image),
         )
         self.layer.brush_size = 8
         viewer.add_layer(self.layer)
         self.layer.events.paint.connect(self._count_stroke)
+
+    def set_color(self, color: tuple[float, float, float]) -> None:
+        """Show the object in a colour: red, green and blue from 0 to 1."""
+        self.layer.colormap = _of_one_color(color)
 
     @property
     def box(self) -> Box | None:
@@ -121,6 +123,19 @@ class PreviewLayer:
         """Follow a change of the image layer's transform."""
         offset = (0, 0) if self._box is None else (self._box.y0, self._box.x0)
         place(self.layer, self._image, offset, step=self._step, plane=self._plane)
+
+    def take_brush_on(self, plane: tuple[int, ...] | None) -> None:
+        """Let napari's brush work where the layer has pixels only: it fails on other planes.
+
+        Parameters
+        ----------
+        plane
+            The one that is shown; None for no plane of the image.
+        """
+        is_here = plane == (self._plane or (0,) * len(self._axes))
+        # Not its `editable`: napari would forget how strokes are undone.
+        if not is_here and str(self.layer.mode) != "pan_zoom":
+            self.layer.mode = "pan_zoom"
 
     def strokes(self) -> Strokes | None:
         """Return what the user painted for the current object; None if nothing was painted."""
@@ -189,3 +204,9 @@ class PreviewLayer:
         self.layer.editable = True
         self.layer.mode = mode
         self._num_strokes = self._num_undone = 0
+
+
+def _of_one_color(color: tuple[float, float, float]) -> CyclicLabelColormap:
+    # Every label gets it. A direct map would be compiled for seconds, in each process, on the
+    # thread that draws.
+    return CyclicLabelColormap(colors=np.array([(0, 0, 0, 0), (*color, 1.0)], np.float32))

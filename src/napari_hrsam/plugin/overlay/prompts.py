@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import napari.layers
 import numpy as np
-from napari.layers import Points
 
 from napari_hrsam.plugin.canvas.coordinates import box_corners_yx, in_plane, place, placement
 from napari_hrsam.prompts import Prompts, Scribble
@@ -29,6 +29,19 @@ MAX_DOTS = 2000
 
 NEGATIVE, POSITIVE, LINE = 0, 1, 2
 """What the feature "label" says of a point: part of a negative or positive prompt, or of a line."""
+
+
+class Points(napari.layers.Points):  # type: ignore[misc]
+    """Points that take no room beyond their places.
+
+    napari lets the size of a point count along every axis: a click on one plane of a stack would
+    stretch the slider to planes that there are not. The name counts for icons and controls.
+    """
+
+    @property
+    def _extent_data_augmented(self) -> NDArray[np.float64]:
+        extent: NDArray[np.float64] = self._extent_data
+        return extent
 
 
 _Shown = tuple[Prompts, tuple[int, ...], tuple[tuple[float, float], ...]]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from napari.layers import Labels, Shapes
 
+from napari_hrsam.plugin.overlay.objects import class_colors
+
 
 def compile_layers() -> Iterator[None]:
     """Make layers like those of a session, on any thread, and forget them, step by step.
@@ -26,3 +28,8 @@ def compile_layers() -> Iterator[None]:
     labels = Labels(np.eye(8, dtype=np.uint32))
     labels.data[0, 0] = 2
     labels.refresh()
+
+
+def compile_class_colors(dtype: np.dtype[np.generic]) -> None:
+    """Have ready what shows labels of a type in given colours: compiled in each process."""
+    Labels(np.eye(8, dtype=dtype), colormap=class_colors({1: (255, 255, 255)})).refresh()

@@ -51,7 +51,7 @@ class LevelBox(QWidget):
             "Prepare what is on screen while nothing is asked for, so that clicks are answered at "
             "once"
         )
-        self.peek_box = QCheckBox("Preview under the mouse [H]")
+        self.peek_box = QCheckBox("Preview under the mouse [{preview}]")
         self.peek_box.setToolTip(
             "Show what a click would give while the mouse moves, where that is prepared already"
         )

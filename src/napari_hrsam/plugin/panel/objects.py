@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QObject, QPoint, QSize, Qt
 from qtpy.QtGui import QColor, QKeyEvent
 from qtpy.QtWidgets import (
     QAbstractItemView,
+    QCheckBox,
     QColorDialog,
     QComboBox,
     QHeaderView,
@@ -164,9 +165,17 @@ class ObjectsSection(Section):
         self.change_button = button(
             "Change", "Rename, recolour or remove the class that is selected", self._class_menu_here
         )
+        self.colors_box = QCheckBox("Show the colours of classes")
+        self.colors_box.setToolTip(
+            "Objects on the canvas have the colours of their classes, grey without one; else each "
+            "has a colour of its own"
+        )
+        self.colors_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.colors_box.toggled.connect(self._controller.settings.set_colors_by_class)
         self.form.addRow("New objects", self.next_class)
         self.form.addRow(self.class_list)
         self.form.addRow(row(self.add_button, self.change_button))
+        self.form.addRow(self.colors_box)
 
     # ------------------------------------------------------------------ showing
 
@@ -176,6 +185,9 @@ class ObjectsSection(Section):
         for widget in (self.add_button, self.next_class):
             widget.setEnabled(is_ready)
         self.change_button.setEnabled(is_ready and self.class_list.count() > 0)
+        self.colors_box.blockSignals(True)
+        self.colors_box.setChecked(state.colors_by_class)
+        self.colors_box.blockSignals(False)
         shown, there = self.model.rowCount(), len(self._objects)
         text = f"{there:,} objects" if there != 1 else "1 object"
         if not is_ready:

@@ -9,6 +9,7 @@ from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap
 from qtpy.QtWidgets import (
+    QAbstractButton,
     QAbstractSpinBox,
     QComboBox,
     QFormLayout,
@@ -26,6 +27,8 @@ from qtpy.QtWidgets import (
 if TYPE_CHECKING:
     import napari.components
     from qtpy.QtGui import QResizeEvent
+
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
 
 
 MIN_WIDTH_PX = 300
@@ -190,6 +193,29 @@ class WrappedLabel(QLabel):
         """Ask for the height that the new width needs."""
         super().resizeEvent(event)
         self.ask_for_height()
+
+
+class KeyTexts:
+    """Texts and tooltips of buttons that name keys, such as "Commit [{commit}]", as keys are set.
+
+    Parameters
+    ----------
+    panel
+        What holds the buttons.
+    """
+
+    def __init__(self, panel: QWidget) -> None:
+        self._texts = [
+            (one, one.text(), one.toolTip())
+            for one in panel.findChildren(QAbstractButton)
+            if "{" in one.text() + one.toolTip()
+        ]
+
+    def show(self, keys: KeyMap) -> None:
+        """Put the keys in."""
+        for one, text, tooltip in self._texts:
+            one.setText(keys.spell(text))
+            one.setToolTip(keys.spell(tooltip))
 
 
 def button(

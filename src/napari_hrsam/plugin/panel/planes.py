@@ -53,6 +53,18 @@ class PlanesBox(QWidget):
             )
             for text, step in (("Propagate back", -1), ("Propagate", 1))
         )
+        self.here_button = button(
+            "Continue here",
+            "Continue the object that was committed last, on another plane, on the one that is "
+            "shown",
+            partial(guard, controller.planes.continue_here),
+        )
+        self.between_button = button(
+            "Fill between",
+            "Draw the committed object of this plane on the planes between it and the nearest "
+            "others on which it is drawn: the one under the mouse, or the last",
+            partial(guard, controller.planes.interpolate),
+        )
         self.spin_box = QSpinBox()
         self.spin_box.setRange(1, MAX_PLANES)
         self.spin_box.setValue(10)
@@ -61,6 +73,7 @@ class PlanesBox(QWidget):
         form = QFormLayout(self)
         form.setContentsMargins(0, 0, 0, 0)
         form.addRow(row(self.back_button, self.next_button))
+        form.addRow(row(self.here_button, self.between_button))
         form.addRow(row(self.far_back_button, self.far_button))
         form.addRow(self.spin_box)
 

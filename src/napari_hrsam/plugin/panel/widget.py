@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import Qt, QUrl
-from qtpy.QtGui import QDesktopServices
+from qtpy.QtGui import QDesktopServices, QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QApplication,
     QButtonGroup,
@@ -27,12 +27,14 @@ from napari_hrsam.modeling.registry import list_models
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.overlay.objects import target_name
 from napari_hrsam.plugin.panel.colours import ColourBox
+from napari_hrsam.plugin.panel.key_sheet import KeySheet
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
 from napari_hrsam.plugin.panel.model import TOOLTIP_LOADING, ModelBox
 from napari_hrsam.plugin.panel.objects import ObjectsSection
 from napari_hrsam.plugin.panel.parts import (
     Column,
+    KeyTexts,
     Links,
     Notifier,
     QuietInput,
@@ -45,6 +47,7 @@ from napari_hrsam.plugin.panel.parts import (
     row,
 )
 from napari_hrsam.plugin.panel.planes import PlanesBox
+from napari_hrsam.plugin.panel.preferences import PreferencesLink
 from napari_hrsam.plugin.panel.qt_binding import binding_warning
 from napari_hrsam.plugin.panel.target import TargetBox
 from napari_hrsam.plugin.panel.window import ContextGuard, WindowKeys, focus_canvas
@@ -65,51 +68,28 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QHideEvent, QShowEvent
 
     from napari_hrsam.modeling.registry import ModelInfo
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
     from napari_hrsam.plugin.session.loading import ModelLoader
 
 logger = logging.getLogger(__name__)
 
+Watch: TypeAlias = LayerChoices | ContextGuard | Links | PreferencesLink
+
 PROGRESS_STEPS = 1000
 TOOLTIP_DRAWING = "Commit or cancel the object to change this"
-KEY_HELP = (
-    ("Left click", "adds to the object"),
-    ("Right click", "takes away; so do Ctrl and Shift + click"),
-    ("Drag", "moves the view"),
-    ("Shift+drag", "draws a box"),
-    ("B, S, L", "drags draw a box, a scribble, an outline; the same key: move the view again"),
-    ("C", "commits the object"),
-    ("Esc", "cancels the object"),
-    ("Ctrl+Z", "takes the last step back"),
-    ("Ctrl+Shift+Z", "repeats it"),
-    ("T", "swaps adding and taking away"),
-    ("H", "shows under the mouse what a click would give, or no longer"),
-    ("N", "shows another mask that the clicks may mean"),
-    ("E", "changes the committed object under the mouse"),
-    ("Delete", "deletes it"),
-    ("M", "merges the one under the mouse into the one that was taken up with E"),
-    ("K", "drags cut a committed object in two"),
-    ("Shift+Left, Right", "continues the object on the previous or next plane of a stack"),
-    (
-        "Alt+1 to 9",
-        "gives it its class: the current object, the selected rows, or the one under it",
-    ),
-    ("P, 1, Z", "brush, eraser, back to clicking (with the [current] layer selected)"),
-)
-
-
 TOOLS = (
     (
         DragTool.BOX,
-        "Box [B]",
+        "Box [{box}]",
         "A plain drag draws a box around the object; Shift + drag always does",
     ),
     (
         DragTool.SCRIBBLE,
-        "Scribble [S]",
+        "Scribble [{scribble}]",
         "A plain drag draws over what belongs to the object; a right drag, over what does not",
     ),
-    (DragTool.LASSO, "Lasso [L]", "A plain drag draws an outline around the object"),
-    (DragTool.CUT, "Cut [K]", "A plain drag across a committed object cuts it in two"),
+    (DragTool.LASSO, "Lasso [{lasso}]", "A plain drag draws an outline around the object"),
+    (DragTool.CUT, "Cut [{cut}]", "A plain drag across a committed object cuts it in two"),
 )
 
 
@@ -148,20 +128,27 @@ class SegmentWidget(QWidget):
         self.controller.state.changed.connect(self._show_state)
         self.controller.state.failed.connect(self._notify)
         napari_viewer.events.theme.connect(self._show_state)
-        self._keys = WindowKeys(self, self.controller.canvas.actions)
+        self._key_texts = KeyTexts(self)
+        self._keys = WindowKeys(self)
+        self._sheet: KeySheet | None = None
+        self._sheet_key = QShortcut(self)
+        self._sheet_key.activated.connect(self.show_keys)
+        self._shown_keys: KeyMap | None = None
         section = self.objects_section
+        self._fill_layers()
+        preferences = PreferencesLink(self, self.controller, self._begin_with)
         watches = (
             self._choices,
             ContextGuard(napari_viewer, self),
             section.links,
             section.model.links,
+            preferences,
         )
         self.destroyed.connect(partial(_let_go, self.controller, watches))
         application = QApplication.instance()
         if application is not None:
             # No window is left to be blocked: what was asked for is waited for.
             application.aboutToQuit.connect(partial(_finish, self.controller, watches))
-        self._fill_layers()
         self._show_state()
         warning = binding_warning()
         if warning is not None:
@@ -176,7 +163,6 @@ class SegmentWidget(QWidget):
                 self._build_input(),
                 self._build_drawing(),
                 self.objects_section,
-                self._build_help(),
             ]
         )
         boxes: list[QComboBox | QSpinBox] = column.findChildren(QComboBox)
@@ -222,13 +208,13 @@ class SegmentWidget(QWidget):
         controller, guard = self.controller, self.controller.state.guard
         objects, use_tool = controller.objects, controller.settings.use_tool
         self.add_button = button(
-            "Add [T]",
+            "Add [{polarity}]",
             "A plain click adds to the object, a right click takes away",
             partial(controller.state.update, is_subtracting=False),
             is_checkable=True,
         )
         self.subtract_button = button(
-            "Take away [T]",
+            "Take away [{polarity}]",
             "A plain click takes away from the object, a right click adds",
             partial(controller.state.update, is_subtracting=True),
             is_checkable=True,
@@ -241,31 +227,33 @@ class SegmentWidget(QWidget):
             for tool, text, tooltip in TOOLS
         }
         self.commit_button = button(
-            "Commit [C]", "Write the object to the Labels layer", partial(guard, controller.commit)
+            "Commit [{commit}]",
+            "Write the object to the Labels layer",
+            partial(guard, controller.commit),
         )
         self.cancel_button = button(
-            "Cancel [Esc]", "Give up the current object", partial(guard, controller.cancel)
+            "Cancel [{cancel}]", "Give up the current object", partial(guard, controller.cancel)
         )
         self.next_button = button(
-            "Other mask [N]",
+            "Other mask [{next_mask}]",
             "Show the next of the masks that the clicks may mean",
             partial(guard, controller.next_candidate),
         )
         self.delete_button = button(
-            "Delete [Del]",
+            "Delete [{delete}]",
             "Delete the committed object that is being changed; the key deletes the one under the "
             "mouse, too",
             partial(guard, objects.delete_under_cursor),
         )
         self.fill_button = button(
             "Fill holes",
-            "Fill the holes of the committed object that was taken up [E]",
-            partial(guard, objects.change_under_cursor, objects.fill_holes, "E"),
+            "Fill the holes of the committed object that was taken up [{edit}]",
+            partial(guard, objects.change_under_cursor, objects.fill_holes, "edit"),
         )
         self.smooth_button = button(
             "Smooth",
-            "Smooth the outline of the committed object that was taken up [E]",
-            partial(guard, objects.change_under_cursor, objects.smooth, "E"),
+            "Smooth the outline of the committed object that was taken up [{edit}]",
+            partial(guard, objects.change_under_cursor, objects.smooth, "edit"),
         )
         self.each_button = button(
             "Draw each of a layer",
@@ -274,12 +262,12 @@ class SegmentWidget(QWidget):
             partial(guard, objects.draw_layer),
         )
         self.undo_button = button(
-            "Undo [Ctrl+Z]",
+            "Undo [{undo}]",
             "Undo the last brush stroke, else click, else commit",
             partial(guard, controller.undo),
         )
         self.redo_button = button(
-            "Redo [Ctrl+Shift+Z]", "Redo what was undone last", partial(guard, controller.redo)
+            "Redo [{redo}]", "Redo what was undone last", partial(guard, controller.redo)
         )
         self.count_label = QLabel()
         self.save_button = button(
@@ -289,6 +277,11 @@ class SegmentWidget(QWidget):
         )
         self.folder_button = button("Open their folder", "", self._open_folder)
         self.level_box, self.planes_box = LevelBox(controller), PlanesBox(controller)
+        self.keys_button = button(
+            "Mouse and keys [{show_keys}]",
+            "All that mouse and keys do; other keys are chosen under File > Preferences > HRSAM",
+            self.show_keys,
+        )
         section.form.addRow(row(self.add_button, self.subtract_button))
         tools = list(self.tool_buttons.values())
         section.form.addRow(row(*tools[:2]))
@@ -302,14 +295,7 @@ class SegmentWidget(QWidget):
         section.form.addRow(self.count_label)
         section.form.addRow(row(self.save_button, self.folder_button))
         section.form.addRow(self.level_box)
-        return section
-
-    def _build_help(self) -> Section:
-        section = Section("Mouse and keys")
-        section.form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
-        for keys, effect in KEY_HELP:
-            section.form.addRow(QLabel(keys), WrappedLabel(effect))
-        section.form.setVerticalSpacing(2)
+        section.form.addRow(self.keys_button)
         return section
 
     def _build_footer(self) -> QWidget:
@@ -340,6 +326,25 @@ class SegmentWidget(QWidget):
         return footer
 
     # ------------------------------------------------------------------ showing
+
+    def show_keys(self) -> None:
+        """Open the cheat sheet, or close it."""
+        if self._sheet is None:
+            self._sheet = KeySheet(self)
+        if self._sheet.isVisible():
+            self._sheet.close()
+            return
+        self._sheet.show_keys(self.controller.state.keys)
+        self._sheet.show()
+        self._sheet.raise_()
+
+    def _follow_keys(self, keys: KeyMap) -> None:
+        self._shown_keys = keys
+        self._key_texts.show(keys)
+        self._sheet_key.setKey(QKeySequence(keys["show_keys"]))
+        self._keys.set_actions(self.controller.canvas.actions)
+        if self._sheet is not None:
+            self._sheet.show_keys(keys)
 
     def _fill_layers(self) -> None:
         is_running = self.controller.state.phase is not Phase.STOPPED
@@ -390,6 +395,8 @@ class SegmentWidget(QWidget):
         for box, tooltip in self._tooltips.items():
             box.setEnabled(is_open)
             box.setToolTip(tooltip if is_open else why_locked)
+        if state.keys != self._shown_keys:
+            self._follow_keys(state.keys)
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
         self._keys.set_enabled(self.controller.canvas.is_on)
         self.start_button.setText("Start" if is_stopped else "Stop")
@@ -466,6 +473,18 @@ class SegmentWidget(QWidget):
             target=self.target_box.chosen,
             device=self.device_box.currentData(),
         )
+
+    def _begin_with(self, model: str, device: str) -> None:
+        """Choose what the preferences say, for the next session; a running one stays as it is."""
+        if self.controller.state.phase is not Phase.STOPPED:
+            return
+        self.model_box.keep(model)
+        place = self.device_box.findData(device)
+        if place < 0:
+            # What there is, is found later.
+            self._fill_devices((AUTO_DEVICE, device))
+            place = self.device_box.findData(device)
+        self.device_box.setCurrentIndex(place)
 
     def _choose_image(self) -> None:
         # Go on with the objects of this image if there are some.
@@ -552,16 +571,12 @@ def _facts(state: ControllerState, image: str) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _let_go(
-    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard | Links, ...], *_: Any
-) -> None:
+def _let_go(controller: SegmentController, watches: tuple[Watch, ...], *_: Any) -> None:
     for watch in watches:
         watch.close()
     controller.close()
 
 
-def _finish(
-    controller: SegmentController, watches: tuple[LayerChoices | ContextGuard | Links, ...]
-) -> None:
+def _finish(controller: SegmentController, watches: tuple[Watch, ...]) -> None:
     _let_go(controller, watches)
     controller.worker.join()

@@ -71,18 +71,24 @@ class WindowKeys:
     ----------
     panel
         A widget in the window.
-    actions
-        Key, as napari writes it, to what it does.
     """
 
-    def __init__(self, panel: QWidget, actions: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, panel: QWidget) -> None:
         self._panel = weakref.ref(panel)
-        self._actions = {
-            key.replace("-", "+").replace("Control", "Ctrl"): action
-            for key, action in actions.items()
-        }
+        self._actions: Mapping[str, Callable[[], None]] = {}
         self._shortcuts: dict[QWidget, list[QShortcut]] = {}
         self._is_enabled = False
+
+    def set_actions(self, actions: Mapping[str, Callable[[], None]]) -> None:
+        """Say what the keys do: key, as napari and Qt write it, to what it does."""
+        self._actions = actions
+        for shortcuts in self._shortcuts.values():
+            for shortcut in shortcuts:
+                shortcut.setEnabled(False)
+                shortcut.deleteLater()
+        self._shortcuts.clear()
+        is_enabled, self._is_enabled = self._is_enabled, False
+        self.set_enabled(is_enabled)
 
     def set_enabled(self, is_enabled: bool) -> None:
         """Take the keys, or leave them; docks may have come meanwhile."""

@@ -61,7 +61,7 @@ class ClassActions:
             labels = labels_of(self._list.selected) or (overlay.label_under_cursor("its key"),)
             self.change(partial(Properties.setting_class, labels=labels, name=name))
             return
-        self._context.show_message(messages.describe_class(name))
+        self._context.show_message(messages.describe_class(name, self._context.state.keys))
 
     def assign_key(self, digit: int) -> None:
         """Assign the class with a digit from 1 to 9; see `assign`.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_hrsam.storage.images.layers import LayerImage
     from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import Properties, PropertiesChange
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 LabelsPlace: TypeAlias = KeptArray | LabelFile | OwnPlace
 """What receives committed objects: an array, changed in place, or a label image on disk."""
@@ -144,6 +145,23 @@ class Propagate:
     from_plane: tuple[int, ...]
     label: int | None
     strokes: Strokes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolate:
+    """Draw an object on the planes between one and the nearest others on which it is drawn.
+
+    Attributes
+    ----------
+    label, plane
+        A committed object, and where it is drawn.
+    axis
+        Of the plane, along which to look.
+    """
+
+    label: int
+    plane: tuple[int, ...]
+    axis: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +290,7 @@ Step: TypeAlias = (
     | ObjectEdit
     | ContinueOn
     | Propagate
+    | Interpolate
     | DrawEach
     | NextCandidate
     | ShowInput
@@ -297,6 +316,24 @@ class WarmUp:
 @dataclass(frozen=True, slots=True)
 class FindDevices:
     """Find the devices that a model can run on, "auto" first: a tuple of names."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmColors:
+    """Have ready what shows labels of a type in the colours of classes."""
+
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEmbeddings:
+    """Keep embeddings in a folder ("" for the user's), from the next session on.
+
+    It may take ``max_bytes``; 0 for what it was given last.
+    """
+
+    folder: str
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -335,7 +372,15 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """End the session and let others write its labels; the model stays for the next one."""
+    """End the session and let others write its labels; the model stays for the next one.
+
+    Attributes
+    ----------
+    gives_up
+        Whether the current object is given up for good, not kept for the next session.
+    """
+
+    gives_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +415,17 @@ Question: TypeAlias = FindDevices | ListObjects | Peek | ReadAhead
 """Commands that change nothing, and are answered with what they ask for."""
 
 Command: TypeAlias = (
-    Step | Question | WarmUp | Open | UseModel | SetOutline | Save | Close | NextTurn
+    Step
+    | Question
+    | WarmUp
+    | WarmColors
+    | KeepEmbeddings
+    | Open
+    | UseModel
+    | SetOutline
+    | Save
+    | Close
+    | NextTurn
 )
 
 
@@ -416,6 +471,10 @@ class Opened:
         Where the objects of an array are kept, too.
     why_no_copy
         Why they are not; else empty.
+    unfinished
+        The object that was not committed when the last session ended, if it can be drawn again.
+    why_lost
+        Why it cannot be; else empty.
     """
 
     model: str
@@ -426,6 +485,8 @@ class Opened:
     labels: OpenedLabels | None = None
     copy: LabelFile | None = None
     why_no_copy: str = ""
+    unfinished: Unfinished | None = None
+    why_lost: str = ""
 
     @property
     def folder(self) -> str:
@@ -457,7 +518,7 @@ class Answer:
     earlier_edits
         What was changed in the label image before `edit`, and not answered yet.
     planes
-        How far an object was propagated by this step, and why no further.
+        How far an object was propagated or interpolated by this step, and why no further.
     drawn
         Which of several objects were drawn by this step, and which were not.
     candidate

@@ -77,7 +77,7 @@ class SessionContext:
         overlay = self.ready()
         if self.display_watch.is_pending:
             self.follow_display()
-        return overlay, overlay.plane_for_prompt()
+        return overlay, overlay.plane_for_prompt(self.state.keys)
 
     def begin_anew(self) -> None:
         """Go back to clicks that add."""
@@ -94,7 +94,7 @@ class SessionContext:
             has_object=overlay is not None and overlay.has_object,
             is_editing=overlay is not None and overlay.label > 0,
             is_busy=self.worker.is_busy,
-            elsewhere=elsewhere and messages.describe_elsewhere(elsewhere),
+            elsewhere=elsewhere and messages.describe_elsewhere(elsewhere, self.state.keys),
             **changes,
         )
 
@@ -138,8 +138,11 @@ class SessionContext:
 
     def show_tool(self) -> None:
         """Show which of napari's tools has the mouse, if one has."""
+        if self.overlay is not None:
+            self.overlay.watch_brush()
         tool = self.canvas.tool
-        back = f"{tool}; Esc or C goes back to clicking."
+        keys = self.state.keys
+        back = f"{tool}; {keys.text('cancel')} or {keys.text('commit')} goes back to clicking."
         self.update(tool=back if tool and self.overlay is not None else "")
 
     def _on_canvas(self, what: str) -> None:
@@ -151,7 +154,7 @@ class SessionContext:
             case "center":
                 self.look_ahead()
             case "point":
-                self.update()
+                self.show_tool()
                 self.look_ahead()
             case "ndisplay" if overlay is not None:
                 self.show_message(self.hint)

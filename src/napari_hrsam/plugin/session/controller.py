@@ -17,6 +17,7 @@ from napari_hrsam.plugin.canvas.layer_watch import LayerWatch
 from napari_hrsam.plugin.overlay.overlay import GivenUp, Overlay
 from napari_hrsam.plugin.session import commands, messages
 from napari_hrsam.plugin.session.class_actions import ClassActions
+from napari_hrsam.plugin.session.class_colors import ClassColors
 from napari_hrsam.plugin.session.context import SessionContext
 from napari_hrsam.plugin.session.drags import Drags
 from napari_hrsam.plugin.session.image_input import ChannelLayers
@@ -44,6 +45,9 @@ from napari_hrsam.prompts import Prompts
 if TYPE_CHECKING:
     import napari.components
     from napari.layers import Image
+
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 _DONE = object()
 
@@ -107,7 +111,7 @@ class SegmentController:
         self.planes = PlaneActions(context)
         self.models = ModelActions(context)
         self._peeks = Peeks(context)
-        self.settings = Settings(context, self._peeks)
+        self.settings = Settings(context, self._peeks, ClassColors(context, listed))
         self.drags = Drags(
             context, box=self.box, scribble=self.scribble, lasso=self.lasso, cut=self.objects.cut
         )
@@ -137,6 +141,12 @@ class SegmentController:
             return None
         target = self._context.setup.target
         return self.overlay.target if isinstance(target, MemoryTarget) else target
+
+    def set_keys(self, keys: KeyMap) -> None:
+        """Let other keys do what ours do, from now on."""
+        self.state.update(keys=keys)
+        self.canvas.set_actions(key_actions(self))
+        self._context.show_tool()
 
     def start(
         self,
@@ -200,7 +210,8 @@ class SegmentController:
         """Let go of the viewer and end the inference thread; for the end of panel or viewer.
 
         Returns at once; the thread ends after the commits that were asked for, and lets others
-        write the labels; ``worker.join`` waits for that. Layers are left as they are.
+        write the labels; ``worker.join`` waits for that. The current object is drawn again when the
+        labels are next opened. Layers are left as they are.
         """
         if self.worker.is_closed:
             return
@@ -276,7 +287,9 @@ class SegmentController:
             key = self.objects.list.key_of(label, position.plane)
             if key is not None:
                 self.objects.list.picked.emit(key)
-            self._context.show_message(messages.describe_committed(label, overlay.objects))
+            self._context.show_message(
+                messages.describe_committed(label, overlay.objects, self.state.keys)
+            )
             return
         self._context.described_label = 0
         self.click(position.point_yx, positive)
@@ -372,7 +385,8 @@ class SegmentController:
         if elsewhere := overlay.elsewhere:
             overlay.view.show_plane(overlay.plane)
             self._context.show_message(
-                f"This is the object, on {elsewhere}. C commits it, Esc cancels it."
+                f"This is the object, on {elsewhere}. "
+                + self.state.keys.spell("{commit} commits it, {cancel} cancels it.")
             )
             return
         if not self.worker.is_busy and not overlay.preview.num_pixels:
@@ -467,6 +481,7 @@ class SegmentController:
     def _take_prompts(self, opened: commands.Opened, overlay: Overlay, setup: Setup) -> None:
         self._context.overlay = overlay
         overlay.preview.layer.events.paint.connect(self._on_paint)
+        overlay.preview.set_color(self.state.object_color)
         self.canvas.start(overlay.all)
         self._context.update(
             phase=Phase.READY,
@@ -487,6 +502,8 @@ class SegmentController:
         self.worker.send(commands.ListObjects(), partial(self.objects.begin, opened))
         # It may have been changed while the model was loaded.
         self._context.follow_display()
+        if opened.unfinished is not None:
+            self._draw_again(overlay, opened.unfinished)
 
     def _on_answer(self, answer: commands.Answer, is_newest: bool, follows_error: bool) -> None:
         overlay = self.overlay
@@ -512,9 +529,9 @@ class SegmentController:
             seconds = answer.prediction.seconds
             changes |= {f"{part}_ms": 1000 * seconds[f"{part}_s"] for part in ("encode", "decode")}
         if not follows_error:
-            message = messages.describe_step(answer, overlay.view.plane_name)
+            message = messages.describe_step(answer, overlay.view.plane_name, self.state.keys)
             if is_given_up and answer.prediction is None:
-                message = messages.GIVEN_UP
+                message = messages.describe_given_up(self.state.keys)
             changes |= {"message": message, "is_error": False}
         self._context.update(
             progress=None,
@@ -547,9 +564,9 @@ class SegmentController:
 
     def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if isinstance(command, commands.Propagate | commands.DrawEach):
-            is_planes = isinstance(command, commands.Propagate)
-            describe = messages.describe_planes if is_planes else messages.describe_drawing
+        if isinstance(command, commands.Propagate | commands.Interpolate | commands.DrawEach):
+            is_each = isinstance(command, commands.DrawEach)
+            describe = messages.describe_drawing if is_each else messages.describe_planes
             self._context.show_message(describe(done, total), progress=(done, total))
         elif not isinstance(command, commands.Commit):
             self.state.update(progress=None if is_done else (done, total))
@@ -592,6 +609,27 @@ class SegmentController:
         for command in commands_of(object_):
             self.worker.send(command)
 
+    def _draw_again(self, overlay: Overlay, left: Unfinished) -> None:
+        """Draw the object that was not committed when the last session ended."""
+        self._restore(
+            overlay,
+            GivenUp(
+                prompts=left.prompts,
+                label=left.label,
+                taken_prompts=left.begun_with,
+                plane=left.plane,
+                level=left.level,
+                strokes=None,
+                carried=left.carried,
+            ),
+        )
+
+        def tell(_: None) -> None:
+            if self.overlay is overlay and overlay.has_object:
+                self._context.show_message(messages.describe_unfinished(left, self.state.model))
+
+        self.worker.send(commands.NextTurn(), tell)
+
     def _end(
         self,
         message: str,
@@ -614,7 +652,8 @@ class SegmentController:
                 self._ending = overlay
             keeps_target = overlay is not None and next_target == overlay.target
             finish = partial(self._finish_end, overlay, keeps_target, error)
-            self.worker.send(commands.Close(), finish)
+            # What ended by mishap is taken up again.
+            self.worker.send(commands.Close(gives_up=error is None), finish)
         self.state.reset(message)
         self._context.update()
 
@@ -633,4 +672,6 @@ class SegmentController:
         """Let the number of pixels follow what was painted."""
         if self.overlay is not None and self.overlay.has_object:
             preview = self.overlay.preview
-            self._context.show_message(messages.describe_object(preview.num_pixels, preview.step))
+            self._context.show_message(
+                messages.describe_object(preview.num_pixels, preview.step, self.state.keys)
+            )

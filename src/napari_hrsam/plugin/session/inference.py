@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from napari_hrsam.errors import EmbeddingsError, HRSAMError, LabelsError, Sessio
 from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.levels import LabelView
 from napari_hrsam.plugin.overlay.strokes import Strokes, apply_strokes
-from napari_hrsam.plugin.overlay.warm_up import compile_layers
+from napari_hrsam.plugin.overlay.warm_up import compile_class_colors, compile_layers
 from napari_hrsam.plugin.session import commands
 from napari_hrsam.plugin.session.loading import (
     AUTO_DEVICE,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.session import Session
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
     from napari_hrsam.storage.images.layers import LayerImage
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +66,13 @@ class InferenceSession:
         self._store: LabelWriter | None = None
         self._labels: dict[str, Any] = {}
         self._outline_level: int | None = None
+        self._embeddings = commands.KeepEmbeddings("", 0)
         self._num_committed = 0
         self._candidates: tuple[Prediction, ...] = ()
         self._untold_edits: list[Edit] = []
         self._is_warm = self._shows_input = False
         self._prompt: Progress | None = None
+        self._unfinished: Unfinished | None = None
         self._hurry = hurry
 
     def apply(self, command: commands.Command, progress: Progress) -> Any:
@@ -96,8 +100,8 @@ class InferenceSession:
                 result = self._continue_on(command, progress)
             case commands.Propagate():
                 result = self._propagate(command, progress)
-            case commands.DrawEach():
-                result = self._draw_each(command, progress)
+            case commands.Interpolate() | commands.DrawEach():
+                result = self._draw_several(command, progress)
             case commands.Open():
                 result = self._open(command, progress)
             case commands.UseModel():
@@ -157,6 +161,10 @@ class InferenceSession:
         match command:
             case commands.WarmUp():
                 self._warm_up()
+            case commands.WarmColors():
+                compile_class_colors(command.dtype)
+            case commands.KeepEmbeddings():
+                self._embeddings = command
             case commands.SetOutline():
                 self._outline_level = command.level
                 if self._session is not None:
@@ -166,6 +174,8 @@ class InferenceSession:
                     command.path, self._read_labels() if command.array is None else command.array
                 )
             case commands.Close():
+                if command.gives_up:
+                    self._keep_unfinished(None)
                 self._close()
 
     # ------------------------------------------------------------------ steps
@@ -270,8 +280,12 @@ class InferenceSession:
 
         return go_on
 
-    def _draw_each(self, command: commands.DrawEach, progress: Progress) -> commands.Answer:
+    def _draw_several(
+        self, command: commands.Interpolate | commands.DrawEach, progress: Progress
+    ) -> commands.Answer:
         try:
+            if isinstance(command, commands.Interpolate):
+                return self._interpolate(command, progress)
             drawn = self._current.draw_each(
                 command.several,
                 command.level,
@@ -301,6 +315,28 @@ class InferenceSession:
             return self._answer(is_halted=True)
         finally:
             progress.finish()
+        return self._answer(planes=report)
+
+    def _interpolate(self, command: commands.Interpolate, progress: Progress) -> commands.Answer:
+        session, report = self._current, None
+        for first, last in session.gaps(command.label, command.plane, axis=command.axis):
+            part = session.interpolate(
+                command.label,
+                first,
+                last,
+                progress=self._unless_hurried(progress),
+                on_commit=self._note,
+            )
+            if report is not None:
+                part = replace(
+                    part, planes=report.planes + part.planes, edits=report.edits + part.edits
+                )
+            report = part
+        if report is None:
+            raise LabelsError(
+                f"expected object {command.label} on another plane with some between, along the "
+                "same axis, got none; go there, continue it, and commit it"
+            )
         return self._answer(planes=report)
 
     def _note(self, edit: Edit) -> None:
@@ -374,6 +410,7 @@ class InferenceSession:
         if prediction is not None:
             # Computed here, so that the viewer need not wait for it.
             _ = prediction.level_mask
+        self._keep_unfinished(session.unfinished)
         return commands.Answer(
             prediction=prediction,
             prompts=session.prompts,
@@ -388,6 +425,35 @@ class InferenceSession:
             edit=edit,
             **more,
         )
+
+    def _keep_unfinished(self, unfinished: Unfinished | None) -> None:
+        """Write down the current object, so that it is drawn again after a crash."""
+        if self._store is None or unfinished == self._unfinished:
+            return
+        try:
+            self._store.keep_unfinished(unfinished)
+        except LabelsError as error:
+            # A commit will say so too; the object can be drawn all the same.
+            logger.warning("the object being drawn is in memory only: %s", error)
+        self._unfinished = unfinished
+
+    def _left_unfinished(self) -> dict[str, Any]:
+        """Return the object of the last session, if what it was made of is still there."""
+        store = self._store
+        if store is None:
+            return {}
+        try:
+            self._unfinished = left = store.unfinished
+            if left is None:
+                return {}
+            label, plane = left.carried or (left.label, left.plane)
+            if label:
+                store.find(label, plane if store.plane_shape else ())
+        except LabelsError as error:
+            return {"why_lost": str(error)}
+        if len(left.plane) != len(self._current.image.plane_shape):
+            return {"why_lost": f"it lies on plane {left.plane}, which this image has not"}
+        return {"unfinished": left}
 
     def _read_again(self, edits: list[Edit]) -> None:
         """Read for the viewer what was changed on disk."""
@@ -411,6 +477,7 @@ class InferenceSession:
         return opened
 
     def _begin(self, command: commands.Open, loading: Progress) -> commands.Opened | None:
+        from napari_hrsam.engine.remote_encoder import configured_server
         from napari_hrsam.engine.session import Session
 
         pixels, place = command.image.open(), command.place
@@ -433,12 +500,13 @@ class InferenceSession:
             self._model,
             pixels,
             labels,
-            embeddings=_embeddings(),
+            embeddings=_open_embeddings(self._embeddings),
+            remote=configured_server(),
             before_look=self._require_wanted,
         )
         self._session.outline_level = self._outline_level
         self._num_committed = 0
-        return self._opened(command.request)
+        return self._opened(command.request, **self._left_unfinished())
 
     def _open_kept(self, place: KeptArray, image: LayerImage) -> KeptLabels | np.ndarray:
         """Return labels of which a copy is made, or the array alone if that cannot be."""
@@ -485,7 +553,7 @@ class InferenceSession:
         self._model, self._model_key = model, key
         return True
 
-    def _opened(self, request: ModelRequest) -> commands.Opened:
+    def _opened(self, request: ModelRequest, **more: Any) -> commands.Opened:
         return commands.Opened(
             model=request.model,
             device=str(self._model.device),
@@ -493,11 +561,12 @@ class InferenceSession:
             can_undo=self._session is not None and self._session.can_undo,
             can_redo=self._session is not None and self._session.can_redo,
             **self._labels,
+            **more,
         )
 
     def _close(self) -> None:
         session, store = self._session, self._store
-        self._session = self._store = None
+        self._session = self._store = self._unfinished = None
         self._labels = {}
         if session is not None:
             session.close()
@@ -543,12 +612,12 @@ def _find_devices() -> tuple[str, ...]:
     return (AUTO_DEVICE, "cpu", "cuda") if torch.cuda.is_available() else (AUTO_DEVICE, "cpu")
 
 
-def _embeddings() -> EmbeddingStore | None:
+def _open_embeddings(where: commands.KeepEmbeddings) -> EmbeddingStore | None:
     """Open the user's store of embeddings; without one everything works, more slowly."""
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     try:
-        return EmbeddingStore()
+        return EmbeddingStore(where.folder or None, max_bytes=where.max_bytes or None)
     except EmbeddingsError as error:
         logger.warning("embeddings are kept in memory only: %s", error)
         return None

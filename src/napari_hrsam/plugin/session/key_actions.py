@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from napari_hrsam.plugin.canvas.key_table import CLASS_KEYS
 from napari_hrsam.plugin.canvas.mouse import DragTool
 
 if TYPE_CHECKING:
@@ -14,27 +15,32 @@ if TYPE_CHECKING:
 
 
 def key_actions(controller: SegmentController) -> dict[str, Action]:
-    """Return what keys of the viewer do with a controller, by key."""
+    """Return what keys of the viewer do with a controller, by key, as the keys are set."""
     state, objects, settings = controller.state, controller.objects, controller.settings
+    keys = state.keys
     guarded: dict[str, Callable[[], None]] = {
-        "C": controller.commit,
-        "Escape": controller.cancel,
-        "Control-Z": controller.undo,
-        "Control-Shift-Z": controller.redo,
-        "E": objects.edit_under_cursor,
-        "M": objects.merge_under_cursor,
-        "Delete": objects.delete_under_cursor,
-        "N": controller.next_candidate,
-        "Shift-Right": partial(controller.planes.continue_on, 1),
-        "Shift-Left": partial(controller.planes.continue_on, -1),
-        **{f"Alt-{digit}": partial(controller.classes.assign_key, digit) for digit in range(1, 10)},
+        "commit": controller.commit,
+        "cancel": controller.cancel,
+        "undo": controller.undo,
+        "redo": controller.redo,
+        "edit": objects.edit_under_cursor,
+        "merge": objects.merge_under_cursor,
+        "delete": objects.delete_under_cursor,
+        "next_mask": controller.next_candidate,
+        "next_plane": partial(controller.planes.continue_on, 1),
+        "previous_plane": partial(controller.planes.continue_on, -1),
     }
+    plain: dict[str, Action] = {
+        "polarity": lambda: state.update(is_subtracting=not state.is_subtracting),
+        "box": partial(settings.use_tool, DragTool.BOX),
+        "scribble": partial(settings.use_tool, DragTool.SCRIBBLE),
+        "lasso": partial(settings.use_tool, DragTool.LASSO),
+        "cut": partial(settings.use_tool, DragTool.CUT),
+        "preview": lambda: settings.set_peeks(not state.peeks),
+    }
+    assign = controller.classes.assign_key
     return {
-        "T": lambda: state.update(is_subtracting=not state.is_subtracting),
-        "B": partial(settings.use_tool, DragTool.BOX),
-        "S": partial(settings.use_tool, DragTool.SCRIBBLE),
-        "L": partial(settings.use_tool, DragTool.LASSO),
-        "K": partial(settings.use_tool, DragTool.CUT),
-        "H": lambda: settings.set_peeks(not state.peeks),
-        **{key: partial(state.guard, action) for key, action in guarded.items()},
+        **{keys[name]: action for name, action in plain.items()},
+        **{keys[name]: partial(state.guard, action) for name, action in guarded.items()},
+        **{key: partial(state.guard, assign, n) for n, key in enumerate(CLASS_KEYS, start=1)},
     }

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.session import DrawnObjects
+    from napari_hrsam.plugin.canvas.key_table import KeyMap
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.session.commands import Answer, Opened
     from napari_hrsam.plugin.session.image_input import ImageInput
     from napari_hrsam.plugin.session.state import ControllerState
     from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import PropertiesChange
+    from napari_hrsam.storage.labels.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,6 @@ MAX_CHANNELS = 8
 
 HINT_START = "Choose an image and press Start."
 HINT_CLICK = "Left click adds to the object, right click takes away."
-GIVEN_UP = "The object was given up. Ctrl+Z brings it back."
 STILL_LOADING = "Still loading: click again when it is ready."
 LOOKING = "Looking at this place ..."
 SHOWN_ANEW = "The model sees the image as it is on screen now."
@@ -69,7 +70,9 @@ def file_size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
 
 
-def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+def describe_step(
+    answer: Answer, plane_name: Callable[[tuple[int, ...]], str], keys: KeyMap
+) -> str:
     """Say in a few words what a step did and what comes next.
 
     Parameters
@@ -78,24 +81,34 @@ def describe_step(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) 
         The session after the step.
     plane_name
         Names planes; empty for a flat image.
+    keys
+        As they are set.
     """
     edit = answer.edit
     if answer.is_halted:
         num = len(answer.earlier_edits)
-        return f"Stopped: {num} committed. Ctrl+Z undoes each." if num else "Stopped."
+        return f"Stopped: {num} committed. {keys.text('undo')} undoes each." if num else "Stopped."
     if answer.drawn is not None:
-        return _describe_drawn(answer.drawn)
+        return _describe_drawn(answer.drawn, keys)
     if answer.planes is not None:
         return _describe_propagated(answer.planes, plane_name)
     if answer.is_cancelled:
-        return "The commit was given up; the object is still there. C commits, Esc cancels."
+        return f"The commit was given up; the object is still there. {_choices(keys)}"
     if edit is not None:
         plane = plane_name(edit.plane)
-        return _describe_edit(edit, plane, answer.changed_by, is_undone=answer.is_undone)
-    return _describe_current(answer, plane_name)
+        return keys.spell(
+            _describe_edit(edit, plane, answer.changed_by, is_undone=answer.is_undone)
+        )
+    return _describe_current(answer, plane_name, keys)
 
 
-def _describe_current(answer: Answer, plane_name: Callable[[tuple[int, ...]], str]) -> str:
+def _choices(keys: KeyMap) -> str:
+    return keys.spell("{commit} commits, {cancel} cancels.")
+
+
+def _describe_current(
+    answer: Answer, plane_name: Callable[[tuple[int, ...]], str], keys: KeyMap
+) -> str:
     """Say what the current object is like."""
     prediction = answer.prediction
     if prediction is None and answer.changed_by in _NO_CHANGE:
@@ -106,25 +119,27 @@ def _describe_current(answer: Answer, plane_name: Callable[[tuple[int, ...]], st
     if not num_pixels and not any(answer.prompts.labels) and answer.prompts.box is None:
         return "There is no object yet to take away from: click on it with the other button."
     if num_pixels and prediction.is_cut:
-        return "The object goes on beyond this mask: click again, or press Esc and zoom out."
+        way = f"click again, or press {keys.text('cancel')} and zoom out"
+        return f"The object goes on beyond this mask: {way}."
     if answer.taken is not None and answer.edit is None and prediction.iou == 1:
-        return (
-            f"Object {answer.taken.label}: clicks correct it. C puts it back, Esc leaves it as it "
-            "was, Delete deletes it."
+        return keys.spell(
+            f"Object {answer.taken.label}: clicks correct it. {{commit}} puts it back, {{cancel}} "
+            "leaves it as it was, {delete} deletes it."
         )
-    found = describe_object(num_pixels, prediction.level_downsample)
+    found = describe_object(num_pixels, prediction.level_downsample, keys)
     if answer.carried is not None and answer.prompts == answer.begun_with:
         label, there = answer.carried
         found = f"Object {label} continued from {plane_name(there)}. {found}"
     if answer.candidate[1]:
-        found = f"Mask {answer.candidate[0]} of {answer.candidate[1]}. {found} N: the next."
+        mask = f"Mask {answer.candidate[0]} of {answer.candidate[1]}"
+        found = f"{mask}. {found} {keys.text('next_mask')}: the next."
     return f"{SHOWN_ANEW} {found}" if answer.is_shown_anew else found
 
 
 _DONE = {
     "draw": "was committed. Click on the next one.",
     "replace": "was changed.",
-    "delete": "was deleted. Ctrl+Z brings it back.",
+    "delete": "was deleted. {undo} brings it back.",
 }
 _UNDONE = {"draw": "was taken back.", "replace": "is as it was before.", "delete": "is back."}
 
@@ -151,7 +166,7 @@ def _describe_edit(edit: Edit, plane: str, changed_by: str, *, is_undone: bool) 
         which = f"{len(edit.objects):,} objects"
         return f"{which} were {'taken back' if is_undone else 'accepted'}."
     if changed_by in _CHANGES:
-        return f"{where} {_CHANGES[changed_by]} Ctrl+Z takes that back."
+        return f"{where} {_CHANGES[changed_by]} {{undo}} takes that back."
     return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"
 
 
@@ -167,7 +182,7 @@ def _describe_properties(change: PropertiesChange, *, is_undone: bool) -> str:
     return f"{which}: {'as before' if is_undone else 'changed in the list'}."
 
 
-def describe_object(num_pixels: int, step: int) -> str:
+def describe_object(num_pixels: int, step: int, keys: KeyMap) -> str:
     """Say how large the current object is.
 
     Parameters
@@ -176,11 +191,13 @@ def describe_object(num_pixels: int, step: int) -> str:
         Level-0 pixels.
     step
         Level-0 pixels per pixel of its mask.
+    keys
+        As they are set.
     """
     if not num_pixels:
-        return "Nothing was found here: click again, or press Esc and zoom in."
+        return f"Nothing was found here: click again, or press {keys.text('cancel')} and zoom in."
     about = "About " if step > 1 else ""
-    return f"{about}{num_pixels:,} pixels. C commits, Esc cancels."
+    return f"{about}{num_pixels:,} pixels. {_choices(keys)}"
 
 
 def shown_message(state: ControllerState) -> str:
@@ -196,9 +213,9 @@ def shown_message(state: ControllerState) -> str:
     return f"{message} {state.tool}".strip()
 
 
-def _describe_drawn(drawn: DrawnObjects) -> str:
+def _describe_drawn(drawn: DrawnObjects, keys: KeyMap) -> str:
     num, num_all = len(drawn.edits), len(drawn.edits) + len(drawn.skipped)
-    text = f"{num} of {num_all} objects drawn and committed. Ctrl+Z undoes each."
+    text = f"{num} of {num_all} objects drawn and committed. {keys.text('undo')} undoes each."
     if drawn.skipped:
         number, why = drawn.skipped[0]
         text += f" Not number {number + 1}: {why}"
@@ -240,12 +257,13 @@ def describe_level(level: int) -> str:
     return f"level {level} · {downsample(level):g}x"
 
 
-def describe_committed(label: int, objects: ObjectsLayer) -> str:
+def describe_committed(label: int, objects: ObjectsLayer, keys: KeyMap) -> str:
     """Say that an object was committed already, and how it is changed."""
     edit = f"select the layer '{objects.layer.name}' and paint (P) or erase (1)"
     how = f", or {edit}" if objects.is_paintable else ""
+    keys_do = keys.spell("{edit} changes it, {delete} deletes it")
     return (
-        f"This is object {label}, committed already. E changes it, Delete deletes it{how}. "
+        f"This is object {label}, committed already. {keys_do}{how}. "
         "Click again for a new one over it."
     )
 
@@ -264,9 +282,15 @@ def warn_of_image(image: ImageInput) -> str:
     return warning
 
 
-def describe_class(name: str) -> str:
+def describe_given_up(keys: KeyMap) -> str:
+    """Say that the current object was cancelled."""
+    return f"The object was given up. {keys.text('undo')} brings it back."
+
+
+def describe_class(name: str, keys: KeyMap) -> str:
     """Say which class the current object gets."""
-    return f"Class '{name}'. C commits the object." if name else "No class. C commits the object."
+    what = f"Class '{name}'" if name else "No class"
+    return f"{what}. {keys.text('commit')} commits the object."
 
 
 def describe_opened(opened: Opened, image: ImageInput) -> str:
@@ -274,9 +298,24 @@ def describe_opened(opened: Opened, image: ImageInput) -> str:
     if opened.why_no_copy:
         return f"Objects are kept in memory only: {opened.why_no_copy}. "
     where = f"Objects are kept in {opened.folder}. " if opened.folder else ""
-    return f"{where}{warn_of_image(image)}"
+    lost = ""
+    if opened.why_lost:
+        lost = f"The object not committed last time cannot be drawn again: {opened.why_lost}. "
+    return f"{where}{lost}{warn_of_image(image)}"
 
 
-def describe_elsewhere(plane_name: str) -> str:
+def describe_unfinished(left: Unfinished, model: str) -> str:
+    """Say that an object of the last session is the current one again."""
+    num = len(left.prompts) - len(left.begun_with)
+    what = f"object {left.label}" if left.label else "the object"
+    other = "" if left.model == model else f" It was drawn by {left.model} before."
+    return (
+        f"Last time {what} was not committed: it is drawn again from its {num} prompts. C commits "
+        f"it, Esc gives it up.{other}"
+    )
+
+
+def describe_elsewhere(plane_name: str, keys: KeyMap) -> str:
     """Say on which plane the current object is, where another one is shown."""
-    return f"The object is on {plane_name}. C goes back to it, Esc cancels it."
+    keys_do = keys.spell("{commit} goes back to it, {cancel} cancels it")
+    return f"The object is on {plane_name}. {keys_do}."

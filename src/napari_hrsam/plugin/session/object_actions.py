@@ -200,13 +200,14 @@ class ObjectActions:
         SessionError
             If none was taken up.
         """
-        overlay = self._context.ready()
+        overlay, keys = self._context.ready(), self._context.state.keys
+        edit, merge = keys.text("edit"), keys.text("merge")
         if not overlay.label:
             raise SessionError(
-                "no object was taken up: point at the one that is to stay and press E, then at the "
-                "other one and press M"
+                f"no object was taken up: point at the one that is to stay and press {edit}, then "
+                f"at the other one and press {merge}"
             )
-        self.merge((overlay.label, overlay.label_under_cursor("M")))
+        self.merge((overlay.label, overlay.label_under_cursor(merge)))
 
     def cut(self, line_yx: Sequence[tuple[float, float]]) -> None:
         """Cut the committed object that a line crosses most; see `split`.
@@ -228,18 +229,29 @@ class ObjectActions:
             )
         self.split(found.most_common(1)[0][0], line_yx)
 
-    def change_under_cursor(self, change: Callable[[int], None], key: str) -> None:
-        """Change the object that was taken up, else the one under the mouse."""
+    def change_under_cursor(self, change: Callable[[int], None], action: str) -> None:
+        """Change the object that was taken up, else the one under the mouse.
+
+        Parameters
+        ----------
+        change
+            What is done to it.
+        action
+            Whose key a user presses who points at none.
+        """
         overlay = self._context.ready()
-        change(overlay.label or overlay.label_under_cursor(key))
+        change(overlay.label or self._label_under_cursor(action))
+
+    def _label_under_cursor(self, action: str) -> int:
+        return self._context.ready().label_under_cursor(self._context.state.keys.text(action))
 
     def edit_under_cursor(self) -> None:
         """Take up the committed object under the mouse; see `edit`."""
-        self.edit(self._context.ready().label_under_cursor("E"))
+        self.edit(self._label_under_cursor("edit"))
 
     def delete_under_cursor(self) -> None:
         """Delete the object that is being changed, else the one under the mouse; see `delete`."""
-        self.change_under_cursor(self.delete, "Delete")
+        self.change_under_cursor(self.delete, "delete")
 
     def show(self, key: Key) -> None:
         """Move the view to a committed object, and to its plane.

@@ -70,6 +70,59 @@ class PlaneActions:
         self._context.show_message(messages.LOOKING)
         self._context.worker.send(commands.ContinueOn(there, plane, label, strokes))
 
+    def continue_here(self, label: int | None = None) -> None:
+        """Continue the object that was committed last, on another plane, on the one that is shown.
+
+        It becomes the current object here; `commit` writes it under the same id, and `interpolate`
+        then draws it on the planes between.
+
+        Parameters
+        ----------
+        label
+            Its id, if it is not the one committed last but lies on the same plane.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As of `continue_on`.
+        """
+        overlay, plane, _ = self._ready_for_planes()
+        overlay.require_no_object("continuing another one")
+        edit = self.newest_edit
+        if edit is None or edit.kind == "delete" or edit.plane == plane or not edit.plane:
+            raise PromptError(
+                "no object to continue here: commit one, go to another plane, then press the button"
+            )
+        self._context.begin_anew()
+        overlay.expect(plane)
+        self._context.show_message(messages.LOOKING)
+        self._context.worker.send(commands.ContinueOn(plane, edit.plane, label or edit.label))
+
+    def interpolate(self, label: int | None = None) -> None:
+        """Draw an object between the plane that is shown and the nearest on which it is drawn.
+
+        Its shape changes evenly; each plane is one commit, to be undone by itself. `cancel` ends
+        it; what is committed until then stays.
+
+        Parameters
+        ----------
+        label
+            A committed object of the plane that is shown. By default the one under the mouse, else
+            the one committed last.
+
+        Raises
+        ------
+        PromptError, SessionError
+            As of `continue_on`; also if an object is being drawn.
+        """
+        overlay, plane, axis = self._ready_for_planes()
+        overlay.require_no_object("filling in another one")
+        label = self._label_to_continue(overlay, plane, label)
+        assert label is not None
+        self._context.begin_anew()
+        self._context.show_message(messages.LOOKING)
+        self._context.worker.send(commands.Interpolate(label, plane, axis))
+
     def propagate(self, num_planes: int, label: int | None = None) -> None:
         """Continue an object over several planes, and commit it on each, while the model is sure.
 

@@ -8,6 +8,7 @@ from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.session import commands
 
 if TYPE_CHECKING:
+    from napari_hrsam.plugin.session.class_colors import ClassColors
     from napari_hrsam.plugin.session.context import SessionContext
     from napari_hrsam.plugin.session.peeks import Peeks
 
@@ -21,11 +22,14 @@ class Settings:
         What the controller works on.
     peeks
         What is shown under the mouse.
+    class_colors
+        Colours of committed objects.
     """
 
-    def __init__(self, context: SessionContext, peeks: Peeks) -> None:
+    def __init__(self, context: SessionContext, peeks: Peeks, class_colors: ClassColors) -> None:
         self._context = context
         self._peeks = peeks
+        self._class_colors = class_colors
 
     def pin_level(self, level: int | None) -> None:
         """Look at new objects at one level at every zoom, or at that of the zoom (None).
@@ -66,6 +70,29 @@ class Settings:
             self._context.look_ahead()
         else:
             self._context.worker.read_ahead(None)
+
+    def keep_embeddings(self, folder: str = "", max_gb: float = 0.0) -> None:
+        """Keep embeddings on disk in a folder, from the next session on.
+
+        Parameters
+        ----------
+        folder
+            By default `napari_hrsam.cache.embeddings_folder`.
+        max_gb
+            What it may take, in 10^9 bytes; 0: what it was given last, or 8.
+        """
+        self._context.worker.send(commands.KeepEmbeddings(folder, int(max_gb * 1e9)))
+
+    def set_object_color(self, color: tuple[float, float, float]) -> None:
+        """Show the current object in a colour: red, green and blue from 0 to 1."""
+        self._context.update(object_color=color)
+        if self._context.overlay is not None:
+            self._context.overlay.preview.set_color(color)
+
+    def set_colors_by_class(self, is_by_class: bool) -> None:
+        """Show committed objects in the colours of their classes, or each in one of its own."""
+        self._context.update(colors_by_class=is_by_class)
+        self._class_colors.follow()
 
     def use_tool(self, tool: DragTool) -> None:
         """Draw something with plain drags of the mouse; the same once more: move the view again."""

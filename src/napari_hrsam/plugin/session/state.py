@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 from psygnal import Signal
 
 from napari_hrsam.errors import HRSAMError
+from napari_hrsam.plugin.canvas.key_table import KeyMap
 from napari_hrsam.plugin.canvas.mouse import DragTool
+from napari_hrsam.plugin.overlay.preview import OBJECT_COLOR
 from napari_hrsam.plugin.session.messages import HINT_START, describe_error
 
 OUTLIVE_SESSIONS = (
@@ -21,6 +23,9 @@ OUTLIVE_SESSIONS = (
     "reads_ahead",
     "shows_input",
     "peeks",
+    "object_color",
+    "colors_by_class",
+    "keys",
 )
 
 
@@ -64,6 +69,12 @@ class ControllerState:
         Whether what a click would give is shown under the mouse.
     shows_input
         Whether what the model sees is shown.
+    object_color
+        Of the current object: red, green and blue from 0 to 1.
+    colors_by_class
+        Whether committed objects have the colours of their classes.
+    keys
+        Which keys do what.
     labels_folder
         Where the objects are kept on disk; empty while they are in memory alone.
     is_beside_image
@@ -115,6 +126,9 @@ class ControllerState:
     reads_ahead: bool = True
     peeks: bool = False
     shows_input: bool = False
+    object_color: tuple[float, float, float] = OBJECT_COLOR
+    colors_by_class: bool = False
+    keys: KeyMap = field(default_factory=KeyMap)
     labels_folder: str = ""
     is_beside_image: bool = False
     encode_ms: float | None = None

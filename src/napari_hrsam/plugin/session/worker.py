@@ -121,8 +121,8 @@ class Worker:
     def close(self) -> None:
         """End the thread after the commits asked for; returns at once, nothing is emitted any more.
 
-        The current object, which was not committed, is given up; the labels are closed. Nothing
-        else is finished; see `InferenceSession`.
+        The current object is left for the next session on the same labels; these are closed.
+        Nothing else is finished; see `InferenceSession`.
         """
         self._hurry.set()
         for scope in (self._opening, self._loading, self._object, self._shown):
@@ -173,7 +173,7 @@ class Worker:
             case commands.ContinueOn():
                 # Prompts from now on belong to the object there.
                 self._object = progress
-            case commands.Commit() | commands.Propagate():
+            case commands.Commit() | commands.Propagate() | commands.Interpolate():
                 # Prompts from now on belong to the next object.
                 self._object = Progress()
                 self._commit = progress = self._reporting(command)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.cache import EMBEDDINGS_VARIABLE, embeddings_folder
-from napari_hrsam.errors import EmbeddingsError, ImageReadError
+from napari_hrsam.errors import EmbeddingsError, ImageError, ImageReadError
 from napari_hrsam.geometry import Tile
 from napari_hrsam.storage.embeddings.layout import (
     CHUNK_NAME,
@@ -36,6 +41,8 @@ from napari_hrsam.storage.files.bounded_codecs import bounded
 from napari_hrsam.storage.files.capped_folder import CappedFolder
 from napari_hrsam.storage.files.checked_store import CheckedStore
 from napari_hrsam.storage.files.metadata_files import read_json
+from napari_hrsam.storage.files.remote import open_url
+from napari_hrsam.storage.files.urls import is_url, shown_url
 
 __all__ = ["EmbeddingKey", "EmbeddingStore"]
 
@@ -46,6 +53,9 @@ DEFAULT_MAX_BYTES = 8_000_000_000
 
 SETTINGS = "embeddings.json"
 
+PAUSE_S = 30.0
+"""After a server of embeddings failed, it is not asked for so long."""
+
 
 class EmbeddingStore:
     """A folder of embeddings, limited in size; tiles used longest ago go first.
@@ -54,8 +64,10 @@ class EmbeddingStore:
 
     Parameters
     ----------
-    folder : path, optional
-        Made at the first write. By default `embeddings_folder`.
+    folder : path or URL, optional
+        Made at the first write. By default `embeddings_folder`. A folder behind a URL, such as one
+        that a cluster filled with ``napari-hrsam embed``, is only read; while its server does not
+        answer, its tiles count as absent.
     max_bytes : int, optional
         What the embeddings may take. The folder keeps the number at the first write, for all
         programs that use it. By default the number that the folder was given last, or 8 GB.
@@ -65,12 +77,18 @@ class EmbeddingStore:
     Attributes
     ----------
     folder : Path
+        Of a URL: its path.
 
     Raises
     ------
     EmbeddingsError
         If the folder is something else, or ``max_bytes`` is less than 1.
     """
+
+    def __new__(cls, folder: Path | str | None = None, **_: Any) -> Self:
+        """Choose who reads the folder."""
+        kind = _BehindURL if isinstance(folder, str) and is_url(folder) else cls
+        return cast("Self", super().__new__(kind))
 
     def __init__(
         self,
@@ -118,10 +136,10 @@ class EmbeddingStore:
             Whether this counts as a use, so that others go first when room is needed.
         """
         place = chunk_path(self.folder, key, tile)
-        if place is None or not place.is_file():
+        if place is None or not self._is_there(place):
             return False
         if keep:
-            self._files.used(place)
+            self._used(place)
         return True
 
     def read(self, key: EmbeddingKey, tile: Tile) -> dict[str, NDArray[np.float16]] | None:
@@ -134,7 +152,7 @@ class EmbeddingStore:
             logged and it is removed.
         """
         place = chunk_path(self.folder, key, tile)
-        if place is None or not place.is_file():
+        if place is None or not self._is_there(place):
             return None
         try:
             maps = self._read(place, tile_index(key, tile))
@@ -146,7 +164,7 @@ class EmbeddingStore:
             logger.warning("%s cannot be read and will be made again (%s)", place, error)
             return None
         if maps is not None:
-            self._files.used(place)
+            self._used(place)
         return maps
 
     def write(self, key: EmbeddingKey, tile: Tile, maps: Maps) -> bool:
@@ -195,6 +213,15 @@ class EmbeddingStore:
         """Remove what is over the limit and what killed processes left."""
         if not self.is_read_only:
             self._files.tidy()
+
+    def _is_there(self, place: Path) -> bool:
+        return place.is_file()
+
+    def _used(self, place: Path) -> None:
+        self._files.used(place)
+
+    def _opened(self, folder: Path, *, writable: bool) -> Store:
+        return LocalStore(folder, read_only=not writable)
 
     def _read(self, place: Path, index: tuple[int, ...]) -> dict[str, NDArray[np.float16]] | None:
         array = self._array(place.parent, writable=False)
@@ -263,8 +290,9 @@ class EmbeddingStore:
             if (folder, writable) in self._arrays:
                 return self._arrays[folder, writable]
             try:
-                store = LocalStore(folder, read_only=not writable)
-                checked = CheckedStore(store, str(folder), folder)
+                store = self._opened(folder, writable=writable)
+                local = folder if isinstance(store, LocalStore) else None
+                checked = CheckedStore(store, str(folder), local)
                 array = zarr.open_array(checked, mode="r+" if writable else "r")
                 checked.watch(array)
                 require_layout(array)
@@ -304,7 +332,7 @@ class EmbeddingStore:
         partial = target.with_name(f"{SETTINGS}.{uuid.uuid4().hex}.partial")
         try:
             partial.write_text(json.dumps({"max_bytes": asked}) + "\n", encoding="utf-8")
-            partial.replace(target)
+            patiently(lambda: partial.replace(target))
         except OSError:
             self._asked_max_bytes = asked
             with suppress(OSError):
@@ -317,6 +345,76 @@ class EmbeddingStore:
             f"check the space on the disk and the rights of the folder, or name another one with "
             f"{EMBEDDINGS_VARIABLE}"
         )
+
+
+class _BehindURL(EmbeddingStore):
+    """Embeddings on a server of files: nothing is written, and no tile is looked for twice."""
+
+    def __init__(
+        self,
+        folder: Path | str | None = None,
+        *,
+        max_bytes: int | None = None,
+        read_only: bool = True,
+    ) -> None:
+        del max_bytes, read_only
+        self._url, _, self._query = str(folder).partition("?")
+        self.folder = Path(urlsplit(self._url).path)
+        self.is_read_only = True
+        self._arrays = {}
+        self._lock = threading.RLock()
+        self._there: dict[Path, bool] = {}
+        self._not_before = 0.0
+        # What is no URL of a server is told now.
+        self._opened(self.folder, writable=False)
+
+    @property
+    def max_bytes(self) -> int:
+        return 0
+
+    @property
+    def num_bytes(self) -> int:
+        return 0
+
+    def write(self, key: EmbeddingKey, tile: Tile, maps: Maps) -> bool:
+        del key, tile, maps
+        return False
+
+    def require_writable(self) -> None:
+        raise EmbeddingsError(
+            f"expected a folder that can be written to, got {shown_url(self._url)}; encode into a "
+            "folder of this machine, and copy it there"
+        )
+
+    def _opened(self, folder: Path, *, writable: bool) -> Store:
+        del writable
+        below = folder.relative_to(self.folder).as_posix()
+        query = f"?{self._query}" if self._query else ""
+        try:
+            return open_url(f"{self._url.rstrip('/')}/{below}{query}")
+        except ImageError as error:
+            raise EmbeddingsError(str(error)) from error
+
+    def _is_there(self, place: Path) -> bool:
+        if time.monotonic() < self._not_before:
+            return False
+        if place not in self._there:
+            store = self._opened(place.parent, writable=False)
+            try:
+                self._there[place] = sync(store.exists(place.name))
+            except OSError as error:
+                self._not_before = time.monotonic() + PAUSE_S
+                logger.warning(
+                    "embeddings at %s are not used for %.0f s: %s",
+                    shown_url(self._url),
+                    PAUSE_S,
+                    error,
+                )
+                return False
+        return self._there[place]
+
+    def _used(self, place: Path) -> None:
+        pass
 
 
 class _DamageError(Exception):

@@ -13,11 +13,14 @@ import stat
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from napari_hrsam.atomic_path import patiently
+
 # Paths are text here: a large object has thousands.
-# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
+# ruff: noqa: PTH102, PTH108, PTH110, PTH112, PTH116, PTH120, PTH123
 
 MAX_WAITING = 512
 """Files that are written under another name before they are renamed together."""
@@ -93,7 +96,7 @@ class FileBatch:
             self._forget(path)
         for path, was_there in list(self._replaced.items()):
             if was_there:
-                os.replace(_before(path), path)
+                patiently(partial(os.replace, _before(path), path))
                 # Where the new file had not come yet, both names are one file, and both stay.
                 _remove(_before(path))
             else:
@@ -104,7 +107,7 @@ class FileBatch:
 
     def _forget(self, path: str) -> None:
         if self._waiting.pop(path, False) and os.path.exists(_partial(path)):
-            os.unlink(_partial(path))
+            _remove(_partial(path))
 
     def close(self) -> None:
         """End the threads; the next `finish` starts new ones."""
@@ -260,12 +263,12 @@ def _keep(path: str) -> bool:
 
 
 def _rename(path: str) -> None:
-    os.replace(_partial(path), path)
+    patiently(partial(os.replace, _partial(path), path))
 
 
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(path)
+        patiently(partial(os.unlink, path))
 
 
 def _force_file(path: str) -> None:

@@ -102,11 +102,11 @@ class ArrayLabels(ClassedObjects):
         """Return the commits since these labels were made, as far as `MAX_UNDO_BYTES` goes."""
         return History(done=tuple(self._done), undone=tuple(self._undone))
 
-    def newest_done(self) -> ArrayEdit | None:
+    def newest_done(self) -> Edit | None:
         """Return the commit that was made last, None if there is none."""
         return self._done[-1] if self._done else None
 
-    def next_undone(self) -> ArrayEdit | None:
+    def next_undone(self) -> Edit | None:
         """Return the commit that was taken back last, None if there is none."""
         return self._undone[-1] if self._undone else None
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from napari_hrsam.errors import LabelsError
@@ -185,6 +186,14 @@ def _journal_problems(
             kind="journal",
             text=f"the next object would get the id {facts.next_label}, but there are ids up to "
             f"{highest}; open the labels once with open_labels, which looks for them",
+        )
+    last = np.iinfo(labels.dtype).max
+    if facts.next_label > last + 1:
+        yield Problem(
+            kind="journal",
+            text=f"the next object would get the id {facts.next_label}, and {labels.dtype} holds "
+            f"ids up to {last}; move the journal away and open the labels again: they start a new "
+            "one, without the undo of earlier commits",
         )
     yield from _missing_objects(facts.commits, found)
 

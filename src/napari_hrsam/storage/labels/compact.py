@@ -15,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import discard
@@ -121,7 +122,7 @@ def compact_labels(
         before, after = _size(labels), _size(StoredLabels(partial, name))
         if target.exists():
             target.rmdir()
-        partial.replace(target)
+        patiently(lambda: partial.replace(target))
     except OSError as error:
         raise LabelsError(
             f"expected to write the copy {target}, got: {error}; check the space on the disk and "

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box
 from napari_hrsam.prompts import Prompts
@@ -39,7 +40,6 @@ from napari_hrsam.storage.labels.journal_rows import (
     OF_OBJECT,
     SCHEMA,
     SEEN,
-    VERSION,
     Bounds,
     EditRow,
     box_from,
@@ -50,10 +50,12 @@ from napari_hrsam.storage.labels.journal_rows import (
     prompts_text,
     require_few_pending,
     require_tables,
+    require_version,
     stored_id,
 )
 from napari_hrsam.storage.labels.objects import Areas
 from napari_hrsam.storage.labels.properties import PropertiesChange
+from napari_hrsam.storage.labels.unfinished import Unfinished
 
 UNDO_DEPTH = 1000
 """Commits that are offered for undo at once; the next open of the labels offers more."""
@@ -137,7 +139,7 @@ class Journal:
                 # Every note is on the disk before anything is changed, or told.
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
-                self._check_version()
+                require_version(self._database, self.path)
                 require_tables(self._database)
                 self._database.execute(SEEN)
                 self.identity = str(self._fact("identity"))
@@ -175,7 +177,7 @@ class Journal:
             finally:
                 database.close()
             force([partial])
-            partial.rename(path)
+            patiently(lambda: partial.rename(path))
             force([path.parent, path.parent.parent])
         return cls(path, dtype, bounds)
 
@@ -349,6 +351,9 @@ class Journal:
                     " (SELECT 1 FROM edits WHERE number = ? AND is_pending = ?)",
                     [edit.number, edit.number, _NEW],
                 )
+                # Whoever is killed now finds the object committed, and not to be drawn again.
+                if edit.kind in ("draw", "replace"):
+                    execute("DELETE FROM facts WHERE name = 'unfinished'")
             execute(
                 "UPDATE edits SET is_done = ?, is_pending = ? WHERE number = ?",
                 [is_done, _APPLIED, edit.number],
@@ -394,6 +399,22 @@ class Journal:
                 of_object(label, plane),
             ).fetchone()
             return Box(0, 0, 0, 0) if row[0] is None else box_from(list(row))
+
+    def unfinished(self) -> Unfinished | None:
+        """Return the object that was being drawn, None if there was none."""
+        query = "SELECT substr(value, 1, ?) FROM facts WHERE name = 'unfinished'"
+        with self._explained():
+            row = self._database.execute(query, [MAX_TEXT + 1]).fetchone()
+            return None if row is None else Unfinished.from_text(row[0])
+
+    def keep_unfinished(self, unfinished: Unfinished | None) -> None:
+        """Write down the object that is being drawn, or that there is none."""
+        if unfinished is None:
+            self._execute("DELETE FROM facts WHERE name = 'unfinished'")
+            return
+        said = unfinished.text()
+        _require_short(said, unfinished.prompts)
+        self._execute("INSERT OR REPLACE INTO facts VALUES ('unfinished', ?)", [said])
 
     def history(self) -> History:
         """Return the newest `UNDO_DEPTH` commits and those that were taken back."""
@@ -448,21 +469,6 @@ class Journal:
                 [row, limit, limit],
             ).fetchone()
             return unpack(box, changed, labels, self._dtype, are_after=are_after)
-
-    def _check_version(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise LabelsError(
-                f"expected a journal of version {VERSION} at {self.path}, got {version}; "
-                "update napari-hrsam, or use the version that made it"
-            )
-        if version != VERSION:
-            raise LabelsError(
-                f"expected a journal of version {VERSION} at {self.path}, got {version}, which "
-                "was made before the first release; the labels themselves lie in other files. "
-                f"Move the folder {self.path.parent} away and open the labels again: they start a "
-                "new journal, without the undo of earlier commits"
-            )
 
     def _fact(self, name: str) -> Any:
         (value,) = self._database.execute(

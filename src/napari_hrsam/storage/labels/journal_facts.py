@@ -21,6 +21,7 @@ from napari_hrsam.storage.labels.journal_rows import (
     of_object,
     require_few_pending,
     require_tables,
+    require_version,
 )
 from napari_hrsam.storage.labels.properties import PropertiesChange
 
@@ -117,7 +118,7 @@ def read_journal(folder: Path) -> JournalFacts | None:
     Raises
     ------
     LabelsError
-        If it is damaged, or cannot be read.
+        If it is damaged, of another version, or cannot be read.
     """
     with _reading(folder) as database:
         return None if database is None else _facts(database)
@@ -149,6 +150,7 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
     require_own_files(path.parent)
     try:
         with closing(sqlite3.connect(_address(path), uri=True, timeout=5)) as database:
+            require_version(database, path)
             require_tables(database)
             yield database
     # ValueError and the like: what is written in a row is none of ours.

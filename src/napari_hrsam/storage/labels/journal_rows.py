@@ -1,6 +1,6 @@
 """The tables of a journal, and its rows, read with checks: a file from elsewhere may hold anything.
 
-All functions raise `ValueError` where what is there is none of ours.
+All functions raise `ValueError` where what is there is none of ours, but for `require_version`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import math
 import sqlite3
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
+from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.prompts import Prompts, Scribble
 from napari_hrsam.storage.labels.changes import MAX_AREAS
@@ -80,6 +82,23 @@ def require_tables(database: sqlite3.Connection) -> None:
         name for _, name, _ in found
     }:
         raise ValueError("other tables than those of a journal")
+
+
+def require_version(database: sqlite3.Connection, path: Path) -> None:
+    """Refuse another version with a `LabelsError`: its rows may mean something else."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise LabelsError(
+            f"expected a journal of version {VERSION} at {path}, got {version}; "
+            "update napari-hrsam, or use the version that made it"
+        )
+    if version != VERSION:
+        raise LabelsError(
+            f"expected a journal of version {VERSION} at {path}, got {version}, which "
+            "was made before the first release; the labels themselves lie in other files. "
+            f"Move the folder {path.parent} away and open the labels again: they start a "
+            "new journal, without the undo of earlier commits"
+        )
 
 
 def _objects(database: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:

@@ -13,7 +13,8 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.masks import ArrayMask
 from napari_hrsam.storage.labels.array_labels import ArrayLabels
-from napari_hrsam.storage.labels.edits import NOT_SAID, ArrayEdit, DrawnAs, Edit
+from napari_hrsam.storage.labels.edits import NOT_SAID, ArrayEdit, DrawnAs, Edit, History
+from napari_hrsam.storage.labels.journal import JournalEdit
 from napari_hrsam.storage.labels.objects import ObjectList, measure_array
 from napari_hrsam.storage.labels.properties import PropertiesChange
 from napari_hrsam.storage.labels.pyramid import PyramidLabels
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class KeptLabels(ArrayLabels):
     """A label image in an array; every commit is on disk, too, when it returns.
 
-    What others write into the array is not copied.
+    What others write into the array is not copied. Commits of earlier sessions can be taken back
+    and made again where the array holds what the copy does.
 
     Parameters
     ----------
@@ -49,11 +51,40 @@ class KeptLabels(ArrayLabels):
                 f"expected a copy of shape {self.shape_yx}, got {copy.shape_yx} in {copy.folder}; "
                 "move that folder away"
             )
+        stored = copy.read(Box.of_shape(self.shape_yx))
         if takes_up:
-            array[...] = copy.read(Box.of_shape(self.shape_yx))
+            array[...] = stored
+        self._offers_earlier = bool(np.array_equal(array, stored))
         self._properties = copy.properties
         self._copy = copy
         self._copied: dict[Edit, Edit] = {}
+
+    def history(self) -> History:
+        """Return what can be taken back and made again, of earlier sessions too."""
+        own = super().history()
+        if not self._offers_earlier:
+            return own
+        copied, mine = self._copy.history(), {_number(edit) for edit in self._copied.values()}
+        done, undone = (
+            tuple(edit for edit in edits if _number(edit) not in mine)
+            for edits in (copied.done, copied.undone)
+        )
+        return History(done=done + own.done, undone=own.undone + undone)
+
+    def newest_done(self) -> Edit | None:
+        """Return the commit that can be taken back, None if there is none."""
+        own = super().newest_done()
+        # All of its own are taken back in the copy, too: what is done there is an earlier one.
+        return self._copy.newest_done() if own is None and self._offers_earlier else own
+
+    def next_undone(self) -> Edit | None:
+        """Return the commit that can be made again, None if there is none."""
+        own = super().next_undone()
+        if not self._offers_earlier or super().newest_done() is not None:
+            return own
+        earlier = self._copy.next_undone()
+        mine = {_number(edit) for edit in self._copied.values()}
+        return own if earlier is None or _number(earlier) in mine else earlier
 
     def next_label(self) -> int:
         """Return an id that neither the array nor the copy has used."""
@@ -180,12 +211,34 @@ class KeptLabels(ArrayLabels):
 
     def revert(self, edit: Edit) -> None:
         """Put back what an edit changed, in both."""
+        if not isinstance(edit, ArrayEdit):
+            self._follow(edit, self._copy.revert)
+            return
         if edit in self._copied:
             self._copy.revert(self._copied[edit])
         super().revert(edit)
 
     def apply(self, edit: Edit) -> None:
         """Make a reverted edit again, in both."""
+        if not isinstance(edit, ArrayEdit):
+            self._follow(edit, self._copy.apply)
+            return
         if edit in self._copied:
             self._copy.apply(self._copied[edit])
         super().apply(edit)
+
+    def _follow(self, edit: Edit, change: Callable[[Edit], None]) -> None:
+        """Change the copy, and the array where that held the same."""
+        before = self._copy.read(edit.box) if edit.box.area else None
+        change(edit)
+        if before is not None:
+            after, part = self._copy.read(edit.box), self.array[edit.box.slices]
+            changed = (before != after) & (part == before)
+            part[changed] = after[changed]
+        self._properties = self._copy.properties
+
+
+def _number(edit: Edit) -> int:
+    """Return the place of an edit of the copy in its journal."""
+    assert isinstance(edit, JournalEdit)
+    return edit.number

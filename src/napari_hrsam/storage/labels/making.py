@@ -18,6 +18,7 @@ from typing import Any
 import zarr
 from zarr.codecs import ZstdCodec
 
+from napari_hrsam.atomic_path import patiently
 from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import level_shape
 from napari_hrsam.storage.files.metadata_files import keep_indexes, ome_attributes
@@ -343,7 +344,7 @@ def _make(path: Path, root: zarr.Group | None, name: str, plan: _Plan, fill: Fil
             raise
     # All of it is on the disk before the first commit can be: that one survives a power cut.
     force([partial, *partial.rglob("*")])
-    partial.rename(folder)
+    patiently(lambda: partial.rename(folder))
     _list_name(path, name, plan.version)
     above = [path, folder.parent]
     force(

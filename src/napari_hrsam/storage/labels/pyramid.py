@@ -48,6 +48,7 @@ from napari_hrsam.storage.labels.properties import (
 )
 from napari_hrsam.storage.labels.search import find_label
 from napari_hrsam.storage.labels.stored import StoredLabels
+from napari_hrsam.storage.labels.unfinished import Unfinished
 from napari_hrsam.storage.labels.writer import LevelWriter, require_small_chunks
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,23 @@ class PyramidLabels(StoredLabels, ClassedObjects):
         """Return the commits that can be taken back and made again, also of earlier sessions."""
         with self._turn():
             return self._journal.history()
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The object that was being drawn, and not committed, when the last session ended."""
+        with self._turn():
+            return self._journal.unfinished()
+
+    def keep_unfinished(self, unfinished: Unfinished | None) -> None:
+        """Remember the object that is being drawn, or that there is none.
+
+        Raises
+        ------
+        LabelsError
+            If the journal cannot be written to.
+        """
+        with self._turn():
+            self._journal.keep_unfinished(unfinished)
 
     def newest_done(self) -> JournalEdit | None:
         """Return the commit that `revert` takes back, None if there is none."""

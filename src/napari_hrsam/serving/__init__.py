@@ -1,0 +1,1 @@
+"""Encoding for other machines."""
