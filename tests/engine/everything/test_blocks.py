@@ -34,7 +34,7 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same(tmp_path: Path) -> N
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         num_killed += int(done.stdout)
-    assert num_killed > 3
+    assert num_killed > 5
     command = [sys.executable, str(program), str(tmp_path / "whole"), "0", "0"]
     subprocess.run(command, check=True, capture_output=True)
     whole = contents(tmp_path / "whole")
