@@ -63,6 +63,12 @@ class ColourModel(nn.Module):
     def device(self) -> torch.device:
         return self.anchor.device
 
+    def map_shapes(self, size_px: int) -> dict[str, tuple[int, ...]]:
+        return {
+            "embedding": (1, 3, size_px // 16, size_px // 16),
+            "stride4": (1, 3, size_px // 4, size_px // 4),
+        }
+
     def encode(self, image: Tensor) -> ImageFeatures:
         self.threads.add(threading.current_thread().name)
         self.waiting.set()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from napari_hrsam.cache import EMBEDDINGS_VARIABLE
+from napari_hrsam.cache import EMBEDDINGS_VARIABLE, SERVER_VARIABLE
 from napari_hrsam.engine.session import Session
 from napari_hrsam.plugin.session.controller import SegmentController
 from napari_hrsam.storage.embeddings.store import EmbeddingStore
@@ -62,3 +62,25 @@ def test_a_place_that_cannot_be_used_costs_a_warning_only(
     controller.wait()
     assert controller.state.decode_ms is not None
     assert "embeddings are kept in memory only: expected a folder" in caplog.text
+
+
+def test_server_that_is_gone_is_told_once_and_clicks_go_on(
+    controller: SegmentController,
+    viewer: Any,
+    encoded: list[str],
+    pixels: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nobody listens at the discard port of this machine.
+    monkeypatch.setenv(SERVER_VARIABLE, "http://127.0.0.1:9")
+    told: list[str] = []
+    controller.worker.told.connect(told.append)
+    viewer.add_image(pixels, rgb=True, name="scene")
+    controller.start()
+    controller.wait()
+    controller.click(INSIDE)
+    controller.wait()
+    assert controller.state.decode_ms is not None
+    assert encoded
+    assert len(told) == 1
+    assert "tiles are encoded here until it does" in told[0]

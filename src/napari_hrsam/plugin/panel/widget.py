@@ -127,6 +127,7 @@ class SegmentWidget(QWidget):
         self._build()
         self.controller.state.changed.connect(self._show_state)
         self.controller.state.failed.connect(self._notify)
+        self.controller.worker.told.connect(self._warn)
         napari_viewer.events.theme.connect(self._show_state)
         self._key_texts = KeyTexts(self)
         self._keys = WindowKeys(self)
@@ -153,6 +154,10 @@ class SegmentWidget(QWidget):
         warning = binding_warning()
         if warning is not None:
             show_warning(warning)
+
+    def _warn(self, message: str) -> None:
+        """Show what no action of the user asked for, such as a server that is gone."""
+        show_warning(message)
 
     # ------------------------------------------------------------------ building
 

@@ -56,10 +56,15 @@ class InferenceSession:
     hurry
         Set to end soon: only commits are made from then on. What is not needed for them is left at
         its next step, and so is the finer outline of an object that is being committed.
+    tell
+        Called with what the user is to know although no command asked for it.
     """
 
-    def __init__(self, load_model: ModelLoader, hurry: threading.Event) -> None:
+    def __init__(
+        self, load_model: ModelLoader, hurry: threading.Event, tell: Callable[[str], None]
+    ) -> None:
         self._load_model = load_model
+        self._tell = tell
         self._model_key: tuple[str, str, float] | None = None
         self._model: Any = None
         self._session: Session | None = None
@@ -501,7 +506,7 @@ class InferenceSession:
             pixels,
             labels,
             embeddings=_open_embeddings(self._embeddings),
-            remote=configured_server(),
+            remote=configured_server(self._tell),
             before_look=self._require_wanted,
         )
         self._session.outline_level = self._outline_level

@@ -46,6 +46,8 @@ class Worker:
         Emitted with a command, its error, and whether it was the newest step.
     progress
         Emitted with a command, what is done of it, and what there is to do.
+    told
+        Emitted with what the user is to know although no command asked for it.
     sent
         Emitted when there is more work for the inference thread.
     delivered
@@ -55,6 +57,7 @@ class Worker:
     answered: ClassVar[Signal] = Signal(object, bool, bool)
     failed: ClassVar[Signal] = Signal(object, object, bool)
     progress: ClassVar[Signal] = Signal(object, int, int)
+    told: ClassVar[Signal] = Signal(str)
     sent: ClassVar[Signal] = Signal()
     delivered: ClassVar[Signal] = Signal()
 
@@ -154,8 +157,12 @@ class Worker:
             # Here, as it takes long to import: the window is not to wait for that.
             from napari_hrsam.plugin.session.inference import InferenceSession
 
-            self._session = InferenceSession(self._load_model, self._hurry)
+            self._session = InferenceSession(self._load_model, self._hurry, self._tell)
         return self._session.apply(command, progress)
+
+    def _tell(self, message: str) -> None:
+        """Have something told that no command asked for; from the inference thread."""
+        self._thread.call(partial(self.told.emit, message))
 
     def _end(self) -> None:
         if self._session is not None:
