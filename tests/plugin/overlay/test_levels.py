@@ -227,7 +227,7 @@ def test_many_threads_read_the_same() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert wrong == []
 
 

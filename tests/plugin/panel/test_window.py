@@ -150,14 +150,14 @@ def test_closing_the_window_ends_the_thread(open_window: Any, model: Any) -> Non
     window.controller.state.failed.connect(errors.append)
     model.gate.clear()
     window.controller.click(INSIDE)
-    assert model.waiting.wait(10)
+    assert model.waiting.wait(120)
     window.viewer.close()
     window.controller.close()
     model.gate.set()
     QTest.qWait(50)
     for thread in threading.enumerate():
         if thread.name.startswith(THREAD_NAME):
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
     assert errors == []
 

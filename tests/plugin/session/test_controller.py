@@ -158,7 +158,7 @@ def test_cancel_returns_at_once_and_skips_waiting_clicks(
     model.gate.clear()
     for click in (INSIDE, BESIDE, (50, 50)):
         started.click(click)
-    assert model.waiting.wait(5)
+    assert model.waiting.wait(120)
     begin = time.perf_counter()
     started.cancel()
     # The encoder would wait for 20 s.
@@ -310,14 +310,14 @@ def test_close_ends_the_thread_while_it_is_busy(started: SegmentController, mode
     model.gate.clear()
     started.click(INSIDE)
     started.click(BESIDE)
-    assert model.waiting.wait(5)
+    assert model.waiting.wait(120)
     # Returns although the encoder still waits.
     started.close()
     assert any(t.name.startswith(THREAD_NAME) and t.is_alive() for t in threading.enumerate())
     model.gate.set()
     for thread in threading.enumerate():
         if thread.name.startswith(THREAD_NAME):
-            thread.join(5)
+            thread.join(120)
             assert not thread.is_alive()
     assert model.num_decoded <= 1
     started.close()

@@ -375,7 +375,7 @@ def test_removing_a_needed_layer_ends_the_session_with_a_message(
 ) -> None:
     model.gate.clear()
     started.click(INSIDE)
-    assert model.waiting.wait(5)
+    assert model.waiting.wait(120)
     viewer.layers.remove(name)
     assert started.state.phase is Phase.STOPPED
     model.gate.set()

@@ -307,7 +307,7 @@ def test_cancel_reaches_a_propagation_under_way(started: SegmentController, mode
     model.gate.clear()
     model.waiting.clear()
     started.planes.propagate(4)
-    assert model.waiting.wait(60)
+    assert model.waiting.wait(120)
     started.worker.deliver()
     assert started.state.progress == (0, 4)
     started.cancel()

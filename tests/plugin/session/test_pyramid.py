@@ -682,7 +682,7 @@ def test_closing_leaves_an_object_that_nobody_committed_at_the_next_look(
     model.waiting.clear()
     # So large that it is looked at several times.
     running.click(MIDDLE)
-    assert model.waiting.wait(20)
+    assert model.waiting.wait(120)
     running.close()
     model.gate.set()
     assert running.worker.join(20)
@@ -705,7 +705,7 @@ def test_escape_ends_the_search_for_an_object_at_the_next_look(
     model.gate.clear()
     model.waiting.clear()
     running.click(MIDDLE)
-    assert model.waiting.wait(20)
+    assert model.waiting.wait(120)
     running.cancel()
     model.gate.set()
     running.wait()

@@ -319,7 +319,7 @@ def test_holes_are_filled_and_outlines_smoothed(
     whole = target(started) == 1
     target(started)[29:33, 29:33] = 0
     viewer.cursor.position = (26, 24)
-    started.objects.change_under_cursor(started.objects.fill_holes, "E")
+    started.objects.change_under_cursor(started.objects.fill_holes, "edit")
     started.wait()
     np.testing.assert_array_equal(target(started) == 1, whole)
     assert started.state.message.startswith("Object 1 has no holes any more.")
