@@ -170,9 +170,7 @@ class _CziFile:
             self._pid = os.getpid()
         return self._reader
 
-    def read(
-        self, plane: dict[str, int], factor: int, rows: range, columns: range
-    ) -> NDArray[Any]:
+    def read(self, plane: dict[str, int], factor: int, rows: range, columns: range) -> NDArray[Any]:
         """Read (rows, columns, 1 or 3) pixels of a level, colours as RGB.
 
         Raises
@@ -244,9 +242,7 @@ class CziLevel(PartsArray):
         depth = (3 if self._file.is_colour else 1) * self.dtype.itemsize
         step = max(1, BAND_BYTES // (depth * len(columns)))
         for place in np.ndindex(*map(len, lead)):
-            plane = {
-                axis: part[i] for axis, part, i in zip(self._lead, lead, place, strict=True)
-            }
+            plane = {axis: part[i] for axis, part, i in zip(self._lead, lead, place, strict=True)}
             for row in range(rows.start, rows.stop, step):
                 band = range(row, min(row + step, rows.stop))
                 read = self._file.read(plane, self._factor, band, columns)
@@ -282,6 +278,4 @@ def _channels(xml: str, num: int) -> tuple[OmeChannel, ...]:
         colour = re.search(r"<Color>\s*#(?:[0-9a-fA-F]{2})?([0-9a-fA-F]{6})\s*</Color>", body)
         if colour:
             colours[int(number)] = colour[1]
-    return tuple(
-        OmeChannel(name=names.get(i, ""), colour=colours.get(i, "")) for i in range(num)
-    )
+    return tuple(OmeChannel(name=names.get(i, ""), colour=colours.get(i, "")) for i in range(num))

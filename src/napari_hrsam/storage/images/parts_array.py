@@ -86,3 +86,27 @@ def _whole_index(index: Any, ndim: int) -> tuple[Any, ...]:
     if len(parts) > ndim:
         raise IndexError(f"too many indices: {len(parts)} for {ndim} axes")
     return (*parts, *(slice(None),) * (ndim - len(parts)))
+
+
+class OneOf(PartsArray):
+    """One index along an axis of an array; read when indexed, and without that axis.
+
+    Parameters
+    ----------
+    data : array-like
+        Takes one slice or number per axis, and may have ``chunks``.
+    axis, place : int
+    """
+
+    def __init__(self, data: Any, axis: int, place: int) -> None:
+        self._data, self._axis, self._place = data, axis, place
+        self.shape = tuple(n for i, n in enumerate(data.shape) if i != axis)
+        self.dtype = np.dtype(data.dtype)
+        # What is read at once; an array in memory has none.
+        chunks = getattr(data, "chunks", None) or data.shape
+        self.chunks = tuple(int(n) for i, n in enumerate(chunks) if i != axis)
+
+    def _read(self, ranges: Sequence[range]) -> NDArray[Any]:
+        index: list[slice | int] = [slice(part.start, part.stop) for part in ranges]
+        index.insert(self._axis, self._place)
+        return np.asarray(self._data[tuple(index)])

@@ -181,7 +181,9 @@ class SlideLevel(PartsArray):
         self.dtype = np.dtype(np.uint8)
         rows, columns = (
             min(_BLOCK_PX[1], max(_BLOCK_PX[0], int(slide.number(f"{level}.tile-{side}") or 0)))
-            for level, side in itertools.product([f"openslide.level[{number}]"], ["height", "width"])
+            for level, side in itertools.product(
+                [f"openslide.level[{number}]"], ["height", "width"]
+            )
         )
         self.chunks = (min(rows, height), min(columns, width), 3)
         self._background = np.array(slide.background, np.uint16)
@@ -197,8 +199,9 @@ class SlideLevel(PartsArray):
             y0, y1 = max(i * deep, rows.start), min((i + 1) * deep, rows.stop)
             x0, x1 = max(j * wide, columns.start), min((j + 1) * wide, columns.stop)
             block = self._block(i, j)[y0 - i * deep : y1 - i * deep, x0 - j * wide : x1 - j * wide]
-            to = slice(y0 - rows.start, y1 - rows.start), slice(
-                x0 - columns.start, x1 - columns.start
+            to = (
+                slice(y0 - rows.start, y1 - rows.start),
+                slice(x0 - columns.start, x1 - columns.start),
             )
             pixels[to] = block
         return pixels[..., colours.start : colours.stop]

@@ -204,9 +204,7 @@ def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> 
         require_picture_size(path, math.prod(base.shape) * base.dtype.itemsize)
         samples = samples_of(base.keyframe, as_stored=as_stored)
         is_colour = base.axes.endswith("S") and samples.is_colour
-        return FileImage(
-            levels=(base.asarray(),), axes=base.axes, is_colour=is_colour
-        )
+        return FileImage(levels=(base.asarray(),), axes=base.axes, is_colour=is_colour)
     masks = {}
     for one in found.masks:
         if one not in found.levels and _lies_in_pages(one):
