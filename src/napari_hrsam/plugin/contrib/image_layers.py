@@ -9,6 +9,7 @@ import numpy as np
 
 from napari_hrsam.errors import ImageError
 from napari_hrsam.storage.images.file_image import FileImage
+from napari_hrsam.storage.images.layers import GEOREFERENCE_KEY
 from napari_hrsam.storage.images.opening import open_file_image
 from napari_hrsam.storage.images.parts_array import OneOf
 from napari_hrsam.storage.images.stored import AxisOrder, stored_levels
@@ -67,6 +68,8 @@ def _layer(
     found: FileImage, levels: list[Any], axes: str, name: str, path: Path, *, rgb: bool = False
 ) -> LayerData:
     sizes = [found.pixel_size.get(axis, (1.0, "")) for axis in axes]
+    # Degrees are no length, and differ along rows and columns.
+    sizes = [(size, unit) if unit else (1.0, "") for size, unit in sizes]
     options: dict[str, Any] = {
         "name": name,
         "multiscale": len(levels) > 1,
@@ -75,6 +78,8 @@ def _layer(
     }
     if rgb:
         options["rgb"] = True
+    if found.georeference is not None:
+        options["metadata"][GEOREFERENCE_KEY] = found.georeference.as_json()
     # napari refuses units that it does not know.
     if all(unit in UNIT_SYMBOLS or not unit for _, unit in sizes):
         options["units"] = tuple(unit or "pixel" for _, unit in sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from napari_hrsam.storage.images.georeference import Georeference
 from napari_hrsam.storage.images.ome_metadata import OmeChannel, OmeImage
 from napari_hrsam.storage.images.stored import AxisOrder
 
@@ -25,6 +26,8 @@ class FileImage:
         Size and unit of a pixel along the axes of which the file tells them.
     channels : tuple of OmeChannel
         Names and colours of the channels along C, where the file tells them.
+    georeference : Georeference or None
+        Where its pixels lie, if it is a map.
     background : (red, green, blue) or None
         Colour, 0..255, of what was not scanned; None where the file has no such places.
     """
@@ -35,6 +38,7 @@ class FileImage:
     pixel_size: dict[str, tuple[float, str]] = field(default_factory=dict)
     channels: tuple[OmeChannel, ...] = ()
     background: tuple[int, int, int] | None = None
+    georeference: Georeference | None = None
 
     def described(self, path: str, order: AxisOrder) -> OmeImage | None:
         """Tell axes and pixel size as an OME-Zarr would; None where no pixel size is known.

@@ -187,7 +187,7 @@ def _open_found(
     if isinstance(pixels, np.ndarray) and found.axes == ("YXS" if found.is_colour else "YX"):
         image = ArrayImage(pixels, rgb, channel_axis, channels, contrast_limits)
         order = AxisOrder(y=0, x=1, channel=2 if found.is_colour else None)
-        image.ome = found.described(path, order)
+        image.ome, image.georeference = found.described(path, order), found.georeference
         return image
     letter = "S" if "S" in found.axes else "C"
     is_separate = channel_axis is not None
@@ -208,6 +208,7 @@ def _open_found(
         contrast_limits,
         separate=is_separate,
         ome=found.described(path, order),
+        georeference=found.georeference,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import re
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import HRSAMError, ImageError
 from napari_hrsam.storage.images.file_image import FileImage
+from napari_hrsam.storage.images.georeference import Georeference, read_georeference
 from napari_hrsam.storage.images.pictures import (
     ORIENTATIONS,
     read_picture,
@@ -230,11 +232,14 @@ def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> 
         pixels = _whole(first)
         # Missing pixels stay in the level, which knows the type that the others have.
         arrays = (first if pixels.dtype != first.native_dtype else pixels,)
+    georeference = _georeference(found.file, path)
+    size = _map_size(georeference) if georeference else _pixel_size(found.file, base)
     return FileImage(
         levels=arrays,
         axes=first.axes,
         is_colour=samples_of(base.keyframe, as_stored=as_stored).is_colour,
-        pixel_size=_pixel_size(found.file, base),
+        pixel_size=size,
+        georeference=georeference,
     )
 
 
@@ -298,6 +303,26 @@ def _pixel_size(
             if "spacing" in facts:
                 sizes["Z"] = (abs(float(facts["spacing"])), unit)
     return {axis: (size, unit) for axis, (size, unit) in sizes.items() if 0 < size < math.inf}
+
+
+def _georeference(file: tifffile.TiffFile, path: Path) -> Georeference | None:
+    """Find where a map lies; None for other images, and without the extra ``geo``."""
+    if not file.is_geotiff or importlib.util.find_spec("rasterio") is None:
+        return None
+    try:
+        return read_georeference(path)
+    # Its pixels can be drawn on all the same.
+    except ImageError as error:
+        logger.warning("%s; it is opened without its place on the map", error)
+        return None
+
+
+def _map_size(georeference: Georeference) -> dict[str, tuple[float, str]]:
+    """Return the size of a pixel in metres; degrees have no unit of length."""
+    in_metres = georeference.pixel_size_m
+    height, width = in_metres or georeference.pixel_size
+    unit = "meter" if in_metres else ""
+    return {"Y": (height, unit), "X": (width, unit)}
 
 
 def _ome_size(
