@@ -47,8 +47,9 @@ def write_scn(path: Path, regions: list[RGB], nm: int = 500) -> None:
     for number, (pixels, (x, y)) in enumerate(zip(regions, REGIONS_XY, strict=False)):
         height, width = pixels.shape[:2]
         levels = "".join(
-            f'<dimension sizeX="{width >> r}" sizeY="{height >> r}" r="{r}" ifd="{2 * number + r}"/>'
-            for r in (0, 1)
+            f'<dimension sizeX="{width >> level}" sizeY="{height >> level}" r="{level}" '
+            f'ifd="{2 * number + level}"/>'
+            for level in (0, 1)
         )
         images.append(
             _scn_image(levels, (width, height), (width * nm, height * nm), (x * nm, y * nm), 20)

@@ -124,7 +124,8 @@ def _add_export(verbs: Commands) -> None:
         dest="simplify_px",
         type=_distance,
         metavar="PX",
-        help="of GeoJSON, GeoPackage: leave out corners no farther than this from the outline (default: exact)",
+        help="of GeoJSON and GeoPackage: leave out corners no farther than this from the outline "
+        "(default: exact)",
     )
     parser.add_argument(
         "--object-type",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ from napari_hrsam.storage.labels.objects import UNIT_SYMBOLS
 LayerData = tuple[Any, dict[str, Any], str]
 
 
-def file_layers(path: Path) -> list[LayerData]:
-    """Describe a slide or a TIFF as layers: one in colours, or one per channel.
+def image_layers(path: str | PathLike[str]) -> list[LayerData]:
+    """Describe a slide or a TIFF as layers of napari: one in colours, or one per channel.
 
     Parameters
     ----------
-    path : Path
-        A slide of `open_file_image`, or a folder of DICOM files.
+    path : path
+        A slide, a map or another TIFF, or a folder of DICOM files.
+
+    Returns
+    -------
+    list of (data, options, "image")
+        What ``napari.layers.Layer.create`` takes: levels that are read as they are drawn, with
+        scale and units. The objects of a map drawn on them know their place on the Earth.
 
     Raises
     ------
@@ -34,6 +41,9 @@ def file_layers(path: Path) -> list[LayerData]:
     ImageError, ImageReadError
         If it is neither, or cannot be read.
     """
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"expected an image file, but there is none at {path}; check the path")
     found = open_file_image(path)
     if found is None:
         raise ImageError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from napari_hrsam.errors import LabelsError
-from napari_hrsam.plugin.contrib.image_layers import file_layers
+from napari_hrsam.plugin.contrib.image_layers import image_layers
 from napari_hrsam.plugin.contrib.label_layers import LayerData, stored_layer
 from napari_hrsam.plugin.contrib.samples import generated_layer
 from napari_hrsam.sample import open_sample
@@ -70,7 +70,7 @@ def slides_reader(path: str | list[str]) -> Reader | None:
 def _read_slide(path: str | list[str]) -> list[LayerData]:
     """Open a slide as layers that are read as they are drawn."""
     assert isinstance(path, str)
-    return file_layers(Path(path))
+    return image_layers(Path(path))
 
 
 def labels_reader(path: str | list[str]) -> Reader | None:

@@ -117,7 +117,8 @@ def export_labels(
     for key in options:
         if chosen not in OPTIONS[key]:
             raise LabelsError(
-                f"expected {key} for {' or '.join(OPTIONS[key])} alone, got it for {chosen}; leave it out"
+                f"expected {key} for {' or '.join(OPTIONS[key])} alone, got it for {chosen}; leave "
+                "it out"
             )
     exporters: dict[FileFormat, Callable[..., Exported]] = {
         "geojson": export_geojson,

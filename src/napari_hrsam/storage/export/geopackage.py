@@ -184,7 +184,8 @@ def _blob(geometry: shapely.MultiPolygon, srs_id: int) -> bytes:
     """Return a geometry as GeoPackage stores it: a header with its box, then WKB."""
     x0, y0, x1, y1 = geometry.bounds
     head = struct.pack("<2sBBi4d", b"GP", 0, _LITTLE_ENDIAN_WITH_BOX, srs_id, x0, x1, y0, y1)
-    return head + shapely.to_wkb(geometry, byte_order=1)
+    body: bytes = shapely.to_wkb(geometry, byte_order=1)
+    return head + body
 
 
 def _describe(

@@ -102,13 +102,13 @@ class Georeference:
         height, width = self.pixel_size
         return None if metres is None else (height * metres, width * metres)
 
-    def places(self, corners_yx: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def places(self, corners_yx: NDArray[Any]) -> NDArray[np.float64]:
         """Turn (N, 2) rows and columns, 0 at the outer corner, into (N, 2) x and y."""
         a, b, c, d, e, f = self.affine
         y, x = np.asarray(corners_yx, np.float64).T
         return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
-    def lonlat(self, corners_yx: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def lonlat(self, corners_yx: NDArray[Any]) -> NDArray[np.float64]:
         """Turn (N, 2) rows and columns into (N, 2) longitudes and latitudes of WGS 84, degrees.
 
         Raises
