@@ -92,6 +92,46 @@ def _scn_image(
     )
 
 
+def write_bif(path: Path, pixels: RGB, overlap: int = 16) -> None:
+    """A Ventana BIF of 2 x 3 tiles of 256 pixels that overlap, with a level of half the size."""
+    step = 256 - overlap
+    stored = np.concatenate(
+        [
+            np.concatenate([pixels[y : y + 256, x : x + 256] for x in (0, step, 2 * step)], axis=1)
+            for y in (0, step)
+        ]
+    )
+    # Numbered from the lower left corner, to the right, and back above.
+    right = [(1, 2), (2, 3)]
+    up = [(3, 4), (2, 5), (1, 6)]
+    joints = "".join(
+        f'<TileJointInfo FlagJoined="1" Confidence="100" Direction="{direction}" Tile1="{one}" '
+        f'Tile2="{two}" OverlapX="{x}" OverlapY="{y}"/>'
+        for direction, pairs, x, y in (("RIGHT", right, overlap, 0), ("UP", up, 0, overlap))
+        for one, two in pairs
+    )
+    placed = (
+        '<EncodeInfo Ver="2"><SlideInfo><AoiInfo XIMAGESIZE="256" YIMAGESIZE="256" NumRows="2" '
+        'NumCols="3" Pos-X="0" Pos-Y="0"/></SlideInfo><SlideStitchInfo><ImageInfo AOIScanned="1" '
+        'AOIIndex="0" NumRows="2" NumCols="3" Width="256" Height="256" Pos-X="0" Pos-Y="0">'
+        f'{joints}</ImageInfo></SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/>'
+        "</AoiOrigin></EncodeInfo>"
+    )
+    scanned = '<iScan Magnification="20" ScanRes="0.5" UnitNumber="1"></iScan>'
+
+    def page(rgb: RGB, told: str, xmp: str = "", **options: Any) -> None:
+        tags = [(700, 1, len(xmp), xmp.encode(), True)] if xmp else []
+        file.write(
+            rgb, photometric="rgb", description=told, metadata=None, extratags=tags, **options
+        )
+
+    tiles: dict[str, Any] = {"tile": (256, 256), "compression": "zlib"}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        page(np.full((100, 50, 3), 200, np.uint8), "Label Image", scanned)
+        page(stored, "level=0 mag=20 quality=95", placed, **tiles)
+        page(stored[::2, ::2], "level=1 mag=10 quality=95", **tiles)
+
+
 def write_dicom(folder: Path, levels: list[RGB], mpp: float = 0.5, tile: int = 256) -> None:
     """A whole-slide image of DICOM, one tiled-full instance per level."""
     from pydicom.uid import generate_uid

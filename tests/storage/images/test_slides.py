@@ -105,6 +105,27 @@ def test_regions_lie_where_they_were_scanned_on_the_background(tmp_path: Path) -
         np.testing.assert_array_equal(pixels(image, level), expected)
 
 
+def test_tiles_that_overlap_are_put_together(tmp_path: Path) -> None:
+    """As pages of a TIFF they are 768 pixels wide, and show every seam twice."""
+    needs("openslide")
+    pixels_ = RGB[:496, :736]
+    slide_files.write_bif(tmp_path / "a.bif", pixels_)
+    image = open_image(tmp_path / "a.bif")
+    assert size_um(image) == (0.5, 0.5)
+    assert [level.shape_yx for level in image.stored_levels] == [(496, 736), (248, 368)]
+    np.testing.assert_array_equal(pixels(image), pixels_)
+    np.testing.assert_array_equal(pixels(image, 1), pixels_[::2, ::2])
+
+
+def test_a_slide_whose_size_cannot_be_known_is_refused(tmp_path: Path) -> None:
+    needs("openslide")
+    slide_files.write_bif(tmp_path / "a.bif", RGB[:496, :736])
+    written = (tmp_path / "a.bif").read_bytes()
+    (tmp_path / "a.bif").write_bytes(written.replace(b'"UP"', b'"NO"'))
+    with pytest.raises(ImageError, match=r"damaged|cannot be read"):
+        open_image(tmp_path / "a.bif")
+
+
 def test_half_transparent_pixels_are_laid_on_the_background_colour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,12 @@ class _Slide:
         self.sizes_xy: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
         self.num_levels = len(self.sizes_xy)
+        # What stitches the tiles may be missing, as in a BIF that was cut.
+        if not self.sizes_xy or min(min(size) for size in self.sizes_xy) < 1:
+            raise ImageError(
+                f"expected levels of 1 x 1 pixels or more, got {self.sizes_xy} in {path}; it may "
+                "be damaged: copy it again, or save it as OME-TIFF"
+            )
 
     def _opened(self) -> Any:
         with self._lock:
