@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from napari_hrsam.modeling.checkpoints import load_model
     from napari_hrsam.modeling.registry import ModelInfo, list_models
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.plugin.contrib.image_layers import image_layers
     from napari_hrsam.plugin.panel.console import segment_in
     from napari_hrsam.prompts import Prompts
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
     from napari_hrsam.storage.export.coco import export_coco
     from napari_hrsam.storage.export.geojson import export_geojson
+    from napari_hrsam.storage.export.geopackage import export_geopackage
     from napari_hrsam.storage.export.source import Exported
     from napari_hrsam.storage.export.table import export_csv
     from napari_hrsam.storage.export.tiff import export_tiff
@@ -106,8 +108,10 @@ __all__ = [
     "export_coco",
     "export_csv",
     "export_geojson",
+    "export_geopackage",
     "export_tiff",
     "fine_tune",
+    "image_layers",
     "import_coco",
     "import_geojson",
     "learn_classes",
@@ -170,8 +174,10 @@ _HOMES = {
     "export_coco": "napari_hrsam.storage.export.coco",
     "export_csv": "napari_hrsam.storage.export.table",
     "export_geojson": "napari_hrsam.storage.export.geojson",
+    "export_geopackage": "napari_hrsam.storage.export.geopackage",
     "export_tiff": "napari_hrsam.storage.export.tiff",
     "fine_tune": "napari_hrsam.training.fine_tune",
+    "image_layers": "napari_hrsam.plugin.contrib.image_layers",
     "import_coco": "napari_hrsam.storage.importing.coco",
     "import_geojson": "napari_hrsam.storage.importing.geojson",
     "list_models": "napari_hrsam.modeling.registry",

@@ -80,14 +80,14 @@ def _add_export(verbs: Commands) -> None:
     parser = _add_verb(
         verbs,
         "export",
-        "write the objects as GeoJSON or COCO, as a label TIFF, or as a table of measurements",
+        "write the objects as GeoJSON, GeoPackage or COCO, as a label TIFF, or as a table",
         "napari-hrsam labels export slide.ome.zarr cells --out cells.csv\n"
         "  napari-hrsam labels export slide.ome.zarr cells --out part.tif --box 0,0,4096,4096",
     )
     parser.add_argument(
         "--format",
-        choices=("geojson", "coco", "tiff", "csv"),
-        help="default: by the suffix of FILE: .geojson, .json (COCO), .tif, .csv",
+        choices=("geojson", "coco", "tiff", "csv", "gpkg"),
+        help="default: by the suffix of FILE: .geojson, .json (COCO), .tif, .csv, .gpkg",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
@@ -109,15 +109,23 @@ def _add_export(verbs: Commands) -> None:
     )
     parser.add_argument(
         "--units",
-        choices=("pixel", "physical"),
-        help="of GeoJSON: pixel as in QuPath (default), or the unit of the OME metadata",
+        choices=("pixel", "physical", "lonlat"),
+        help="of GeoJSON: pixel as in QuPath (default), the unit of the OME metadata, or longitude "
+        "and latitude (RFC 7946) of labels of a map",
+    )
+    parser.add_argument(
+        "--georeference",
+        metavar="MAP",
+        help="of GeoJSON in lonlat, GeoPackage and TIFF: the GeoTIFF that the labels were drawn on "
+        "(default: as they tell themselves)",
     )
     parser.add_argument(
         "--simplify",
         dest="simplify_px",
         type=_distance,
         metavar="PX",
-        help="of GeoJSON: leave out corners no farther than this from the outline (default: exact)",
+        help="of GeoJSON and GeoPackage: leave out corners no farther than this from the outline "
+        "(default: exact)",
     )
     parser.add_argument(
         "--object-type",
@@ -289,10 +297,10 @@ def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             f"expected --format, or a FILE that ends in {', '.join(SUFFIXES)}, got {args.out}"
         )
     options = {key: getattr(args, key) for key in OPTIONS}
-    for key, owner in OPTIONS.items():
-        if options[key] is not None and chosen != owner:
+    for key, owners in OPTIONS.items():
+        if options[key] is not None and chosen not in owners:
             option = key.removesuffix("_px").replace("_", "-")
-            parser.error(f"--{option} is for {owner}, not for {chosen}")
+            parser.error(f"--{option} is for {' or '.join(owners)}, not for {chosen}")
     done = export_labels(
         args.path,
         args.name,

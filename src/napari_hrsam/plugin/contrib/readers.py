@@ -1,4 +1,4 @@
-"""Opening with File > Open: generated images, label images on disk, and files of objects."""
+"""Opening with File > Open: generated images, slides, label images on disk, files of objects."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from napari_hrsam.errors import LabelsError
+from napari_hrsam.plugin.contrib.image_layers import image_layers
 from napari_hrsam.plugin.contrib.label_layers import LayerData, stored_layer
 from napari_hrsam.plugin.contrib.samples import generated_layer
 from napari_hrsam.sample import open_sample
 from napari_hrsam.sample.generated import read_recipe
 from napari_hrsam.storage.files.metadata_files import ome_attributes
+from napari_hrsam.storage.images.slides import is_slide
+from napari_hrsam.storage.images.tiff_files import is_tiff
 from napari_hrsam.storage.importing.formats import drawn_alone, import_format
 from napari_hrsam.storage.labels.names import label_names
 from napari_hrsam.storage.labels.places import LabelFile
@@ -43,6 +46,31 @@ def _read(path: str | list[str]) -> list[LayerData]:
     """Open one generated image as a layer."""
     assert isinstance(path, str)
     return [generated_layer(open_sample(path), Path(path).name.split(".")[0])]
+
+
+def slides_reader(path: str | list[str]) -> Reader | None:
+    """Return a reader for a slide or a TIFF, read as it is drawn; None for anything else.
+
+    Parameters
+    ----------
+    path : str or list of str
+        What the user opens: a file, or a folder of DICOM files.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
+    if not isinstance(path, str) or "://" in path or not Path(path).exists():
+        return None
+    place = Path(path)
+    return _read_slide if is_slide(place) or (place.is_file() and is_tiff(place)) else None
+
+
+def _read_slide(path: str | list[str]) -> list[LayerData]:
+    """Open a slide as layers that are read as they are drawn."""
+    assert isinstance(path, str)
+    return image_layers(Path(path))
 
 
 def labels_reader(path: str | list[str]) -> Reader | None:

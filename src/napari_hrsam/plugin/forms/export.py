@@ -26,7 +26,8 @@ def prepare_export(
     out: Path | None = None,
     box: str = "",
     plane: str = "",
-    units: Literal["pixel", "physical"] = "pixel",
+    units: Literal["pixel", "physical", "lonlat"] = "pixel",
+    georeference: Path | None = None,
     simplify_px: float = 0.0,
     object_type: Literal["annotation", "detection"] = "annotation",
     segmentation: Literal["rle", "counts", "polygons"] = "rle",
@@ -45,13 +46,16 @@ def prepare_export(
     folder, name
         An OME-Zarr image or a folder of labels, and the name of the label image in it.
     out : Path
-        The file to write; its suffix tells the format: .geojson, .json (COCO), .csv, .tif.
+        The file to write; its suffix tells the format: .geojson, .json (COCO), .csv, .tif, .gpkg.
     box : str
         Only what lies in y0,x0,y1,x1, in pixels of full size; empty: everything.
     plane : str
         Which plane of a stack: one number per axis besides rows and columns.
     units, simplify_px, object_type
         Of GeoJSON; see `napari_hrsam.export_geojson`.
+    georeference : Path, optional
+        Of GeoJSON in longitude and latitude, GeoPackage and TIFF: the GeoTIFF that the labels were
+        drawn on, where they do not know it themselves.
     segmentation
         Of COCO; see `napari_hrsam.export_coco`.
     level : int
@@ -69,13 +73,15 @@ def prepare_export(
     chosen = format_of(out)
     given = {
         "units": units,
+        # An empty field of a file is the folder ".".
+        "georeference": georeference if georeference and georeference.name else None,
         "simplify_px": simplify_px,
         "object_type": object_type,
         "segmentation": segmentation,
         "level": level,
     }
     # What belongs to another format was not asked for.
-    options: dict[str, Any] = {key: given[key] for key in OPTIONS if OPTIONS[key] == chosen}
+    options: dict[str, Any] = {key: given[key] for key in OPTIONS if chosen in OPTIONS[key]}
     options |= {
         "box": box_of(box),
         "plane": whole_numbers(plane, "the numbers of a plane, such as 3 or 0,3"),
@@ -113,6 +119,7 @@ class ExportForm(Form):
                 "box": {"label": "Box", "hint": "all, or y0, x0, y1, x1"},
                 "plane": {"label": "Plane", "hint": "of a stack: t, z"},
                 "units": {"label": "Units"},
+                "georeference": {"label": "Map", "mode": "r", "hint": "as the labels tell"},
                 "simplify_px": {"label": "Simplify, px", "min": 0.0, "max": 1e6},
                 "object_type": {"label": "In QuPath"},
                 "segmentation": {"label": "Masks as"},
@@ -127,8 +134,8 @@ class ExportForm(Form):
         self.show_labels_fields()
         out = self.fields["out"].value
         chosen = None if out is None else SUFFIXES.get(Path(out).suffix.lower())
-        for key, owner in OPTIONS.items():
-            self.fields[key].visible = owner == chosen
+        for key, owners in OPTIONS.items():
+            self.fields[key].visible = chosen in owners
 
     def describe(self, result: Exported) -> str:
         """Say what was written."""

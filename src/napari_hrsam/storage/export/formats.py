@@ -11,12 +11,13 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import BoxLike
 from napari_hrsam.storage.export.coco import Segmentation, export_coco
 from napari_hrsam.storage.export.geojson import ObjectType, Units, export_geojson
+from napari_hrsam.storage.export.geopackage import export_geopackage
 from napari_hrsam.storage.export.source import Exported
 from napari_hrsam.storage.export.table import export_csv
 from napari_hrsam.storage.export.tiff import export_tiff
 from napari_hrsam.storage.labels.regions import Progress
 
-FileFormat = Literal["geojson", "coco", "tiff", "csv"]
+FileFormat = Literal["geojson", "coco", "tiff", "csv", "gpkg"]
 
 SUFFIXES: dict[str, FileFormat] = {
     ".geojson": "geojson",
@@ -24,16 +25,18 @@ SUFFIXES: dict[str, FileFormat] = {
     ".tif": "tiff",
     ".tiff": "tiff",
     ".csv": "csv",
+    ".gpkg": "gpkg",
 }
 
-OPTIONS: dict[str, FileFormat] = {
-    "units": "geojson",
-    "simplify_px": "geojson",
-    "object_type": "geojson",
-    "segmentation": "coco",
-    "level": "tiff",
+OPTIONS: dict[str, tuple[FileFormat, ...]] = {
+    "units": ("geojson",),
+    "georeference": ("geojson", "gpkg", "tiff"),
+    "simplify_px": ("geojson", "gpkg"),
+    "object_type": ("geojson",),
+    "segmentation": ("coco",),
+    "level": ("tiff",),
 }
-"""What one format alone can be told."""
+"""What some formats alone can be told."""
 
 
 def format_of(out: str | PathLike[str]) -> FileFormat:
@@ -63,6 +66,7 @@ def export_labels(
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     units: Units | None = None,
+    georeference: str | PathLike[str] | None = None,
     simplify_px: float | None = None,
     object_type: ObjectType | None = None,
     segmentation: Segmentation | None = None,
@@ -70,7 +74,7 @@ def export_labels(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write the objects of a label image as GeoJSON, COCO, label TIFF or CSV table.
+    """Write the objects of a label image as GeoJSON, COCO, label TIFF, CSV table or GeoPackage.
 
     Nothing is locked: it works while the labels are drawn into, and takes what is committed.
 
@@ -78,10 +82,13 @@ def export_labels(
     ----------
     path, name, out, box, labels, plane, overwrite, progress
         As in `export_csv`.
-    file_format : {"geojson", "coco", "tiff", "csv"}, optional
-        By default that of the suffix of ``out``: .geojson, .json (COCO), .tif, .csv.
+    file_format : {"geojson", "coco", "tiff", "csv", "gpkg"}, optional
+        By default that of the suffix of ``out``: .geojson, .json (COCO), .tif, .csv, .gpkg.
     units, simplify_px, object_type
-        Of GeoJSON; see `export_geojson`.
+        Of GeoJSON; see `export_geojson`. ``simplify_px`` also of GeoPackage.
+    georeference
+        Of GeoJSON in ``units="lonlat"``, GeoPackage and TIFF: the GeoTIFF that the labels were
+        drawn on.
     segmentation
         Of COCO; see `export_coco`.
     level
@@ -100,6 +107,7 @@ def export_labels(
     chosen = file_format or format_of(out)
     given = {
         "units": units,
+        "georeference": georeference,
         "simplify_px": simplify_px,
         "object_type": object_type,
         "segmentation": segmentation,
@@ -107,15 +115,17 @@ def export_labels(
     }
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     for key in options:
-        if OPTIONS[key] != chosen:
+        if chosen not in OPTIONS[key]:
             raise LabelsError(
-                f"expected {key} for {OPTIONS[key]} alone, got it for {chosen}; leave it out"
+                f"expected {key} for {' or '.join(OPTIONS[key])} alone, got it for {chosen}; leave "
+                "it out"
             )
     exporters: dict[FileFormat, Callable[..., Exported]] = {
         "geojson": export_geojson,
         "coco": export_coco,
         "tiff": export_tiff,
         "csv": export_csv,
+        "gpkg": export_geopackage,
     }
     return exporters[chosen](
         path,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 import napari_hrsam
 from napari_hrsam.errors import LabelsError
@@ -18,7 +19,7 @@ from napari_hrsam.storage.export.source import Exported, Part, new_file, part_of
 from napari_hrsam.storage.export.table import JOURNAL_COLUMNS, journal_cells, measurements
 from napari_hrsam.storage.labels.regions import Progress
 
-Units = Literal["pixel", "physical"]
+Units = Literal["pixel", "physical", "lonlat"]
 ObjectType = Literal["annotation", "detection"]
 
 
@@ -31,6 +32,7 @@ def export_geojson(
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
     units: Units = "pixel",
+    georeference: str | PathLike[str] | None = None,
     simplify_px: float = 0.0,
     object_type: ObjectType = "annotation",
     overwrite: bool = False,
@@ -49,10 +51,15 @@ def export_geojson(
     ----------
     path, name, out, box, labels, plane, overwrite, progress
         As in `export_csv`.
-    units : {"pixel", "physical"}
+    units : {"pixel", "physical", "lonlat"}
         ``"pixel"``: QuPath's coordinates, in which pixel (0, 0) is the square from 0 to 1.
         ``"physical"``: in the unit of the OME metadata, where the centre of pixel (0, 0) lies at
-        the translation. The member ``napari_hrsam`` of the file says which.
+        the translation. ``"lonlat"``: longitude and latitude of WGS 84 (EPSG:4326), as RFC 7946
+        wants them, of labels that were drawn on a map; exteriors turn counterclockwise. The member
+        ``napari_hrsam`` of the file says which.
+    georeference : path, optional
+        Of ``"lonlat"``: the GeoTIFF that the labels were drawn on; by default as they tell
+        themselves.
     simplify_px : float
         Farthest that a corner left out may lie from the outline, in pixels; 0 for exact outlines.
         Polygons stay valid.
@@ -66,13 +73,21 @@ def export_geojson(
     Raises
     ------
     LabelsError
-        As in `export_csv`; or if ``simplify_px`` is negative.
+        As in `export_csv`; if ``simplify_px`` is negative, or nothing says where the labels lie.
+    MissingExtraError
+        If ``"lonlat"`` is wanted, and the extra ``geo`` is not installed.
     """
     if not 0 <= simplify_px < np.inf:
         raise LabelsError(
             f"expected simplify_px of 0 or more pixels, got {simplify_px}; 0 gives exact outlines"
         )
+    if georeference is not None and units != "lonlat":
+        raise LabelsError(
+            f"expected units='lonlat' for the georeference {georeference}, got {units!r}; leave "
+            "one out"
+        )
     part = part_of(path, name, box=box, labels=labels, plane=plane)
+    place = _placing(part, units, georeference)
     with new_file(out, overwrite=overwrite) as partial:
         table = part.measured(progress)
         measured = measurements(table, part)
@@ -96,7 +111,7 @@ def export_geojson(
                 properties.update(zip(JOURNAL_COLUMNS, known, strict=True) if any(known) else ())
                 feature = {
                     "type": "Feature",
-                    "geometry": _geometry(polygons, part, units),
+                    "geometry": _geometry(polygons, place),
                     "properties": properties,
                 }
                 file.write(separator + json.dumps(feature, separators=(",", ":")))
@@ -121,12 +136,17 @@ def _head(part: Part, units: Units, simplify_px: float) -> dict[str, Any]:
         "translation_yx": stored.translation_yx,
         "simplify_px": simplify_px,
     }
-    head["coordinates"] = (
-        "x, y in level-0 pixels; pixel (0, 0) is the square from 0 to 1"
-        if units == "pixel"
-        else "x, y in unit; the centre of pixel (0, 0) lies at translation_yx"
-    )
+    if units == "lonlat":
+        head["unit"] = "degree"
+    head["coordinates"] = _COORDINATES[units]
     return head
+
+
+_COORDINATES: dict[Units, str] = {
+    "pixel": "x, y in level-0 pixels; pixel (0, 0) is the square from 0 to 1",
+    "physical": "x, y in unit; the centre of pixel (0, 0) lies at translation_yx",
+    "lonlat": "longitude, latitude of WGS 84 (EPSG:4326)",
+}
 
 
 def _classification(part: Part, label: int) -> dict[str, Any]:
@@ -143,19 +163,44 @@ def _measurements(
     return {**found, "parts": len(outline.polygons), "holes": outline.num_holes}
 
 
-def _geometry(polygons: tuple[Polygon, ...], part: Part, units: Units) -> dict[str, Any]:
-    placed = [[_positions(ring, part, units) for ring in polygon] for polygon in polygons]
+Place = Callable[[Ring, bool], list[list[float]]]
+"""Turns a ring into closed x, y; whether it is a hole counts where its turn does."""
+
+
+def _geometry(polygons: tuple[Polygon, ...], place: Place) -> dict[str, Any]:
+    placed = [
+        [place(ring, number > 0) for number, ring in enumerate(polygon)] for polygon in polygons
+    ]
     if len(placed) == 1:
         return {"type": "Polygon", "coordinates": placed[0]}
     return {"type": "MultiPolygon", "coordinates": placed}
 
 
-def _positions(ring: Ring, part: Part, units: Units) -> list[list[float]]:
-    """Return the closed ring as x, y."""
-    closed = np.concatenate([ring, ring[:1]])
+def _placing(part: Part, units: Units, georeference: str | PathLike[str] | None) -> Place:
+    """Choose how pixels become coordinates."""
     if units == "pixel":
-        pixels: list[list[float]] = closed[:, ::-1].tolist()
-        return pixels
-    scale, shift = np.array(part.labels.scale_yx), np.array(part.labels.translation_yx)
-    placed = (closed - 0.5) * scale + shift
-    return [[float(f"{x:.12g}"), float(f"{y:.12g}")] for y, x in placed.tolist()]
+        return lambda ring, _: _closed(ring)[:, ::-1].tolist()
+    if units == "physical":
+        scale, shift = np.array(part.labels.scale_yx), np.array(part.labels.translation_yx)
+        return lambda ring, _: _rounded(((_closed(ring) - 0.5) * scale + shift)[:, ::-1])
+    where = part.georeference(georeference)
+
+    def lonlat(ring: Ring, is_hole: bool) -> list[list[float]]:
+        placed = where.lonlat(_closed(ring))
+        return _rounded(placed if turns_left(placed) != is_hole else placed[::-1])
+
+    return lonlat
+
+
+def _closed(ring: Ring) -> NDArray[Any]:
+    return np.concatenate([ring, ring[:1]])
+
+
+def turns_left(places: NDArray[np.floating[Any]]) -> bool:
+    """Whether a closed ring of (N, 2) x, y goes counterclockwise, x to the right, y up."""
+    x, y = (places - places[0]).T
+    return bool(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) > 0)
+
+
+def _rounded(places: NDArray[np.floating[Any]]) -> list[list[float]]:
+    return [[float(f"{x:.12g}"), float(f"{y:.12g}")] for x, y in places.tolist()]

@@ -13,11 +13,12 @@ from os import PathLike
 from pathlib import Path
 
 from napari_hrsam.atomic_path import atomic_path
-from napari_hrsam.errors import LabelsError
+from napari_hrsam.errors import ImageError, LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
 from napari_hrsam.storage.export.edges import trace_outlines
 from napari_hrsam.storage.export.measures import ObjectTable, measure_objects
 from napari_hrsam.storage.export.outlines import Outline
+from napari_hrsam.storage.images.georeference import Georeference, map_shape, read_georeference
 from napari_hrsam.storage.labels.journal_facts import JOURNAL_FILE, CommitFacts, read_journal
 from napari_hrsam.storage.labels.properties import Properties, read_properties
 from napari_hrsam.storage.labels.regions import Progress
@@ -65,6 +66,41 @@ class Part:
     plane: tuple[int, ...]
     box: Box
     only: frozenset[int] | None
+
+    def georeference(self, like: str | PathLike[str] | None) -> Georeference:
+        """Say where the labels lie: as a map does, else as they tell themselves.
+
+        Parameters
+        ----------
+        like : path, optional
+            Of the GeoTIFF that they belong to.
+
+        Raises
+        ------
+        LabelsError
+            If neither says it, or the map is of another size.
+        """
+        try:
+            found = self.labels.georeference if like is None else self._of_map(like)
+        except ImageError as error:
+            raise LabelsError(str(error)) from error
+        if found is None:
+            raise LabelsError(
+                f"expected labels of a map, but {'the file' if like else 'nothing'} says where "
+                f"{self.labels.name!r} lies; name the GeoTIFF that they were drawn on "
+                "(georeference=, --georeference), or export in pixels"
+            )
+        return found
+
+    def _of_map(self, like: str | PathLike[str]) -> Georeference | None:
+        found = read_georeference(like)
+        shape = map_shape(like)
+        if shape != self.labels.shape_yx:
+            raise LabelsError(
+                f"expected the map of {self.labels.name!r}, of shape {self.labels.shape_yx}, got "
+                f"one of {shape} at {like}; name the map that they were drawn on"
+            )
+        return found
 
     def measured(self, progress: Progress | None) -> ObjectTable:
         """Measure the objects; the first half of the way.

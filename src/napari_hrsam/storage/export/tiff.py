@@ -15,6 +15,7 @@ import napari_hrsam
 from napari_hrsam.errors import LabelsError
 from napari_hrsam.geometry import Box, BoxLike
 from napari_hrsam.storage.export.source import Exported, Part, new_file, part_of, written
+from napari_hrsam.storage.images.georeference import Georeference
 from napari_hrsam.storage.labels.objects import UNIT_SYMBOLS
 from napari_hrsam.storage.labels.regions import Progress, RegionGrid, region_grid
 from napari_hrsam.storage.labels.stored import StoredLabels
@@ -31,6 +32,7 @@ def export_tiff(
     out: str | PathLike[str],
     *,
     level: int = 0,
+    georeference: str | PathLike[str] | None = None,
     box: BoxLike | None = None,
     labels: Collection[int] | None = None,
     plane: tuple[int, ...] = (),
@@ -45,6 +47,9 @@ def export_tiff(
         As in `export_csv`.
     level : int
         Level to write: 0 is full size.
+    georeference : path, optional
+        The GeoTIFF that the labels were drawn on, so that the file is a GeoTIFF too, in the same
+        coordinate reference system; by default as the labels tell themselves.
     box : (y0, x0, y1, x1) or Box, optional
         Only what lies in it, in level-0 pixels; at a coarser level it grows to whole pixels.
     labels : collection of int, optional
@@ -58,12 +63,17 @@ def export_tiff(
     Raises
     ------
     LabelsError
-        As in `export_csv`; if there is no such level, or a label does not fit the 32 bits of an
-        OME-TIFF.
+        As in `export_csv`; if there is no such level, a label does not fit the 32 bits of an
+        OME-TIFF, or the map is none of the labels.
+    MissingExtraError
+        If the labels are those of a map, and the extra ``geo`` is not installed.
     """
     part = part_of(path, name, box=box, plane=plane)
     source = _Tiles(part, level, labels)
     dtype = source.dtype()
+    tags = []
+    if georeference is not None or part.labels.georeference is not None:
+        tags = _moved(part.georeference(georeference), part, source, level).tiff_tags()
     with new_file(out, overwrite=overwrite) as partial:
         tifffile.imwrite(
             partial,
@@ -76,6 +86,7 @@ def export_tiff(
             ome=True,
             bigtiff=source.box.area * dtype.itemsize > 2**31,
             software=f"napari-hrsam {napari_hrsam.__version__}",
+            extratags=tags,
             **_place(part.labels, level),
         )
     return written(out, len(source.seen))
@@ -155,6 +166,14 @@ def _at_level(box: Box, labels: StoredLabels, level: int) -> Box:
         -(-box.y1 * height // height0),
         -(-box.x1 * width // width0),
     )
+
+
+def _moved(whole: Georeference, part: Part, source: _Tiles, level: int) -> Georeference:
+    """Return where the file's own pixels lie."""
+    (height0, width0), (height, width) = part.labels.shape_yx, part.labels.level_shape(level)
+    # Coarse pixels are blocks of whole ones; at the end they may be cut.
+    down, across = float(round(height0 / height)), float(round(width0 / width))
+    return whole.moved(source.box.y0 * down, source.box.x0 * across, (down, across))
 
 
 def _place(labels: StoredLabels, level: int) -> dict[str, Any]:

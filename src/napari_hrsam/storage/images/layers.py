@@ -26,9 +26,13 @@ from napari_hrsam.storage.images.colours import (
     shown_channels,
     spread_limits,
 )
+from napari_hrsam.storage.images.georeference import Georeference
 from napari_hrsam.storage.images.limits import find_limits
 from napari_hrsam.storage.images.stored import AxisOrder, chunk_shape, stored_levels
 from napari_hrsam.storage.images.tile_source import PyramidImage
+
+GEOREFERENCE_KEY = "napari-hrsam georeference"
+"""In the metadata of an Image layer: where its pixels lie, as `Georeference.as_json` tells it."""
 
 _LAYER_NAMES = ("data", "multiscale", "rgb", "contrast_limits", "data_to_world")
 
@@ -65,6 +69,8 @@ class LayerImage:
         What errors call the image.
     plane_names : tuple of str
         What the viewer calls the axes of `plane_shape`.
+    georeference : Georeference or None
+        Where the pixels of a map lie, if its reader told it.
     """
 
     arrays: tuple[Any, ...]
@@ -75,6 +81,7 @@ class LayerImage:
     is_separate: bool
     name: str
     plane_names: tuple[str, ...] = ()
+    georeference: Georeference | None = None
 
     def is_same_picture(self, other: LayerImage) -> bool:
         """Whether a model would be shown the same; pixels changed in place are not noticed."""
@@ -136,6 +143,7 @@ class LayerImage:
             looks=self.looks,
             separate=self.is_separate,
             plane_names=self.plane_names,
+            georeference=self.georeference,
         )
 
     def plain(self) -> PyramidImage:
@@ -283,6 +291,12 @@ def levels_of(layer: Any) -> tuple[Any, ...]:
     return tuple(layer.data) if layer.multiscale else (layer.data,)
 
 
+def georeference_of(layer: Any) -> Georeference | None:
+    """Return where the pixels of a layer lie on a map, None if no reader told it."""
+    told = layer.metadata.get(GEOREFERENCE_KEY) if hasattr(layer, "metadata") else None
+    return Georeference.from_json(told)
+
+
 def _take_one(
     layer: Any,
     rgb: bool | None,
@@ -318,6 +332,7 @@ def _take_one(
         is_separate=channel_axis is not None,
         name=f"'{layer.name}'",
         plane_names=_axis_names(layer, order.planes),
+        georeference=georeference_of(layer),
     )
 
 
@@ -376,6 +391,7 @@ def _stacked(
         is_separate=True,
         name=" + ".join(f"'{chosen[place].name}'" for place in used),
         plane_names=_axis_names(chosen[0], [axis - 1 for axis in order.planes]),
+        georeference=georeference_of(chosen[0]),
     )
 
 

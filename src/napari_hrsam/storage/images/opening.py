@@ -14,8 +14,10 @@ from napari_hrsam.errors import ImageError
 from napari_hrsam.storage.images.arrange import arrange
 from napari_hrsam.storage.images.array_kinds import NanWhere, known_shape
 from napari_hrsam.storage.images.colours import Channels, Limits, shown_channels
+from napari_hrsam.storage.images.file_image import FileImage
 from napari_hrsam.storage.images.layers import is_image_layer, take_layers
 from napari_hrsam.storage.images.pictures import read_picture
+from napari_hrsam.storage.images.slides import is_slide, open_slide
 from napari_hrsam.storage.images.stored import AxisOrder, stored_levels
 from napari_hrsam.storage.images.tiff_files import is_tiff, open_tiff
 from napari_hrsam.storage.images.tile_source import ArrayImage, PyramidImage
@@ -34,7 +36,8 @@ def open_image(
     ----------
     source : path, URL, array, list of arrays, napari Image layer or layers, or PyramidImage
         Path or URL of an OME-Zarr image (version 0.4 or 0.5) or a single zarr array, or path of a
-        TIFF (also OME-TIFF, COG, slide scanners') or a picture (PNG, JPEG, .npy). Of a TIFF only
+        TIFF (also OME-TIFF, COG, SVS, NDPI), of a slide (MRXS, SCN, BIF, VMS, Philips, DICOM,
+        CZI: with the extra ``slides``) or a picture (PNG, JPEG, .npy). Of a TIFF or slide only
         the parts that are wanted are read, from its levels; its axes, colours, palette, value for
         no data, masks and pixel size count. Or a NumPy, dask or zarr array, or any other with
         ``shape``, ``dtype`` and slicing: (H, W), (H, W, 1, 3 or 4) or (..., H, W), where every
@@ -115,7 +118,7 @@ def _open_path(
     contrast_limits: Limits | None,
 ) -> PyramidImage:
     try:
-        as_zarr, is_file = is_zarr(path), Path(path).is_file()
+        as_zarr, is_file = is_zarr(path), Path(path).exists()
     # A name may be longer than the system takes.
     except (OSError, ValueError) as error:
         raise ImageError(
@@ -125,8 +128,10 @@ def _open_path(
     if not as_zarr:
         if not is_file:
             raise ImageError(f"expected an image file, but there is none at {path}; check the path")
-        if is_tiff(Path(path)):
-            return _open_tiff(path, rgb, channel_axis, channels, contrast_limits)
+        as_stored = channel_axis is not None or rgb is False
+        found = open_file_image(Path(path), as_stored=as_stored)
+        if found is not None:
+            return _open_found(found, path, rgb, channel_axis, channels, contrast_limits)
         pixels: Any = read_picture(Path(path))
         if channel_axis is None and _is_transparent(Path(path), pixels):
             # What is transparent was not painted.
@@ -148,27 +153,49 @@ def _open_path(
     )
 
 
-def _open_tiff(
+def open_file_image(path: Path, *, as_stored: bool = False) -> FileImage | None:
+    """Open a slide or a TIFF as its file says; None for pictures that are read whole.
+
+    Parameters
+    ----------
+    path : Path
+    as_stored : bool
+        Whether samples of a TIFF are channels to choose from, whatever the file says of them.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is a slide, and the extra ``slides`` is not installed.
+    ImageError
+        If it cannot be read.
+    """
+    if is_slide(path):
+        return open_slide(path)
+    return open_tiff(path, as_stored=as_stored) if is_tiff(path) else None
+
+
+def _open_found(
+    found: FileImage,
     path: str,
     rgb: bool | None,
     channel_axis: int | None,
     channels: Channels | None,
     contrast_limits: Limits | None,
 ) -> PyramidImage:
-    """Open a TIFF as its pages say; `rgb` and `channel_axis` are for those that say nothing."""
-    tiff = open_tiff(Path(path), as_stored=channel_axis is not None or rgb is False)
-    pixels, shape = tiff.levels[0], known_shape(tiff.levels[0])
-    if isinstance(pixels, np.ndarray) and tiff.axes == ("YXS" if tiff.is_colour else "YX"):
+    """Open an image as its file says; `rgb` and `channel_axis` are for those that say nothing."""
+    pixels, shape = found.levels[0], known_shape(found.levels[0])
+    if isinstance(pixels, np.ndarray) and found.axes == ("YXS" if found.is_colour else "YX"):
         image = ArrayImage(pixels, rgb, channel_axis, channels, contrast_limits)
-        image.ome = tiff.described(path, AxisOrder(y=0, x=1, channel=2 if tiff.is_colour else None))
+        order = AxisOrder(y=0, x=1, channel=2 if found.is_colour else None)
+        image.ome, image.georeference = found.described(path, order), found.georeference
         return image
-    letter = "S" if "S" in tiff.axes else "C"
+    letter = "S" if "S" in found.axes else "C"
     is_separate = channel_axis is not None
-    if channel_axis is None and letter in tiff.axes:
-        y, x, channel = (tiff.axes.index(axis) for axis in ("Y", "X", letter))
+    if channel_axis is None and letter in found.axes:
+        y, x, channel = (found.axes.index(axis) for axis in ("Y", "X", letter))
         planes = tuple(axis for axis in range(len(shape)) if axis not in {y, x, channel})
         order = AxisOrder(y=y, x=x, channel=channel, planes=planes)
-        as_colours = tiff.is_colour or (rgb and shape[channel] in {3, 4})
+        as_colours = found.is_colour or (rgb and shape[channel] in {3, 4})
         is_separate = channels is not None or not as_colours
         shown = shown_channels(shape[channel], channels) if is_separate else (0, 1, 2)
     else:
@@ -176,19 +203,20 @@ def _open_tiff(
         wish = False if rgb is None and channel_axis is None else rgb
         order, shown = arrange(shape, wish, channel_axis, channels)
     return PyramidImage(
-        stored_levels(tiff.levels, order, names=[path] * len(tiff.levels)),
+        stored_levels(found.levels, order, names=[path] * len(found.levels)),
         shown,
         contrast_limits,
         separate=is_separate,
-        ome=tiff.described(path, order),
+        ome=found.described(path, order),
+        georeference=found.georeference,
     )
 
 
 def is_zarr(path: str) -> bool:
-    """Whether a path is to be opened as zarr: a URL, a folder, or anything in a ``.zarr``."""
+    """Whether a path is opened as zarr: a URL, a folder not of DICOM, anything in a ``.zarr``."""
     return (
         "://" in path
-        or Path(path).is_dir()
+        or (Path(path).is_dir() and not is_slide(Path(path)))
         or any(part.endswith(".zarr") for part in Path(path).parts)
     )
 

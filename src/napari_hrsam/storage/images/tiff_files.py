@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import re
@@ -15,7 +16,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_hrsam.errors import HRSAMError, ImageError
-from napari_hrsam.storage.images.ome_metadata import OmeImage
+from napari_hrsam.storage.images.file_image import FileImage
+from napari_hrsam.storage.images.georeference import Georeference, read_georeference
 from napari_hrsam.storage.images.pictures import (
     ORIENTATIONS,
     read_picture,
@@ -23,7 +25,6 @@ from napari_hrsam.storage.images.pictures import (
     too_large,
     unreadable,
 )
-from napari_hrsam.storage.images.stored import AxisOrder
 from napari_hrsam.storage.images.tiff_colours import samples_of
 from napari_hrsam.storage.images.tiff_pages import SegmentCache, TiffLevel
 
@@ -37,62 +38,6 @@ MAX_PLANES = 2**20
 
 _REDUCED, _TRANSPARENCY = 1, 4
 _SHAPE_SLACK = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TiffImage:
-    """What a TIFF file holds as an image.
-
-    Attributes
-    ----------
-    levels : tuple of array-like
-        Finest first.
-    axes : str
-        One letter per axis of them: Y, X, S for colours or samples, C for channels, T, Z, ...
-    is_colour : bool
-        Whether S are red, green and blue.
-    pixel_size : dict of str to (float, str)
-        Size and unit of a pixel along the axes of which the file tells them.
-    """
-
-    levels: tuple[Any, ...]
-    axes: str
-    is_colour: bool
-    pixel_size: dict[str, tuple[float, str]]
-
-    def described(self, path: str, order: AxisOrder) -> OmeImage | None:
-        """Tell axes and pixel size as an OME-Zarr would; None where no pixel size is known.
-
-        Parameters
-        ----------
-        path : str
-            Of the file.
-        order : AxisOrder
-            Of the axes as they are used.
-        """
-        num = len(self.axes)
-        # Planes are called as OME-Zarr orders them, also where the file has no letter for them.
-        names = dict(zip(order.planes, ("t", "z")[2 - len(order.planes) :], strict=False))
-        if not self.pixel_size or len(order.planes) > 2:
-            return None
-        for axis in order.planes:
-            if self.axes[axis] in "TZ" and len(order.planes) == 1:
-                names[axis] = self.axes[axis].lower()
-        names |= {order.y: "y", order.x: "x"}
-        if order.channel is not None:
-            names[order.channel] = "c"
-        types = {"t": "time", "c": "channel"}
-        sizes = [self.pixel_size.get(names[axis].upper(), (1.0, "")) for axis in range(num)]
-        return OmeImage(
-            path=path,
-            version="0.5",
-            axes=tuple(names[axis] for axis in range(num)),
-            types=tuple(types.get(names[axis], "space") for axis in range(num)),
-            units=tuple(unit for _, unit in sizes),
-            datasets=(),
-            scales=(tuple(size for size, _ in sizes),),
-            translations=((0.0,) * num,),
-        )
 
 
 def is_tiff(path: Path) -> bool:
@@ -111,7 +56,7 @@ def is_tiff(path: Path) -> bool:
     return head in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 
 
-def open_tiff(path: Path, *, as_stored: bool = False) -> TiffImage:
+def open_tiff(path: Path, *, as_stored: bool = False) -> FileImage:
     """Open the image of a TIFF file; a large one is read part by part later.
 
     Of several images the largest is taken that the file does not call reduced; reduced copies of
@@ -255,15 +200,13 @@ def _require_all_pages(
         )
 
 
-def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> TiffImage:
+def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> FileImage:
     base = found.levels[0]
     if not _lies_in_pages(base):
         require_picture_size(path, math.prod(base.shape) * base.dtype.itemsize)
         samples = samples_of(base.keyframe, as_stored=as_stored)
         is_colour = base.axes.endswith("S") and samples.is_colour
-        return TiffImage(
-            levels=(base.asarray(),), axes=base.axes, is_colour=is_colour, pixel_size={}
-        )
+        return FileImage(levels=(base.asarray(),), axes=base.axes, is_colour=is_colour)
     masks = {}
     for one in found.masks:
         if one not in found.levels and _lies_in_pages(one):
@@ -289,11 +232,14 @@ def _opened(found: _Found, cache: SegmentCache, path: Path, as_stored: bool) -> 
         pixels = _whole(first)
         # Missing pixels stay in the level, which knows the type that the others have.
         arrays = (first if pixels.dtype != first.native_dtype else pixels,)
-    return TiffImage(
+    georeference = _georeference(found.file, path)
+    size = _map_size(georeference) if georeference else _pixel_size(found.file, base)
+    return FileImage(
         levels=arrays,
         axes=first.axes,
         is_colour=samples_of(base.keyframe, as_stored=as_stored).is_colour,
-        pixel_size=_pixel_size(found.file, base),
+        pixel_size=size,
+        georeference=georeference,
     )
 
 
@@ -317,7 +263,7 @@ def _whole(level: TiffLevel) -> NDArray[Any]:
     return pixels
 
 
-def _of_pillow(file: tifffile.TiffFile, path: Path) -> TiffImage | None:
+def _of_pillow(file: tifffile.TiffFile, path: Path) -> FileImage | None:
     """Have Pillow read the one page of a file that tifffile cannot decode; None if it cannot."""
     if file.pages.is_multipage:
         return None
@@ -328,7 +274,7 @@ def _of_pillow(file: tifffile.TiffFile, path: Path) -> TiffImage | None:
         logger.debug("Pillow cannot read it either: %s", error)
         return None
     axes = "YXS" if pixels.ndim == 3 else "YX"
-    return TiffImage(levels=(pixels,), axes=axes, is_colour=pixels.ndim == 3, pixel_size={})
+    return FileImage(levels=(pixels,), axes=axes, is_colour=pixels.ndim == 3)
 
 
 def _pixel_size(
@@ -357,6 +303,26 @@ def _pixel_size(
             if "spacing" in facts:
                 sizes["Z"] = (abs(float(facts["spacing"])), unit)
     return {axis: (size, unit) for axis, (size, unit) in sizes.items() if 0 < size < math.inf}
+
+
+def _georeference(file: tifffile.TiffFile, path: Path) -> Georeference | None:
+    """Find where a map lies; None for other images, and without the extra ``geo``."""
+    if not file.is_geotiff or importlib.util.find_spec("rasterio") is None:
+        return None
+    try:
+        return read_georeference(path)
+    # Its pixels can be drawn on all the same.
+    except ImageError as error:
+        logger.warning("%s; it is opened without its place on the map", error)
+        return None
+
+
+def _map_size(georeference: Georeference) -> dict[str, tuple[float, str]]:
+    """Return the size of a pixel in metres; degrees have no unit of length."""
+    in_metres = georeference.pixel_size_m
+    height, width = in_metres or georeference.pixel_size
+    unit = "meter" if in_metres else ""
+    return {"Y": (height, unit), "X": (width, unit)}
 
 
 def _ome_size(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from napari_hrsam.errors import ImageReadError
 from napari_hrsam.lru import LRU
 from napari_hrsam.storage.images.array_kinds import float_like, with_nan
+from napari_hrsam.storage.images.parts_array import PartsArray
 from napari_hrsam.storage.images.tiff_colours import Samples
 
 MAX_CACHE_BYTES = 48 * 2**20
@@ -60,7 +62,7 @@ class SegmentCache:
             self._segments[key] = segment
 
 
-class TiffLevel:
+class TiffLevel(PartsArray):
     """One level of a TIFF image as an array that is read part by part.
 
     Several threads may read at a time.
@@ -107,7 +109,6 @@ class TiffLevel:
         sizes = {"Y": height, "X": width, "S": samples.num_shown}
         own = self.axes[len(self._lead) :]
         self.shape = (*self._lead, *(sizes[axis] for axis in own))
-        self.ndim = len(self.shape)
         self.native_dtype = samples.dtype
         self.may_lack = samples.may_lack or mask is not None
         self.dtype = float_like(self.native_dtype) if self.may_lack else self.native_dtype
@@ -139,14 +140,7 @@ class TiffLevel:
         """Memory for all of it."""
         return math.prod(self.shape) * self.native_dtype.itemsize
 
-    def __getitem__(self, index: tuple[slice | int, ...]) -> NDArray[Any]:
-        """Read a part; one slice or number per axis."""
-        ranges = [
-            range(*part.indices(length))
-            if isinstance(part, slice)
-            else range(part % length, part % length + 1)
-            for part, length in zip(index, self.shape, strict=True)
-        ]
+    def _read(self, ranges: Sequence[range]) -> NDArray[Any]:
         lead, own = (
             ranges[: len(self._lead)],
             dict(zip(self.axes[len(self._lead) :], ranges[len(self._lead) :], strict=True)),
@@ -161,8 +155,7 @@ class TiffLevel:
         if "S" not in own:
             parts = parts[..., 0]
         num = len(self._lead)
-        parts = parts.transpose(*range(num), *(num + axis for axis in self._order))
-        return parts[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+        return parts.transpose(*range(num), *(num + axis for axis in self._order))
 
     def probe(self) -> None:
         """Decode one segment, so that what cannot be decoded at all is told at once.

@@ -24,6 +24,7 @@ from napari_hrsam.storage.images.resample import area_mean, block_mean, enlarge
 from napari_hrsam.storage.images.stored import StoredLevel, stored_levels
 
 if TYPE_CHECKING:
+    from napari_hrsam.storage.images.georeference import Georeference
     from napari_hrsam.storage.images.ome_metadata import OmeImage
 
 MEAN_RGB = (124, 116, 104)
@@ -67,6 +68,8 @@ class PyramidImage:
         What a file says of itself.
     plane_names : sequence of str, optional
         What its source calls the axes before y and x.
+    georeference : Georeference, optional
+        Where the pixels of a map lie.
 
     Attributes
     ----------
@@ -74,6 +77,8 @@ class PyramidImage:
         Path, axes, scales and units of an OME-Zarr image, or of a TIFF that tells its pixel size.
     plane_names : tuple of str
         One per axis of `plane_shape`, such as ``("t",)``; empty where no viewer tells them.
+    georeference : Georeference or None
+        Where the pixels of a map lie.
 
     Raises
     ------
@@ -91,8 +96,10 @@ class PyramidImage:
         separate: bool = False,
         ome: OmeImage | None = None,
         plane_names: Sequence[str] = (),
+        georeference: Georeference | None = None,
     ) -> None:
         self.ome = ome
+        self.georeference = georeference
         self.plane_names = tuple(plane_names)
         self._stored = tuple(stored)
         self._levels = with_coarse_levels(self._stored)

@@ -148,6 +148,11 @@ def _head_of(path: Path, offset_yx: tuple[int, int]) -> _Head:
     offset = np.array(offset_yx, float)
     if not isinstance(head, dict):
         return _Head(np.ones(2), offset)
+    if head.get("units") == "lonlat":
+        raise LabelsError(
+            f"expected objects in pixels or in the unit of the image, got longitude and latitude "
+            f"in {path}; export them again with units='pixel'"
+        )
     try:
         shape = int(head["image_shape_yx"][0]), int(head["image_shape_yx"][1])
         plane = tuple(map(int, head["plane"]))

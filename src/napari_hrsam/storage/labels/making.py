@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import level_shape
 from napari_hrsam.storage.files.metadata_files import keep_indexes, ome_attributes
 from napari_hrsam.storage.files.safe_files import discard, force
+from napari_hrsam.storage.images.georeference import GEOREFERENCE, Georeference
 from napari_hrsam.storage.images.ome_metadata import OmeImage, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, image_levels, open_group
 from napari_hrsam.storage.labels.names import require_new_name, require_no_way_out
@@ -64,6 +65,7 @@ class _Plan:
     paths: list[str]
     transforms: list[list[dict[str, Any]]]
     is_beside_image: bool = False
+    georeference: Georeference | None = None
 
 
 Fill = Callable[[Path, list[zarr.Array[Any]]], None]
@@ -105,6 +107,9 @@ def make_labels(path: Path, name: str, like: object = None, fill: Fill | None = 
     try:
         root = _open_root(path)
         plan = _plan(path, root, shape, _frame_of(like, shape))
+        told = getattr(like, "georeference", None)
+        if isinstance(told, Georeference):
+            plan = replace(plan, georeference=told)
         _make(path, root, name, plan, fill)
     except OSError as error:
         raise LabelsError(
@@ -242,6 +247,14 @@ class _Frame:
         space = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
         return cls([*planes, *space], (1.0,) * num_axes, (0.0,) * num_axes)
 
+    def sized(self, metres_yx: tuple[float, float] | None) -> _Frame:
+        """Return it with the size of a pixel of a map; as it is where that is not in metres."""
+        if metres_yx is None:
+            return self
+        *planes, y, x = self.axes
+        axes = [*planes, {**y, "unit": "meter"}, {**x, "unit": "meter"}]
+        return replace(self, axes=axes, scale=(*self.scale[:-2], *metres_yx))
+
 
 def _plane_axes(num: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """Describe the axes before y and x as their names say; those without one are t, c and z."""
@@ -273,7 +286,9 @@ def _frame_of(like: object, shape: tuple[int, ...] | None) -> _Frame | None:
         return None
     ome = getattr(like, "ome", None)
     if not isinstance(ome, OmeImage):
-        return _Frame.plain(len(shape), getattr(like, "plane_names", ()))
+        plain = _Frame.plain(len(shape), getattr(like, "plane_names", ()))
+        told = getattr(like, "georeference", None)
+        return plain.sized(told.pixel_size_m) if isinstance(told, Georeference) else plain
     left_out = {ome.channel_axis, ome.axes.index("y"), ome.axes.index("x")}
     planes = [axis for axis in range(len(ome.axes)) if axis not in left_out]
     order = [*planes, ome.axes.index("y"), ome.axes.index("x")]
@@ -384,10 +399,14 @@ def _attributes(name: str, plan: _Plan) -> dict[str, Any]:
     ]
     multiscale: dict[str, Any] = {"name": name, "axes": plan.axes, "datasets": datasets}
     label: dict[str, Any] = {"source": {"image": "../../"}} if plan.is_beside_image else {}
+    own: dict[str, Any] = {}
+    if plan.georeference is not None:
+        own[GEOREFERENCE] = plan.georeference.as_json()
     if plan.zarr_format == 3:
-        return {"ome": {"version": plan.version, "multiscales": [multiscale], "image-label": label}}
+        ome = {"version": plan.version, "multiscales": [multiscale], "image-label": label}
+        return {"ome": ome, **own}
     multiscale["version"] = label["version"] = plan.version
-    return {"multiscales": [multiscale], "image-label": label}
+    return {"multiscales": [multiscale], "image-label": label, **own}
 
 
 def require_listed(path: Path, name: str) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.errors import ImageError, ImageReadError, LabelsError
 from napari_hrsam.geometry import Box, BoxLike, as_box
+from napari_hrsam.storage.images.georeference import GEOREFERENCE, Georeference
 from napari_hrsam.storage.images.ome_metadata import OmeImage, dataset_paths, parse_ome
 from napari_hrsam.storage.images.ome_zarr import array_in, open_group
 from napari_hrsam.storage.labels.arguments import checked_plane
@@ -152,6 +153,11 @@ class StoredLabels:
                 f"{self.levels[0].shape}; write the label image again"
             )
         return ome
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where the pixels lie on a map; None where its image was none."""
+        return Georeference.from_json(self._attributes.get(GEOREFERENCE))
 
     def require_metadata(self) -> None:
         """Raise `LabelsError` unless `ome` can be used, before work that needs it begins."""
