@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import Qt, QUrl
+from qtpy.QtCore import QCoreApplication, Qt, QUrl
 from qtpy.QtGui import QDesktopServices, QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QApplication,
@@ -149,7 +151,10 @@ class SegmentWidget(QWidget):
         application = QApplication.instance()
         if application is not None:
             # No window is left to be blocked: what was asked for is waited for.
-            application.aboutToQuit.connect(partial(_finish, self.controller, watches))
+            finish = partial(_finish, self.controller, watches)
+            application.aboutToQuit.connect(finish)
+            # It would keep the controller, and with it viewer and model, until then.
+            self.destroyed.connect(partial(_forget, application, finish))
         self._show_state()
         warning = binding_warning()
         if warning is not None:
@@ -580,6 +585,12 @@ def _let_go(controller: SegmentController, watches: tuple[Watch, ...], *_: Any) 
     for watch in watches:
         watch.close()
     controller.close()
+
+
+def _forget(application: QCoreApplication, finish: Callable[[], None], *_: Any) -> None:
+    # While the application ends, its part of the signal may be gone already.
+    with suppress(RuntimeError):
+        application.aboutToQuit.disconnect(finish)
 
 
 def _finish(controller: SegmentController, watches: tuple[Watch, ...]) -> None:
