@@ -30,7 +30,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Box, int]] = []
-        self.before: Callable[[], None] = lambda: None
+        self.before: Callable[[], Any] = lambda: None
         self.cells = touching_discs(CELLS)
 
 
@@ -56,7 +56,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 @pytest.fixture
-def started(controller: SegmentController, viewer: ViewerModel, asked: Asked) -> SegmentController:
+def started(
+    controller: SegmentController,
+    viewer: ViewerModel,
+    asked: Asked,  # noqa: ARG001
+) -> SegmentController:
     image = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), np.uint8)
     viewer.add_image(image, rgb=True, name="discs", scale=(2, 2), translate=(10, -6))
     viewer.canvas.size = (400, 400)
@@ -405,7 +409,7 @@ def test_a_commit_that_fails_leaves_the_review_as_it_was(
 def test_a_search_is_cancelled_and_clicks_are_taken_again(
     started: SegmentController, asked: Asked
 ) -> None:
-    asked.before = lambda: started.worker.cancel_proposing()
+    asked.before = started.worker.cancel_proposing
     started.everything.propose(level=0)
     assert started.state.is_proposing
     with pytest.raises(SessionError, match="objects are being looked for"):

@@ -385,8 +385,9 @@ class SegmentController:
     def commit(self) -> None:
         """Write the current object, as painted over by hand, to the target.
 
-        While proposals are reviewed, the accepted ones are committed. The outline of an object larger than a tile is refined first, which takes a while; `cancel`
-        gives it up meanwhile.
+        While proposals are reviewed, the accepted ones are committed instead. The outline of an
+        object larger than a tile is refined first, which takes a while; `cancel` gives it up
+        meanwhile.
         """
         overlay = self._context.ready()
         if self.state.is_reviewing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -453,11 +454,9 @@ class Everything:
         kinds = (*(ACCEPTED for _ in accepted), *(REJECTED for _ in rejected))
         if self._examples is not None:
             earlier, earlier_kinds = self._examples
-            try:
+            # Those of another model or level cannot be compared: the newer ones count.
+            with suppress(ConfigError):
                 decided, kinds = earlier.followed_by(decided), (*earlier_kinds, *kinds)
-            except ConfigError:
-                # Of another model or level: they cannot be compared, and the newer ones count.
-                pass
         if kinds:
             self._examples = decided, kinds
 
@@ -472,12 +471,8 @@ class Everything:
         proposals, accepted, rejected = review.proposals, review.accepted, review.rejected
         if self._examples is not None:
             earlier, kinds = self._examples
-            try:
-                together = proposals.followed_by(earlier)
-            except ConfigError:
-                together = proposals
-            if len(together) > len(proposals):
-                proposals = together
+            with suppress(ConfigError):
+                proposals = proposals.followed_by(earlier)
                 for place, kind in enumerate(kinds, len(review)):
                     (accepted if kind == ACCEPTED else rejected).append(place)
         if not accepted:

@@ -99,8 +99,6 @@ class InferenceSession:
                 result = self._propagate(command, progress)
             case commands.DrawEach():
                 result = self._draw_each(command, progress)
-            case commands.Propose():
-                result = self._propose(command, progress)
             case commands.Open():
                 result = self._open(command, progress)
             case commands.UseModel():
@@ -112,7 +110,7 @@ class InferenceSession:
             case _ if isinstance(command, commands.Step):
                 result = self._take_step(command)
             case _ if isinstance(command, commands.Question):
-                result = self._reply(command)
+                result = self._reply(command, progress)
             case _:
                 self._set(command)
         return result
@@ -144,7 +142,7 @@ class InferenceSession:
                 self._num_committed += _num_new(step)
         return self._answer(step, **more)
 
-    def _reply(self, command: commands.Question) -> Any:
+    def _reply(self, command: commands.Question, progress: Progress) -> Any:
         session, has_time = self._session, not self._hurry.is_set()
         match command:
             case commands.FindDevices():
@@ -154,6 +152,8 @@ class InferenceSession:
                 return None if session is None else session.labels.object_list()
             case commands.Peek():
                 return self._peek(command)
+            case commands.Propose():
+                return self._propose(command, progress)
             case commands.Rank():
                 return _rank(command) if has_time else None
             case commands.ReadAhead():

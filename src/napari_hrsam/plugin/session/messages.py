@@ -190,11 +190,12 @@ def describe_search(done: int, total: int, left_s: float) -> str:
     """Say how far the search for all objects is, in tiles."""
     if not total:
         return "Looking for objects ... Cancel stops it."
-    left = f", about {_seconds(left_s)} left" if done else ""
+    left = f", about {duration(left_s)} left" if done else ""
     return f"Looking for objects: {done} of {total} tiles{left}. Cancel stops it."
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time that was estimated."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -246,9 +247,7 @@ def describe_proposal(review: Review, keys: KeyMap) -> str:
     what += f", {review.proposals.areas_px[index]:,} pixels"
     decision = ("", " Accepted.", " Rejected.")[review.decisions[index]]
     if not review.is_left.any():
-        return (
-            f"{what}.{decision} None is left: {keys.spell('{commit} commits the accepted ones')}."
-        )
+        decision += f" None is left: {keys.text('commit')} commits the accepted ones."
     return f"{what}.{decision}"
 
 

@@ -1,4 +1,4 @@
-"""Proposals that are looked through one by one: which are shown, in which order, what was decided."""
+"""Proposals that are looked through one by one: which are shown, in which order; decisions."""
 
 from __future__ import annotations
 
