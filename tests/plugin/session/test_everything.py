@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from drawn_field import DrawnPredictor, touching_discs
+from drawn_field import DrawnPredictor
+from everything_stand_in import CELLS, SHAPE, Asked
 from napari.components import ViewerModel
 from numpy.typing import NDArray
 
-# Before the stand-in is put in the place of its Predictor.
-import napari_hrsam.engine.session  # noqa: F401
 from napari_hrsam.engine.everything import proposals as module
 from napari_hrsam.engine.everything import ranking
 from napari_hrsam.engine.everything.proposals import propose
@@ -21,38 +19,11 @@ from napari_hrsam.geometry import Box
 from napari_hrsam.plugin.overlay.proposals import ACCEPTED, REJECTED, RING
 from napari_hrsam.plugin.session.controller import SegmentController
 
-CELLS = 130, 120
-SHAPE = 259, 239
-
-
-class Asked:
-    """What was asked of `propose`; `before` is called before each of its tiles."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Box, int]] = []
-        self.before: Callable[[], Any] = lambda: None
-        self.cells = touching_discs(CELLS)
-
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The objects of `touching_discs` are found, whatever the model."""
-    asked = Asked()
-    monkeypatch.setattr("napari_hrsam.engine.predictor.Predictor", lambda model: model)
-    monkeypatch.setattr(module, "loaded", lambda model: model)
-
-    def stand_in(image: Any, box: Box, level: int, *, progress: Any, **options: Any) -> Any:
-        asked.calls.append((box, level))
-
-        def step(done: int, total: int) -> None:
-            asked.before()
-            progress(done, total)
-
-        options["model"] = DrawnPredictor(asked.cells)
-        return propose(image, box, level, largest_px=80, progress=step, **options)
-
-    monkeypatch.setattr(module, "propose", stand_in)
-    return asked
+    return Asked(monkeypatch)
 
 
 @pytest.fixture

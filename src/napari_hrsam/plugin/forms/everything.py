@@ -161,9 +161,9 @@ class EverythingForm(Form):
     def describe(self, result: AutoReport) -> str:
         """Say what was found, and show it."""
         self._show_labels(LabelFile(Path(result.path), result.name))
+        where = f"labels '{result.name}' in {result.path}"
         lines = [
-            f"{result.num_objects:,} objects found at level {result.level} in "
-            f"{duration(result.seconds)}: labels '{result.name}' in {result.path}.",
+            f"{result.num_objects:,} objects found in {duration(result.seconds)}: {where}.",
             f"A table of them: {result.table}.",
         ]
         if result.num_too_large:

@@ -235,7 +235,7 @@ class EverythingSection(Section):
     def _area(self, place: int) -> float:
         """Return the area at a place of a slider; the places are ratios apart."""
         low, high = self._areas_px
-        return low * (high / low) ** (place / STEPS)
+        return low * math.exp(math.log(high / low) * place / STEPS)
 
     def _place(self, area_px: float) -> int:
         low, high = self._areas_px

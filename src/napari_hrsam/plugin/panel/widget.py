@@ -526,9 +526,9 @@ class SegmentWidget(QWidget):
     def _open_form(self, level: int) -> None:
         """Open the form that segments a whole level."""
         _, form = self._viewer.window.add_plugin_dock_widget("napari-hrsam", "Segment everything")
-        fields: Any = form.fields  # type: ignore[union-attr]
+        fields: Any = form.fields
         image = self.controller.image_layer
-        if not form.is_busy and image in fields["image"].choices:  # type: ignore[union-attr]
+        if not form.is_busy and image in fields["image"].choices:
             fields["image"].value, fields["level"].value = image, level
 
     def _switch(self) -> None:
