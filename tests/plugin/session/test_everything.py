@@ -337,6 +337,14 @@ def test_a_review_that_was_left_is_gone_on_with(
     viewer.layers.remove(reviewing.overlay.proposals.layer)
     assert reviewing.everything.review is None
     assert reviewing.overlay is not None, "the session goes on"
+    # Another object does not end it, but is what Ctrl+Z is about from then on.
+    reviewing.click((250, 2))
+    reviewing.wait()
+    reviewing.commit()
+    reviewing.wait()
+    press(reviewing, "Ctrl+Z")
+    assert reviewing.everything.review is None
+    assert not labels(reviewing).any()
     reviewing.everything.resume()
     press(reviewing, "C")
     assert labels(reviewing).any()
@@ -465,7 +473,7 @@ def test_why_there_is_nothing_to_review_is_told(started: SegmentController, aske
     asked.cells[10:100, 10:100] = 1
     everything.propose(level=0)
     started.wait()
-    assert "1 are too large for level 0: look from further away" in started.state.message
+    assert "1 is too large for level 0: look from further away" in started.state.message
     assert not started.state.is_error
 
 

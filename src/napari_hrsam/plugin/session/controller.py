@@ -451,7 +451,7 @@ class SegmentController:
             self._count_pixels()
         elif overlay.given_up is not None:
             self._restore(overlay, overlay.given_up)
-        elif self.everything.can_resume and not overlay.has_object:
+        elif self.everything.was_just_left and not overlay.has_object:
             self.everything.resume()
         else:
             self.worker.send(commands.Undo())

@@ -63,7 +63,7 @@ class Everything:
         self._left: tuple[Review, commands.Proposed] | None = None
         self._finishing: tuple[Review, commands.Proposed] | None = None
         self._examples: tuple[Proposals, tuple[int, ...]] | None = None
-        self._awaits_box = False
+        self._awaits_box = self._is_newest = False
         self._level: int | None = None
         self._began_s = 0.0
         self._is_ranking = self._is_outdated = False
@@ -73,6 +73,11 @@ class Everything:
     def can_resume(self) -> bool:
         """Whether there is a review that was left."""
         return self._left is not None
+
+    @property
+    def was_just_left(self) -> bool:
+        """Whether nothing was committed since."""
+        return self._left is not None and self._is_newest
 
     @property
     def awaits_box(self) -> bool:
@@ -85,7 +90,7 @@ class Everything:
         """Look for all objects in a part of the plane that is shown; then they are reviewed.
 
         Proposals that committed objects cover by more than half are left out. `cancel` of the
-        controller ends it; a review that was left is forgotten.
+        controller ends it. A review that was left is forgotten when another one begins.
 
         Parameters
         ----------
@@ -115,7 +120,6 @@ class Everything:
             level = max(FINEST, overlay.next_level(self._context.state.pinned_level))
         self._context.begin_anew()
         self._stop_awaiting()
-        self._left = None
         self._began_s = time.monotonic()
         self._context.worker.read_ahead(None)
         self._context.show_message(messages.describe_search(0, 0, 0.0), is_proposing=True)
@@ -294,7 +298,7 @@ class Everything:
         review, proposed = self._reviewing(), self._proposed
         assert proposed is not None
         self._hide()
-        self._left = review, proposed
+        self._left, self._is_newest = (review, proposed), True
         num = len(review.accepted) + len(review.rejected)
         self._context.show_message(
             messages.describe_left(num, self._context.state.keys), can_undo=True
@@ -313,8 +317,7 @@ class Everything:
         overlay.require_no_object("going on with the review")
         if self._left is None:
             raise SessionError("expected a review that was left, got none; propose objects first")
-        (review, proposed), self._left = self._left, None
-        self._show(overlay, review, proposed)
+        self._show(overlay, *self._left)
 
     # ------------------------------------------------------------------ for the controller
 
@@ -333,15 +336,13 @@ class Everything:
         return True
 
     def answered(self, answer: commands.Answer) -> None:
-        """Take note of what was committed: it was no mistake to leave the review before."""
+        """Take note of what was committed: Ctrl+Z is no longer about a review that was left."""
         if answer.edit is None and not answer.earlier_edits:
             return
         if self._finishing is not None and answer.edit is not None and answer.edit.kind == "accept":
             self._remember(self._finishing[0])
             self._finishing = None
-        if self._left is not None:
-            self._left = None
-            self.changed.emit()
+        self._is_newest = False
 
     def end(self) -> None:
         """End with the session: what was accepted is committed."""
@@ -375,7 +376,7 @@ class Everything:
         self._context.look_ahead()
 
     def _show(self, overlay: Overlay, review: Review, proposed: commands.Proposed) -> None:
-        self.review, self._proposed = review, proposed
+        self.review, self._proposed, self._left = review, proposed, None
         overlay.add_proposals(proposed)
         self._context.update(is_reviewing=True, is_subtracting=False)
         self._follow_keys()

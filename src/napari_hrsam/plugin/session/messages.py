@@ -205,10 +205,8 @@ def describe_none(found: Proposed, level: int) -> str:
     """Say why there is nothing to review."""
     too_large = _too_large(found)
     if found.num_covered:
-        return (
-            f"All {found.num_covered:,} objects found here are covered by committed ones."
-            f"{too_large} Look elsewhere."
-        )
+        all_found = f"All {found.num_covered:,} objects found here are covered by committed ones."
+        return f"{all_found}{too_large} Look elsewhere."
     if too_large:
         return f"No object that is small enough was found here.{too_large}"
     return (
@@ -221,9 +219,8 @@ def _too_large(found: Proposed) -> str:
     num, level = found.proposals.num_too_large, found.proposals.level
     if not num:
         return ""
-    return (
-        f" {num:,} are too large for level {level}: look from further away, at level {level + 1}."
-    )
+    which = "1 is" if num == 1 else f"{num:,} are"
+    return f" {which} too large for level {level}: look from further away, at level {level + 1}."
 
 
 def describe_proposed(found: Proposed, keys: KeyMap) -> str:
@@ -260,7 +257,8 @@ def describe_accepted(num: int, keys: KeyMap) -> str:
 
 def describe_left(num: int, keys: KeyMap) -> str:
     """Say that a review was left."""
-    what = f"The review was left with {num:,} decisions; nothing was committed."
+    decisions = "1 decision" if num == 1 else f"{num:,} decisions"
+    what = f"The review was left with {decisions}; nothing was committed."
     return f"{what} {keys.text('undo')} goes on with it."
 
 
