@@ -43,6 +43,7 @@ ORDERS = (
     ("Size", Order.SIZE),
     ("Place in the image", Order.PLACE),
 )
+AS_SHOWN = "as shown"
 STEPS = 100
 VALUE_WIDTH_PX = 74
 
@@ -227,9 +228,9 @@ class EverythingSection(Section):
 
     def _fill_levels(self) -> None:
         levels = self._controller.state.levels
-        items: list[tuple[str, Any]] = [("As the view shows it", ("view",))]
+        items: list[tuple[str, Any]] = [("As the view shows it", AS_SHOWN)]
         if levels is not None:
-            items += [(describe_level(one), (one,)) for one in range(FINEST, levels[1] + 1)]
+            items += [(describe_level(one), str(one)) for one in range(FINEST, levels[1] + 1)]
         fill_combo(self.level_box, items, self.level_box.currentData())
 
     def _area(self, place: int) -> float:
@@ -249,22 +250,20 @@ class EverythingSection(Section):
     def level(self) -> int | None:
         """The level that is chosen; None: that of the view."""
         chosen = self.level_box.currentData()
-        return None if chosen is None or chosen[0] == "view" else int(chosen[0])
+        return None if chosen in (None, AS_SHOWN) else int(chosen)
 
     def _find(self) -> None:
-        guard, everything = self._controller.state.guard, self._everything
-        match self.where_box.currentData():
-            case "box":
-                guard(everything.await_box, self.level)
-            case "shapes":
-                guard(everything.propose_in_layer, None, self.level)
-            case "whole":
-                level = self.level
-                self._open_form(
-                    max(FINEST, self._controller.state.level or 0) if level is None else level
-                )
-            case _:
-                guard(everything.propose, None, self.level)
+        guard, everything, level = self._controller.state.guard, self._everything, self.level
+        where = self.where_box.currentData()
+        if where == BOX:
+            guard(everything.await_box, level)
+        elif where == SHAPES:
+            guard(everything.propose_in_layer, None, level)
+        elif where == WHOLE:
+            shown = max(FINEST, self._controller.state.level or 0)
+            self._open_form(shown if level is None else level)
+        else:
+            guard(everything.propose, None, level)
 
     def _limit(self) -> None:
         """Show proposals as the sliders say; at their ends these hide nothing."""
