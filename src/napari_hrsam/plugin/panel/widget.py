@@ -417,14 +417,14 @@ class SegmentWidget(QWidget):
         self.subtract_button.setChecked(state.is_subtracting)
         for tool, one in self.tool_buttons.items():
             one.setChecked(state.drag_tool is tool)
+        can_change = is_ready and not state.is_proposing and not state.is_reviewing
         for one in (self.add_button, self.subtract_button, *self.tool_buttons.values()):
-            one.setEnabled(is_ready)
+            one.setEnabled(can_change)
         self.commit_button.setEnabled(is_ready and state.has_object)
         self.cancel_button.setEnabled(is_ready and state.has_object)
         self.next_button.setEnabled(is_ready and state.num_prompts > 0)
         for one in (self.delete_button, self.fill_button, self.smooth_button):
             one.setEnabled(is_ready and state.is_editing)
-        can_change = is_ready and not state.is_proposing and not state.is_reviewing
         self.undo_button.setEnabled(can_change and (state.can_undo or state.has_object))
         self.each_button.setEnabled(is_ready and is_free)
         self.redo_button.setEnabled(can_change and state.can_redo)

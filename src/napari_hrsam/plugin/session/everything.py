@@ -235,7 +235,7 @@ class Everything:
 
     def set_threshold(self, value: float) -> None:
         """Set from which score or likeness `accept_above` accepts."""
-        self.threshold = min(max(value, 0.0), 1.0)
+        self.threshold = min(max(round(value, 4), 0.0), 1.0)
         self.changed.emit()
 
     def raise_threshold(self, num_steps: int = 1) -> None:
