@@ -137,3 +137,49 @@ def test_a_box_too_large_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="expected a box of at most 4,000 pixels.*or use auto"):
         proposed()
     assert len(proposed(box=(0, 0, 40, 60))) < 10
+
+
+def test_progress_counts_tiles() -> None:
+    told: list[tuple[int, int]] = []
+    proposed(progress=lambda done, total: told.append((done, total)))
+    (total,) = {total for _, total in told}
+    assert [done for done, _ in told] == [*range(total), total]
+    assert total > 4
+
+
+def test_a_preview_shows_all_as_coarsely_as_it_must() -> None:
+    proposals, labels = proposed(), proposed().labels()
+    drawn, box, step = proposals.preview()
+    assert step == 2
+    large = drawn.repeat(2, 0).repeat(2, 1)[: SHAPE[0] - box.y0, : SHAPE[1] - box.x0]
+    part = labels[box.y0 : box.y1, box.x0 : box.x1]
+    assert np.array_equal(large[: part.shape[0], : part.shape[1]], part)
+    assert (labels > 0).sum() == (part > 0).sum()
+    coarse, box, step = proposals.preview(max_pixels=1000)
+    assert coarse.size <= 1200
+    assert step > 2
+    assert (box.y0 % step, box.x0 % step) == (0, 0)
+    y, x = np.argwhere(coarse)[0]
+    assert labels[box.y0 + y * step, box.x0 + x * step] == coarse[y, x]
+    empty, _, _ = proposals.take([]).preview()
+    assert not empty.any()
+
+
+def test_those_that_others_cover_are_left_out_and_the_rest_is_as_it_was() -> None:
+    proposals = proposed()
+    array = np.zeros(SHAPE, np.int32)
+    array[proposals.labels() == 3] = 9
+    free = proposals.not_covered(array)
+    assert len(free) == len(proposals) - 1
+    assert np.array_equal(free.scores, np.delete(proposals.scores, 2))
+
+
+def test_examples_follow_one_another_if_they_can_be_compared() -> None:
+    proposals = proposed()
+    some = proposals.take([4, 2])
+    both = proposals.followed_by(some)
+    assert len(both) == len(proposals) + 2
+    assert np.array_equal(both.features[-2:], proposals.features[[4, 2]])
+    assert np.array_equal(both.areas_px, [*proposals.areas_px, *some.areas_px])
+    with pytest.raises(ConfigError, match="propose both in the same way"):
+        proposals.followed_by(Proposals(some._found, SHAPE, 1, (), "drawn"))

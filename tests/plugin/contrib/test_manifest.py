@@ -34,6 +34,7 @@ def test_the_manifest_is_valid_and_its_commands_exist() -> None:
         "Import objects",
         "Verify labels",
         "Encode ahead",
+        "Segment everything",
         "Replay with another model",
         "Fine-tune on my objects",
     ]
@@ -141,7 +142,7 @@ def test_other_images_are_left_to_other_readers(tmp_path: Path, npe2pm: PluginMa
 def test_the_forms_are_imported_without_torch() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
-        "from napari_hrsam.plugin.forms import embed, export, importing, verify\n"
+        "from napari_hrsam.plugin.forms import embed, everything, export, importing, verify\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from drawn_field import DrawnPredictor, touching_discs
 from label_files import blobs, write_labels
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
-from napari_hrsam.errors import ConfigError, ImageError, LabelsError
+from napari_hrsam.errors import ConfigError, ImageError, LabelsError, SessionError
+from napari_hrsam.modeling import checkpoints
 from napari_hrsam.plugin.forms.embed import encode_layer, prepare_encode
+from napari_hrsam.plugin.forms.everything import prepare_everything, segment_layer
 from napari_hrsam.plugin.forms.export import export_layer, prepare_export
 from napari_hrsam.plugin.forms.importing import import_into_layer, prepare_import
 from napari_hrsam.plugin.forms.replay import prepare_replay, replay_layer
 from napari_hrsam.plugin.forms.verify import verify_layer
+from napari_hrsam.plugin.session.progress import Cancelled
 from napari_hrsam.storage.export.geojson import export_geojson
 from napari_hrsam.storage.label_image import create_labels, open_labels
 from napari_hrsam.storage.labels.places import FOLDER_KEY
@@ -199,6 +203,55 @@ def test_an_image_is_wanted() -> None:
         prepare_encode()
     with pytest.raises(ConfigError, match="expected a box"):
         prepare_encode(Image(np.zeros((9, 9))), box="a")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that finds known discs."""
+    model = DrawnPredictor(touching_discs((130, 120)))
+    monkeypatch.setattr("napari_hrsam.engine.predictor.Predictor", lambda model: model)
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: model)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_every_object_of_a_layer_goes_into_labels_of_their_own_and_a_cancelled_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    layer = Image(np.random.default_rng(0).integers(0, 255, (259, 239)).astype(np.uint8))
+    job = prepare_everything(layer, folder=tmp_path)
+    is_cancelled = False
+
+    def cancel(_done: int, _total: int) -> None:
+        if is_cancelled:
+            raise Cancelled
+
+    def once(done: int, total: int) -> None:
+        nonlocal is_cancelled
+        cancel(done, total)
+        is_cancelled = True
+
+    with pytest.raises(SessionError, match="stopped after"):
+        job(once)
+    assert not (tmp_path / "labels" / "auto-1").exists()
+    report = segment_layer(layer, folder=tmp_path)
+    assert report.num_objects > 10
+    labels = open_labels(tmp_path, "auto-1", mode="r")
+    assert labels.read().max() == report.num_objects
+    # Asked again, it is there.
+    assert segment_layer(layer, folder=tmp_path).num_at_hand == report.num_blocks
+    with pytest.raises(LabelsError, match="choose another name"):
+        segment_layer(layer, folder=tmp_path, level=1)
+    with pytest.raises(ImageError, match="expected an image layer, got none"):
+        prepare_everything()
+
+
+@pytest.mark.usefixtures("drawn")
+def test_without_a_folder_they_lie_where_the_panel_keeps_objects(labels_folder: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (259, 239)).astype(np.uint8)
+    report = segment_layer(Image(image, name="plate 7"), labels=" mine ")
+    assert report.name == "mine"
+    assert Path(report.path).parent == labels_folder
+    assert Path(report.path).name.startswith("plate-7-")
 
 
 @pytest.mark.torch

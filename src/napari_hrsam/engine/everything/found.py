@@ -266,6 +266,12 @@ def rules_for(
 
 def joined(parts: list[Found]) -> Found:
     """Join the objects of several blocks, in the order of their first cells."""
+    whole = in_sequence(parts)
+    return whole.take(np.lexsort((whole.first[:, 1], whole.first[:, 0])))
+
+
+def in_sequence(parts: list[Found]) -> Found:
+    """Put the objects of several finds one after the other."""
     shift = np.cumsum([0, *(len(part) for part in parts)])
     runs = [part.runs + np.array([num, 0, 0, 0]) for part, num in zip(parts, shift, strict=False)]
     # Blocks without an object know no number of features.
@@ -277,5 +283,4 @@ def joined(parts: list[Found]) -> Found:
     }
     too_large = np.concatenate([part.too_large for part in parts])
     too_large = too_large[np.lexsort(too_large.T[::-1])]
-    whole = Found(**rest, runs=np.concatenate(runs).astype(np.int32), too_large=too_large)
-    return whole.take(np.lexsort((whole.first[:, 1], whole.first[:, 0])))
+    return Found(**rest, runs=np.concatenate(runs).astype(np.int32), too_large=too_large)

@@ -16,6 +16,7 @@ from napari_hrsam.engine.everything.found import (
     Found,
     cell0_px,
     find_objects,
+    in_sequence,
     joined,
     rules_for,
 )
@@ -41,6 +42,10 @@ MAX_CELLS = 2**28
 
 MAX_COVERED = 0.5
 """Share of an object that others may cover: of one that they cover further nothing is accepted."""
+
+MAX_PREVIEW_PX = 2**24
+PREVIEW_ROWS = 256
+"""Rows of a preview that are drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -246,6 +251,81 @@ class Proposals:
         """
         return rank(self, accepted, rejected)
 
+    def not_covered(self, labels: LabelStore | NDArray[Any]) -> Proposals:
+        """Return those that objects of a label image do not cover by more than half.
+
+        Parameters
+        ----------
+        labels
+            As in `accept`.
+
+        Raises
+        ------
+        LabelsError
+            If the labels are of another shape, or cannot be read.
+        """
+        store, plane = self._store(labels)
+        if not len(self):
+            return self
+        covered = np.zeros(len(self) + 1, np.int64)
+        for part in REGIONS.parts(self._whole_box()):
+            own = self.labels(part)
+            taken = own[np.asarray(store.read(part, plane=plane)) != 0]
+            covered += np.bincount(taken, minlength=len(covered))
+        return self.take(covered[1:] <= MAX_COVERED * self.areas_px)
+
+    def preview(self, max_pixels: int = MAX_PREVIEW_PX) -> tuple[NDArray[np.uint32], Box, int]:
+        """Draw them as 1, 2, ... to be looked at, as coarsely as that needs.
+
+        Parameters
+        ----------
+        max_pixels : int
+            Of the drawing.
+
+        Returns
+        -------
+        labels : (h, w) uint32
+        box : Box
+            Where they lie, in level-0 pixels; it begins on a multiple of ``step``, and may reach
+            beyond the image at its lower and right border.
+        step : int
+            Level-0 pixels per pixel of the drawing.
+        """
+        if not len(self):
+            return np.zeros((1, 1), np.uint32), Box(0, 0, self._cell, self._cell), self._cell
+        boxes = self._found.boxes.astype(np.int64)
+        (y0, x0), (y1, x1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+        stride = 1
+        while (y1 - y0) * (x1 - x0) > max_pixels * stride**2:
+            stride *= 2
+        y0, x0, y1, x1 = (
+            int(place) for place in (y0 // stride, x0 // stride, -(-y1 // stride), -(-x1 // stride))
+        )
+        drawn = np.zeros((y1 - y0, x1 - x0), np.uint32)
+        numbers = np.arange(1, len(self) + 1)
+        for row in range(y0, y1, PREVIEW_ROWS):
+            last = min(row + PREVIEW_ROWS, y1)
+            cells = Box(row * stride, x0 * stride, last * stride, x1 * stride)
+            drawn[row - y0 : last - y0] = self._found.paint(cells, numbers)[::stride, ::stride]
+        step = stride * self._cell
+        return drawn, Box(y0 * step, x0 * step, y1 * step, x1 * step), step
+
+    def followed_by(self, others: Proposals) -> Proposals:
+        """Return these and others, which may overlap them, as examples to rank with.
+
+        Raises
+        ------
+        ConfigError
+            If the others are of another model, level or image: they cannot be compared.
+        """
+        if (self.model, self.level, self.shape_yx) != (others.model, others.level, others.shape_yx):
+            raise ConfigError(
+                f"expected proposals of {self.model} at level {self.level} of an image of shape "
+                f"{self.shape_yx}, got those of {others.model} at level {others.level} of "
+                f"{others.shape_yx}; propose both in the same way"
+            )
+        return self._of(in_sequence([self._found, others._found]))
+
     def accept(self, labels: LabelStore | NDArray[Any]) -> Edit:
         """Commit all of them to a label image as one step, which can be taken back as one.
 
@@ -269,14 +349,8 @@ class Proposals:
             If there is none to accept, or more than fit into one step, the labels are of another
             shape, or cannot be written to; nothing is changed then.
         """
-        store = ArrayLabels(labels) if isinstance(labels, np.ndarray) else labels
-        if store.shape_yx != self.shape_yx:
-            raise LabelsError(
-                f"expected labels of the image's shape {self.shape_yx}, got {store.shape_yx}; give "
-                "labels made for this image"
-            )
-        plane = () if set(store.plane_shape) <= {1} else self.plane
-        kept = self._free(store, plane)
+        store, plane = self._store(labels)
+        kept = self.not_covered(store)
         if not len(kept):
             raise LabelsError(
                 "expected proposals to accept, got none that others do not cover already; propose "
@@ -302,16 +376,15 @@ class Proposals:
         boxes = self.boxes
         return Box(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
 
-    def _free(self, store: LabelStore, plane: tuple[int, ...]) -> Proposals:
-        """Leave out those that are covered by objects that are there."""
-        if not len(self):
-            return self
-        covered = np.zeros(len(self) + 1, np.int64)
-        for part in REGIONS.parts(self._whole_box()):
-            own = self.labels(part)
-            taken = own[np.asarray(store.read(part, plane=plane)) != 0]
-            covered += np.bincount(taken, minlength=len(covered))
-        return self.take(covered[1:] <= MAX_COVERED * self.areas_px)
+    def _store(self, labels: LabelStore | NDArray[Any]) -> tuple[LabelStore, tuple[int, ...]]:
+        """Return a label image of the image's shape, and our plane in it."""
+        store = ArrayLabels(labels) if isinstance(labels, np.ndarray) else labels
+        if store.shape_yx != self.shape_yx:
+            raise LabelsError(
+                f"expected labels of the image's shape {self.shape_yx}, got {store.shape_yx}; give "
+                "labels made for this image"
+            )
+        return store, () if set(store.plane_shape) <= {1} else self.plane
 
     def _painted(self, box: Box, numbers: NDArray[Any]) -> NDArray[np.uint32]:
         cell = self._cell
@@ -369,7 +442,7 @@ def propose(
         Only objects of this class, which was learned from strokes (`learn_classes`), and at whose
         level they are looked for unless another one is named.
     progress : callable, optional
-        Told how many blocks are done, and how many there are.
+        Told how many tiles are done, and how many there are.
     should_stop : callable, optional
         Asked before each tile; True ends the work with a `SessionError`.
 
@@ -408,15 +481,24 @@ def propose(
             "which needs no memory of that size"
         )
 
+    side = BLOCK_PX // CELL_PX
+    cores = list(Grid((side, side)).parts(region))
+    num_tiles = len(
+        {
+            place
+            for core in cores
+            for place in field.tiles_of(core.expand(rules.halo).clip(field.shape))
+        }
+    )
+
     def step() -> None:
         if should_stop is not None and should_stop():
             raise SessionError("stopped: nothing is proposed; propose again")
-
-    side = BLOCK_PX // CELL_PX
-    cores = list(Grid((side, side)).parts(region))
-    found = []
-    for done, core in enumerate(cores, 1):
-        found.append(find_objects(field, core, rules, step=step))
         if progress is not None:
-            progress(done, len(cores))
+            # A tile that was let go of between two blocks is encoded twice.
+            progress(min(field.num_tiles + field.num_blank, num_tiles - 1), num_tiles)
+
+    found = [find_objects(field, core, rules, step=step) for core in cores]
+    if progress is not None:
+        progress(num_tiles, num_tiles)
     return Proposals(joined(found), opened.shape_yx, level, plane, predictor.name)

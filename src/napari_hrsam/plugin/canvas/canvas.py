@@ -84,6 +84,11 @@ class Canvas:
         return self._is_on
 
     @property
+    def has_layers(self) -> bool:
+        """Whether there are layers on which keys are ours: between `start` and `stop`."""
+        return bool(self._layers)
+
+    @property
     def is_3d(self) -> bool:
         """Whether the view is 3-D, where a click has no unique place."""
         return bool(self._viewer.dims.ndisplay == 3)
@@ -107,6 +112,11 @@ class Canvas:
         self.stop()
         self._layers = list(layers)
         self._update()
+
+    def set_layers(self, layers: Sequence[Layer]) -> None:
+        """Let keys work whichever of these layers is active, while this is on."""
+        self._layers = list(layers)
+        self.set_actions(self.actions)
 
     def listen(self) -> None:
         """Take clicks already, to say that nothing is ready yet."""

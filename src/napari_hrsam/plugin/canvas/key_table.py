@@ -65,6 +65,20 @@ KEYS = (
         "continues the object on the next plane of a stack",
     ),
     KeyRow("previous_plane", "Shift+Left", "Previous plane", "continues it on the previous plane"),
+    KeyRow(
+        "next_proposal", "Right", "Next proposal", "while proposals are reviewed: goes to the next"
+    ),
+    KeyRow("previous_proposal", "Left", "Previous proposal", "goes to the one before"),
+    KeyRow("accept", "A", "Accept", "accepts the proposal; {commit} commits all accepted ones"),
+    KeyRow("reject", "X", "Reject", "rejects the proposal; {undo} undoes a decision"),
+    KeyRow(
+        "accept_above",
+        "Shift+A",
+        "Accept above",
+        "accepts all proposals that are at or above the threshold",
+    ),
+    KeyRow("higher", "Up", "Higher threshold", "raises that threshold"),
+    KeyRow("lower", "Down", "Lower threshold", "lowers it"),
     KeyRow("show_keys", "F1", "Show the keys", "shows this table"),
 )
 

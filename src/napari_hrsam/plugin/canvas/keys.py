@@ -8,18 +8,28 @@ from typing import Any, Protocol
 Action = Callable[[], None]
 
 TAKEN_FROM_NAPARI = {
+    "A": ("select_all_in_slice", "select_shapes_in_slice"),
     "B": ("move_shapes_selection_to_back", "toggle_preserve_labels"),
     "C": ("auto_contrast_once",),
     "Delete": ("delete_selected_points", "delete_selected_shapes"),
     "E": ("activate_add_ellipse_mode", "activate_labels_erase_mode"),
     "Escape": ("finish_drawing_shape", "reset_polygon"),
     "L": ("activate_add_line_mode", "activate_labels_picker_mode"),
+    "Left": ("increment_dims_left",),
     "M": ("new_label",),
+    "Right": ("increment_dims_right",),
     "S": ("activate_points_select_mode", "activate_select_mode"),
+    "Shift+A": ("select_append_all_in_slice",),
     "T": ("activate_add_path_mode",),
+    "X": (
+        "activate_vertex_remove_mode",
+        "orient_plane_normal_along_x",
+        "swap_selected_and_background_labels",
+    ),
 }
-"""What our keys do in napari by default; they are ours on the session's layers while one runs. Its
-modes keep their digits: 1 erases, 5 picks a label."""
+"""What our keys do in napari by default; they are ours on the session's layers while one runs, and
+some of them only while proposals are reviewed. Its modes keep their digits: 1 erases, 5 picks a
+label."""
 
 
 class _Bindable(Protocol):

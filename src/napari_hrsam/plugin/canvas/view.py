@@ -35,6 +35,12 @@ MIN_SHOWN_PX = 24
 SURROUNDINGS = 3.0
 """How many times larger than the object what is shown then is."""
 
+MIN_SHARE, MAX_SHARE = 0.02, 0.6
+"""Shares of the view that a box may take up when the view follows it without a change of zoom."""
+
+MARGIN = 0.1
+"""Share of the view, at each side, where a box is not well inside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -118,6 +124,32 @@ class ImageView:
         camera = self._viewer.scene.camera
         camera.center = (0.0, *((first + last) / 2))
         camera.zoom = min(self._viewer.canvas.size) / (side * SURROUNDINGS)
+
+    def follow_box(self, box: Box) -> None:
+        """Move the view to a box, in level-0 pixels, but only as far as it must.
+
+        Nothing moves while the box is well inside the view; the zoom stays unless the box would be
+        too large or too small on the screen.
+        """
+        seen = self.box0()
+        share = max(box.height / max(seen.height, 1), box.width / max(seen.width, 1))
+        if not MIN_SHARE <= share <= MAX_SHARE:
+            self.show_box(box)
+            return
+        margin_y, margin_x = round(MARGIN * seen.height), round(MARGIN * seen.width)
+        inner = Box(seen.y0 + margin_y, seen.x0 + margin_x, seen.y1 - margin_y, seen.x1 - margin_x)
+        # At the image's border there is nothing beyond to make room for.
+        inner = Box(
+            0 if seen.y0 == 0 else inner.y0,
+            0 if seen.x0 == 0 else inner.x0,
+            self._shape_yx[0] if seen.y1 == self._shape_yx[0] else inner.y1,
+            self._shape_yx[1] if seen.x1 == self._shape_yx[1] else inner.x1,
+        )
+        if inner.intersection(box) != box:
+            position = self._centre()
+            position[-2:] = (box.y0 + box.y1 - 1) / 2, (box.x0 + box.x1 - 1) / 2
+            world = world_position(self._viewer, self._layer, position)
+            self._viewer.scene.camera.center = (0.0, *np.asarray(world, dtype=float)[-2:])
 
     def _pixel_world(self) -> float:
         """Return the side of a level-0 pixel in the viewer's world."""

@@ -11,6 +11,7 @@ from napari_hrsam.plugin.canvas.view import ImageView
 from napari_hrsam.plugin.overlay.model_input import ModelInputDisplay
 from napari_hrsam.plugin.overlay.preview import PreviewLayer
 from napari_hrsam.plugin.overlay.prompts import PromptsDisplay
+from napari_hrsam.plugin.overlay.proposals import ProposalsLayer
 from napari_hrsam.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from napari_hrsam.plugin.canvas.key_table import KeyMap
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
     from napari_hrsam.plugin.overlay.strokes import Strokes
-    from napari_hrsam.plugin.session.commands import Answer
+    from napari_hrsam.plugin.session.commands import Answer, Proposed
     from napari_hrsam.plugin.session.image_input import ImageInput
 
 
@@ -89,6 +90,8 @@ class Overlay:
         Where they lie along the axes before y and x.
     given_up
         The object that was cancelled last, until the next one begins.
+    proposals
+        What shows proposals while they are reviewed; else None.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Overlay:
         self._is_expected = False
         self.plane: tuple[int, ...] = (0,) * len(image.image.plane_shape)
         self.given_up: GivenUp | None = None
+        self.proposals: ProposalsLayer | None = None
         self._object_level: int | None = None
 
     def add_layers(self) -> Iterator[None]:
@@ -136,7 +140,8 @@ class Overlay:
     @property
     def all(self) -> list[Layer]:
         """Every layer the session needs: its own, the target and the images."""
-        return [*self.own, self.target, *self.image.layers]
+        proposed = [] if self.proposals is None else [self.proposals.layer]
+        return [*self.own, *proposed, self.target, *self.image.layers]
 
     @property
     def is_painting_target(self) -> bool:
@@ -147,6 +152,21 @@ class Overlay:
     def rescale(self) -> None:
         """Keep prompts as large on screen as before a change of zoom."""
         self.shown_prompts.rescale(self.view.screen_px())
+        if self.proposals is not None:
+            self.proposals.rescale(self.view.screen_px())
+
+    def add_proposals(self, proposed: Proposed) -> None:
+        """Add the layer that shows proposals."""
+        plane = proposed.proposals.plane
+        self.proposals = ProposalsLayer(
+            self._viewer, self.image.layer, proposed.numbers, proposed.box, proposed.step, plane
+        )
+
+    def remove_proposals(self) -> None:
+        """Take that layer away."""
+        shown, self.proposals = self.proposals, None
+        if shown is not None and shown.layer in self._viewer.layers:
+            self._viewer.layers.remove(shown.layer)
 
     def disconnect(self) -> None:
         """Stop following the image."""
@@ -162,6 +182,7 @@ class Overlay:
             Whether the layer with the objects stays even if it is empty.
         """
         self.model_input.show(None, None)
+        self.remove_proposals()
         leaving = list(self.own)
         if not keeps_target and self.objects.is_disposable:
             leaving.append(self.target)
@@ -170,8 +191,9 @@ class Overlay:
                 self._viewer.layers.remove(layer)
 
     def _move_with_image(self) -> None:
-        for shown in (self.preview, self.shown_prompts, self.objects):
-            shown.move_with_image()
+        for shown in (self.preview, self.shown_prompts, self.objects, self.proposals):
+            if shown is not None:
+                shown.move_with_image()
 
     # ------------------------------------------------------------------ level and image
 

@@ -90,6 +90,10 @@ class Section(QWidget):
         self._button.toggled.connect(self._toggle)
         self._toggle(is_open)
 
+    def set_open(self, is_open: bool) -> None:
+        """Show what is in it, or its title alone."""
+        self._button.setChecked(is_open)
+
     def _toggle(self, is_open: bool) -> None:
         self._body.setVisible(is_open)
         arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow

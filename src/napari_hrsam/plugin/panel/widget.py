@@ -29,6 +29,7 @@ from napari_hrsam.modeling.registry import list_models
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.overlay.objects import target_name
 from napari_hrsam.plugin.panel.colours import ColourBox
+from napari_hrsam.plugin.panel.everything import EverythingSection
 from napari_hrsam.plugin.panel.key_sheet import KeySheet
 from napari_hrsam.plugin.panel.layer_choices import LayerChoices
 from napari_hrsam.plugin.panel.level import LevelBox
@@ -63,7 +64,7 @@ from napari_hrsam.plugin.session.targets import path_beside
 from napari_hrsam.storage.labels.places import FOLDER_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import napari.viewer
     from napari.layers import Image
@@ -79,6 +80,8 @@ Watch: TypeAlias = LayerChoices | ContextGuard | Links | PreferencesLink
 
 PROGRESS_STEPS = 1000
 TOOLTIP_DRAWING = "Commit or cancel the object to change this"
+LOCKED = "Commit or cancel the object to change these."
+LOCKED_REVIEWING = "Commit or leave the proposals to change these."
 TOOLS = (
     (
         DragTool.BOX,
@@ -137,6 +140,7 @@ class SegmentWidget(QWidget):
         self._sheet_key = QShortcut(self)
         self._sheet_key.activated.connect(self.show_keys)
         self._shown_keys: KeyMap | None = None
+        self._bound: Mapping[str, Callable[[], None]] = {}
         section = self.objects_section
         self._fill_layers()
         preferences = PreferencesLink(self, self.controller, self._begin_with)
@@ -145,6 +149,7 @@ class SegmentWidget(QWidget):
             ContextGuard(napari_viewer, self),
             section.links,
             section.model.links,
+            self.everything_section.links,
             preferences,
         )
         self.destroyed.connect(partial(_let_go, self.controller, watches))
@@ -168,10 +173,14 @@ class SegmentWidget(QWidget):
 
     def _build(self) -> None:
         self.objects_section = ObjectsSection(self.controller)
+        self.everything_section = EverythingSection(
+            self.controller, self._open_form, partial(focus_canvas, self)
+        )
         column = Column(
             [
                 self._build_input(),
                 self._build_drawing(),
+                self.everything_section,
                 self.objects_section,
             ]
         )
@@ -206,7 +215,7 @@ class SegmentWidget(QWidget):
         section.form.addRow("Device", self.device_box)
         section.form.addRow("Objects", self.target_box)
         section.form.addRow(self.start_button)
-        self.locked_label = WrappedLabel("Commit or cancel the object to change these.")
+        self.locked_label = WrappedLabel(LOCKED)
         section.form.addRow(self.locked_label)
         colour_boxes = self.colour_box.boxes.values()
         boxes = (self.image_box, self.device_box, self.target_box, *colour_boxes)
@@ -349,10 +358,10 @@ class SegmentWidget(QWidget):
         self._sheet.raise_()
 
     def _follow_keys(self, keys: KeyMap) -> None:
-        self._shown_keys = keys
+        self._shown_keys, self._bound = keys, self.controller.canvas.actions
         self._key_texts.show(keys)
         self._sheet_key.setKey(QKeySequence(keys["show_keys"]))
-        self._keys.set_actions(self.controller.canvas.actions)
+        self._keys.set_actions(self._bound)
         if self._sheet is not None:
             self._sheet.show_keys(keys)
 
@@ -399,7 +408,8 @@ class SegmentWidget(QWidget):
     def _show_state(self) -> None:
         state = self.controller.state
         is_stopped, is_ready = state.phase is Phase.STOPPED, state.phase is Phase.READY
-        is_open = is_stopped or (is_ready and not state.has_object)
+        is_free = not (state.has_object or state.is_proposing or state.is_reviewing)
+        is_open = is_stopped or (is_ready and is_free)
         is_loading = state.phase is Phase.LOADING
         why_locked = TOOLTIP_LOADING if is_loading else TOOLTIP_DRAWING
         for box, tooltip in self._tooltips.items():
@@ -407,6 +417,9 @@ class SegmentWidget(QWidget):
             box.setToolTip(tooltip if is_open else why_locked)
         if state.keys != self._shown_keys:
             self._follow_keys(state.keys)
+        elif self._bound is not self.controller.canvas.actions:
+            self._bound = self.controller.canvas.actions
+            self._keys.set_actions(self._bound)
         self.model_box.set_state(is_loading=is_loading, is_open=is_open, in_use=state.model)
         self._keys.set_enabled(self.controller.canvas.is_on)
         self.start_button.setText("Start" if is_stopped else "Stop")
@@ -414,16 +427,17 @@ class SegmentWidget(QWidget):
         self.subtract_button.setChecked(state.is_subtracting)
         for tool, one in self.tool_buttons.items():
             one.setChecked(state.drag_tool is tool)
+        can_change = is_ready and not state.is_proposing and not state.is_reviewing
         for one in (self.add_button, self.subtract_button, *self.tool_buttons.values()):
-            one.setEnabled(is_ready)
+            one.setEnabled(can_change)
         self.commit_button.setEnabled(is_ready and state.has_object)
         self.cancel_button.setEnabled(is_ready and state.has_object)
         self.next_button.setEnabled(is_ready and state.num_prompts > 0)
         for one in (self.delete_button, self.fill_button, self.smooth_button):
             one.setEnabled(is_ready and state.is_editing)
-        self.undo_button.setEnabled(is_ready and (state.can_undo or state.has_object))
-        self.each_button.setEnabled(is_ready and not state.has_object)
-        self.redo_button.setEnabled(is_ready and state.can_redo)
+        self.undo_button.setEnabled(can_change and (state.can_undo or state.has_object))
+        self.each_button.setEnabled(is_ready and is_free)
+        self.redo_button.setEnabled(can_change and state.can_redo)
         self.save_button.setVisible(is_ready and not state.is_beside_image)
         self.folder_button.setVisible(is_ready and bool(state.labels_folder))
         self.folder_button.setToolTip(f"The objects are kept in {state.labels_folder}")
@@ -434,6 +448,7 @@ class SegmentWidget(QWidget):
         image = self.controller.image_layer
         self._show_cover(image, state.covered_by)
         self.locked_label.setVisible(is_ready and not is_open)
+        self.locked_label.setText(LOCKED_REVIEWING if state.is_reviewing else LOCKED)
         self.facts_label.setText(_facts(state, "" if image is None else image.name))
         self.facts_label.setToolTip(state.labels_folder)
         self.level_box.show_state(state)
@@ -517,6 +532,14 @@ class SegmentWidget(QWidget):
 
     def _open_folder(self) -> None:
         QDesktopServices.openUrl(QUrl.fromLocalFile(self.controller.state.labels_folder))
+
+    def _open_form(self, level: int) -> None:
+        """Open the form that segments a whole level."""
+        _, form = self._viewer.window.add_plugin_dock_widget("napari-hrsam", "Segment everything")
+        fields: Any = form.fields
+        image = self.controller.image_layer
+        if not form.is_busy and image in fields["image"].choices:
+            fields["image"].value, fields["level"].value = image, level
 
     def _switch(self) -> None:
         """Go over to the image that lies on top."""

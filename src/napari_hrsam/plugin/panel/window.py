@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import napari.components
 
 
+ARROWS = ("Left", "Right", "Up", "Down")
+
+
 def main_window(panel: QWidget) -> QWidget:
     """Return the outermost widget that holds the panel, also while its dock floats."""
     outer = panel
@@ -64,8 +67,8 @@ class ContextGuard:
 class WindowKeys:
     """Our keys while the focus is not on the canvas but in a dock of its window.
 
-    Fields where one writes keep their letters, and docks with pages of text, such as the console,
-    keep all keys.
+    Fields where one writes keep their letters, docks with pages of text, such as the console, keep
+    all keys, and arrows move what has the focus: a slider, a row of a table.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ class WindowKeys:
 
     def set_actions(self, actions: Mapping[str, Callable[[], None]]) -> None:
         """Say what the keys do: key, as napari and Qt write it, to what it does."""
-        self._actions = actions
+        self._actions = {key: action for key, action in actions.items() if key not in ARROWS}
         for shortcuts in self._shortcuts.values():
             for shortcut in shortcuts:
                 shortcut.setEnabled(False)

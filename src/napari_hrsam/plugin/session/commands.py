@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
+    from napari_hrsam.engine.everything.proposals import Proposals
     from napari_hrsam.engine.over_planes import PlanesReport
     from napari_hrsam.engine.prediction import Prediction
     from napari_hrsam.engine.session import DrawnObjects
@@ -219,6 +220,13 @@ class Smooth:
     plane: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Accept:
+    """Commit proposals as one step to undo."""
+
+    proposals: Proposals
+
+
 ObjectEdit: TypeAlias = Delete | Merge | Split | FillHoles | Smooth
 
 
@@ -292,6 +300,7 @@ Step: TypeAlias = (
     | Propagate
     | Interpolate
     | DrawEach
+    | Accept
     | NextCandidate
     | ShowInput
     | Commit
@@ -411,7 +420,43 @@ class ReadAhead:
     plane: tuple[int, ...]
 
 
-Question: TypeAlias = FindDevices | ListObjects | Peek | ReadAhead
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Find all objects in a part of the image: `Proposed`, or None if that was given up.
+
+    Attributes
+    ----------
+    box0
+        Where they begin, half open, in level-0 pixels.
+    level
+        At which they are looked for.
+    plane
+        One index per axis before y and x.
+    """
+
+    box0: Box
+    level: int
+    plane: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rank:
+    """Tell how much each proposal is like those accepted, and unlike those rejected: (N,) float32.
+
+    Attributes
+    ----------
+    proposals
+        Those that are to be compared.
+    accepted, rejected
+        Their indices.
+    """
+
+    proposals: Proposals
+    accepted: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+Question: TypeAlias = FindDevices | ListObjects | Peek | Propose | Rank | ReadAhead
 """Commands that change nothing, and are answered with what they ask for."""
 
 Command: TypeAlias = (
@@ -493,6 +538,29 @@ class Opened:
         """Where objects are kept on disk; empty if they are not."""
         file = self.copy if self.labels is None else self.labels.file
         return "" if file is None else str(file.folder)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Proposed:
+    """Objects that were found in a part of the image.
+
+    Attributes
+    ----------
+    proposals
+        Those that no committed object covers.
+    num_covered
+        How many others there were.
+    numbers : (h, w) uint32
+        The proposals, drawn as 1, 2, ...
+    box, step
+        Where that lies, and level-0 pixels per pixel of it.
+    """
+
+    proposals: Proposals
+    num_covered: int
+    numbers: NDArray[np.uint32]
+    box: Box
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -72,9 +72,28 @@ class SessionContext:
             )
         return self.overlay
 
+    def require_no_proposals(self) -> None:
+        """Check that no objects are being looked for, and no proposals are reviewed.
+
+        Raises
+        ------
+        SessionError
+            If they are.
+        """
+        keys = self.state.keys
+        if self.state.is_proposing:
+            raise SessionError(f"objects are being looked for: wait, or {keys.text('cancel')}")
+        if self.state.is_reviewing:
+            raise SessionError(
+                keys.spell(
+                    "proposals are being reviewed: {commit} finishes that, {cancel} leaves it"
+                )
+            )
+
     def ready_for_prompt(self) -> tuple[Overlay, tuple[int, ...]]:
         """Return what a prompt is shown on, and its plane: the image as it is on screen now."""
         overlay = self.ready()
+        self.require_no_proposals()
         if self.display_watch.is_pending:
             self.follow_display()
         return overlay, overlay.plane_for_prompt(self.state.keys)
@@ -127,7 +146,8 @@ class SessionContext:
         overlay, level = self.overlay, self.state.level
         if overlay is None or level is None or not self.state.reads_ahead or self.canvas.is_3d:
             return
-        if self.display_watch.is_pending:
+        # While proposals are reviewed, nobody clicks, and the order is to be renewed at once.
+        if self.display_watch.is_pending or self.state.is_proposing or self.state.is_reviewing:
             return
         try:
             plane = overlay.view.plane()

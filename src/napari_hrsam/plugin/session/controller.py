@@ -20,6 +20,7 @@ from napari_hrsam.plugin.session.class_actions import ClassActions
 from napari_hrsam.plugin.session.class_colors import ClassColors
 from napari_hrsam.plugin.session.context import SessionContext
 from napari_hrsam.plugin.session.drags import Drags
+from napari_hrsam.plugin.session.everything import Everything
 from napari_hrsam.plugin.session.image_input import ChannelLayers
 from napari_hrsam.plugin.session.key_actions import key_actions
 from napari_hrsam.plugin.session.loading import (
@@ -83,6 +84,8 @@ class SegmentController:
         What is done over several planes of a stack.
     models
         The model in use, and its replacement.
+    everything
+        All objects of a part of the image: proposed and reviewed.
     settings
         How objects are looked at, drawn and shown.
     drags
@@ -112,8 +115,13 @@ class SegmentController:
         self.models = ModelActions(context)
         self._peeks = Peeks(context)
         self.settings = Settings(context, self._peeks, ClassColors(context, listed))
+        self.everything = Everything(context, self._follow_keys)
         self.drags = Drags(
-            context, box=self.box, scribble=self.scribble, lasso=self.lasso, cut=self.objects.cut
+            context,
+            box=self._take_box,
+            scribble=self.scribble,
+            lasso=self.lasso,
+            cut=self.objects.cut,
         )
         self.canvas.set_actions(key_actions(self))
         self._ending: Overlay | None = None
@@ -145,7 +153,7 @@ class SegmentController:
     def set_keys(self, keys: KeyMap) -> None:
         """Let other keys do what ours do, from now on."""
         self.state.update(keys=keys)
-        self.canvas.set_actions(key_actions(self))
+        self._follow_keys()
         self._context.show_tool()
 
     def start(
@@ -216,6 +224,7 @@ class SegmentController:
         if self.worker.is_closed:
             return
         self.objects.list.cancel()
+        self.everything.close()
         self.worker.close()
         self.canvas.close()
         if self.overlay is not None:
@@ -274,6 +283,10 @@ class SegmentController:
             return
         overlay = self._context.ready()
         position = overlay.view.position(world)
+        if self.state.is_reviewing:
+            self.everything.pick(position.point_yx)
+            return
+        self._context.require_no_proposals()
         if not overlay.view.holds(position.point_yx):
             raise PromptError(
                 f"this place is outside the image '{overlay.image.layer.name}': click inside it, "
@@ -374,10 +387,14 @@ class SegmentController:
     def commit(self) -> None:
         """Write the current object, as painted over by hand, to the target.
 
-        The outline of an object larger than a tile is refined first, which takes a while; `cancel`
-        gives it up meanwhile.
+        While proposals are reviewed, the accepted ones are committed instead. The outline of an
+        object larger than a tile is refined first, which takes a while; `cancel` gives it up
+        meanwhile.
         """
         overlay = self._context.ready()
+        if self.state.is_reviewing:
+            self.everything.finish()
+            return
         self._context.begin_anew()
         if not overlay.has_object:
             self._context.show_message(f"There is nothing to commit. {messages.HINT_CLICK}")
@@ -399,7 +416,7 @@ class SegmentController:
         self.worker.send(commands.Commit(overlay.preview.take_strokes(), object_class))
 
     def cancel(self) -> None:
-        """Give up the current object, or the commit under way, or the loading of a model.
+        """Give up the current object, or what is under way: a commit, a model's loading, a review.
 
         Earlier commits stay. A commit that is given up leaves its object as the current one.
         """
@@ -411,6 +428,8 @@ class SegmentController:
                 self.models.cancel()
             return
         overlay = self._context.ready()
+        if self.everything.give_up():
+            return
         if not overlay.has_object and self.state.progress and self.worker.cancel_commit():
             self._context.show_message("Stopping ...")
             return
@@ -419,20 +438,33 @@ class SegmentController:
         self.worker.send(commands.Cancel())
 
     def undo(self) -> None:
-        """Undo the last brush stroke, else the last prompt, cancel or commit."""
+        """Undo the last brush stroke, else the last prompt, cancel or commit.
+
+        While proposals are reviewed: the last decision.
+        """
         overlay = self._context.ready()
+        if self.state.is_reviewing:
+            self.everything.undo()
+            return
+        self._context.require_no_proposals()
         if overlay.is_painting_target:
             overlay.target.undo()
         elif overlay.preview.undo_stroke():
             self._count_pixels()
         elif overlay.given_up is not None:
             self._restore(overlay, overlay.given_up)
+        elif self.everything.was_just_left and not overlay.has_object:
+            self.everything.resume()
         else:
             self.worker.send(commands.Undo())
 
     def redo(self) -> None:
-        """Redo what was undone last."""
+        """Redo what was undone last; while proposals are reviewed, a decision."""
         overlay = self._context.ready()
+        if self.state.is_reviewing:
+            self.everything.redo()
+            return
+        self._context.require_no_proposals()
         if overlay.is_painting_target:
             overlay.target.redo()
         elif overlay.preview.redo_stroke():
@@ -517,6 +549,7 @@ class SegmentController:
             self.planes.newest_edit = None if answer.is_undone else edits[-1]
         if overlay is not None:
             self.objects.list.answered(answer)
+            self.everything.answered(answer)
         if overlay is None or not is_newest:
             self._context.update(progress=None)
             return
@@ -558,13 +591,16 @@ class SegmentController:
                 self.overlay.preview.put_strokes(command.strokes)
                 if not isinstance(command, commands.Commit):
                     self.overlay.view.show_plane(command.from_plane)
+        self.everything.failed(command)
         if isinstance(command, commands.Step):
             self._context.update(progress=None)
         self.state.report(error)
 
     def _on_progress(self, command: commands.Command, done: int, total: int) -> None:
         is_done = done >= total
-        if isinstance(command, commands.Propagate | commands.Interpolate | commands.DrawEach):
+        if isinstance(command, commands.Propose):
+            self.everything.progressed(done, total)
+        elif isinstance(command, commands.Propagate | commands.Interpolate | commands.DrawEach):
             is_each = isinstance(command, commands.DrawEach)
             describe = messages.describe_drawing if is_each else messages.describe_planes
             self._context.show_message(describe(done, total), progress=(done, total))
@@ -640,6 +676,7 @@ class SegmentController:
         self.canvas.stop()
         self.worker.cancel_loading()
         self.planes.newest_edit = None
+        self.everything.end()
         setup, overlay = self._context.setup, self.overlay
         self._context.setup = self._context.overlay = None
         self._peeks.end()
@@ -667,6 +704,16 @@ class SegmentController:
         # A window that closes removes its layers too, and hides the panel: that is no error.
         if error is not None and not self.canvas.is_paused:
             self.state.report(error)
+
+    def _take_box(self, box: Sequence[float]) -> None:
+        if not self.everything.take_box(box):
+            self.box(box)
+
+    def _follow_keys(self) -> None:
+        """Bind the keys of what is under way; layers may have come."""
+        self.canvas.set_actions(key_actions(self))
+        if self.overlay is not None and self.canvas.has_layers:
+            self.canvas.set_layers(self.overlay.all)
 
     def _count_pixels(self) -> None:
         """Let the number of pixels follow what was painted."""

@@ -92,8 +92,8 @@ class InferenceSession:
 
         Returns
         -------
-        Answer, Opened, tuple of device names, bool or None
-            As the command says; None of a loading that was given up.
+        Answer, Opened, Proposed, tuple of device names, array, bool or None
+            As the command says; None of a loading or a search that was given up.
         """
         result: Any = None
         match command:
@@ -118,7 +118,7 @@ class InferenceSession:
             case _ if isinstance(command, commands.Step):
                 result = self._take_step(command)
             case _ if isinstance(command, commands.Question):
-                result = self._reply(command)
+                result = self._reply(command, progress)
             case _:
                 self._set(command)
         return result
@@ -131,6 +131,9 @@ class InferenceSession:
                 return self._next_candidate()
             case commands.ChangeProperties():
                 step = session.change_properties(command.make)
+            case commands.Accept():
+                step = command.proposals.accept(session.labels)
+                self._num_committed += _num_new(step)
             case commands.TakeUp():
                 session.edit(command.label, command.plane)
             case commands.ShowInput():
@@ -147,7 +150,7 @@ class InferenceSession:
                 self._num_committed += _num_new(step)
         return self._answer(step, **more)
 
-    def _reply(self, command: commands.Question) -> Any:
+    def _reply(self, command: commands.Question, progress: Progress) -> Any:
         session, has_time = self._session, not self._hurry.is_set()
         match command:
             case commands.FindDevices():
@@ -157,6 +160,10 @@ class InferenceSession:
                 return None if session is None else session.labels.object_list()
             case commands.Peek():
                 return self._peek(command)
+            case commands.Propose():
+                return self._propose(command, progress)
+            case commands.Rank():
+                return _rank(command) if has_time else None
             case commands.ReadAhead():
                 if session is None or not has_time:
                     return False
@@ -304,6 +311,33 @@ class InferenceSession:
         finally:
             progress.finish()
         return self._answer(drawn=drawn)
+
+    def _propose(self, command: commands.Propose, progress: Progress) -> commands.Proposed | None:
+        from napari_hrsam.engine.everything.proposals import propose
+
+        session = self._current
+        try:
+            found = propose(
+                session.image,
+                command.box0,
+                command.level,
+                plane=command.plane,
+                model=self._model,
+                progress=self._unless_hurried(progress),
+            )
+        except Cancelled:
+            return None
+        free = found.not_covered(session.labels)
+        numbers, box, step = free.preview()
+        if not progress.finish():
+            return None
+        return commands.Proposed(
+            proposals=free,
+            num_covered=len(found) - len(free),
+            numbers=numbers,
+            box=box,
+            step=step,
+        )
 
     def _propagate(self, command: commands.Propagate, progress: Progress) -> commands.Answer:
         try:
@@ -609,6 +643,12 @@ def _num_new(step: object) -> int:
     if not isinstance(step, Edit):
         return 0
     return sum(part.kind == "draw" for part in step.parts())
+
+
+def _rank(command: commands.Rank) -> NDArray[np.float32]:
+    from napari_hrsam.engine.everything.ranking import rank
+
+    return rank(command.proposals, command.accepted, command.rejected)
 
 
 def _find_devices() -> tuple[str, ...]:

@@ -38,6 +38,18 @@ def key_actions(controller: SegmentController) -> dict[str, Action]:
         "cut": partial(settings.use_tool, DragTool.CUT),
         "preview": lambda: settings.set_peeks(not state.peeks),
     }
+    everything = controller.everything
+    reviewing: dict[str, Callable[[], None]] = {
+        "next_proposal": everything.step,
+        "previous_proposal": partial(everything.step, -1),
+        "accept": everything.accept,
+        "reject": everything.reject,
+        "accept_above": everything.accept_above,
+        "higher": everything.raise_threshold,
+        "lower": partial(everything.raise_threshold, -1),
+    }
+    if state.is_reviewing:
+        guarded |= reviewing
     assign = controller.classes.assign_key
     return {
         **{keys[name]: action for name, action in plain.items()},

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from napari_hrsam.engine.session import DrawnObjects
     from napari_hrsam.plugin.canvas.key_table import KeyMap
     from napari_hrsam.plugin.overlay.objects import ObjectsLayer
-    from napari_hrsam.plugin.session.commands import Answer, Opened
+    from napari_hrsam.plugin.session.commands import Answer, Opened, Proposed
     from napari_hrsam.plugin.session.image_input import ImageInput
+    from napari_hrsam.plugin.session.review import Review
     from napari_hrsam.plugin.session.state import ControllerState
     from napari_hrsam.storage.labels.edits import Edit
     from napari_hrsam.storage.labels.properties import PropertiesChange
@@ -164,7 +165,11 @@ def _describe_edit(edit: Edit, plane: str, changed_by: str, *, is_undone: bool) 
         return f"{where} was put back as it was: nothing was changed."
     if edit.kind == "accept":
         which = f"{len(edit.objects):,} objects"
-        return f"{which} were {'taken back' if is_undone else 'accepted'}."
+        return (
+            f"{which} were taken back."
+            if is_undone
+            else f"{which} were committed. {{undo}} takes all of them back."
+        )
     if changed_by in _CHANGES:
         return f"{where} {_CHANGES[changed_by]} {{undo}} takes that back."
     return f"{where} {(_UNDONE if is_undone else _DONE)[edit.kind]}"
@@ -180,6 +185,82 @@ def _describe_properties(change: PropertiesChange, *, is_undone: bool) -> str:
     if len(names) == 1 and change.objects[0][0].object_class != change.objects[0][1].object_class:
         return f"{which}: class '{name}'." if name else f"{which}: no class."
     return f"{which}: {'as before' if is_undone else 'changed in the list'}."
+
+
+def describe_search(done: int, total: int, left_s: float) -> str:
+    """Say how far the search for all objects is, in tiles."""
+    if not total:
+        return "Looking for objects ... Cancel stops it."
+    left = f", about {duration(left_s)} left" if done else ""
+    return f"Looking for objects: {done} of {total} tiles{left}. Cancel stops it."
+
+
+def duration(seconds: float) -> str:
+    """Write a time that was estimated."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_none(found: Proposed, level: int) -> str:
+    """Say why there is nothing to review."""
+    too_large = _too_large(found)
+    if found.num_covered:
+        all_found = f"All {found.num_covered:,} objects found here are covered by committed ones."
+        return f"{all_found}{too_large} Look elsewhere."
+    if too_large:
+        return f"No object that is small enough was found here.{too_large}"
+    return (
+        f"No objects were found here at level {level}. Choose another level: objects are found "
+        "best where they are 20 to 150 pixels long."
+    )
+
+
+def _too_large(found: Proposed) -> str:
+    num, level = found.proposals.num_too_large, found.proposals.level
+    if not num:
+        return ""
+    which = "1 is" if num == 1 else f"{num:,} are"
+    return f" {which} too large for level {level}: look from further away, at level {level + 1}."
+
+
+def describe_proposed(found: Proposed, keys: KeyMap) -> str:
+    """Say what was found, and how it is reviewed."""
+    num = len(found.proposals)
+    text = f"{num:,} objects found." if num > 1 else "1 object found."
+    if found.num_covered:
+        text += f" {found.num_covered:,} others are covered by committed ones."
+    how = "{accept} accepts, {reject} rejects, {commit} commits what was accepted."
+    return f"{text}{_too_large(found)} {keys.spell(how)}"
+
+
+def describe_proposal(review: Review, keys: KeyMap) -> str:
+    """Say what the current proposal is like."""
+    if review.current is None:
+        return "No proposal is inside the limits of score and size: widen them."
+    index = review.current
+    what = f"Score {review.proposals.scores[index]:.2f}"
+    if review.likeness is not None:
+        what += f", likeness {review.likeness[index]:.2f}"
+    what += f", {review.proposals.areas_px[index]:,} pixels"
+    decision = ("", " Accepted.", " Rejected.")[review.decisions[index]]
+    if not review.is_left.any():
+        decision += f" None is left: {keys.text('commit')} commits the accepted ones."
+    return f"{what}.{decision}"
+
+
+def describe_accepted(num: int, keys: KeyMap) -> str:
+    """Say how many were accepted at once."""
+    if not num:
+        return "None is at or above the threshold."
+    return f"{num:,} accepted at once; {keys.text('undo')} undoes that."
+
+
+def describe_left(num: int, keys: KeyMap) -> str:
+    """Say that a review was left."""
+    decisions = "1 decision" if num == 1 else f"{num:,} decisions"
+    what = f"The review was left with {decisions}; nothing was committed."
+    return f"{what} {keys.text('undo')} goes on with it."
 
 
 def describe_object(num_pixels: int, step: int, keys: KeyMap) -> str:

@@ -43,7 +43,10 @@ class Peeks:
     def _on_hover(self, world: Sequence[float]) -> None:
         """Ask what a click under the mouse would give; one question at a time, the newest next."""
         context, overlay = self._context, self._context.overlay
-        if overlay is None or overlay.has_object or not context.state.peeks or context.canvas.tool:
+        state = context.state
+        if overlay is None or overlay.has_object or not state.peeks or context.canvas.tool:
+            return
+        if state.is_proposing or state.is_reviewing:
             return
         self._next_place = tuple(world)
         if self._is_asking or context.display_watch.is_pending:

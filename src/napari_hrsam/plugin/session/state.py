@@ -95,6 +95,10 @@ class ControllerState:
         Whether the current object is one that was committed before.
     has_object
         Whether there is a current object.
+    is_proposing
+        Whether all objects of a part of the image are being looked for.
+    is_reviewing
+        Whether proposals are being reviewed.
     object_class
         Name of the class that new objects get; empty for none.
     tool
@@ -141,6 +145,8 @@ class ControllerState:
     drag_tool: DragTool = DragTool.PAN
     is_editing: bool = False
     has_object: bool = False
+    is_proposing: bool = False
+    is_reviewing: bool = False
     object_class: str = ""
     tool: str = ""
     elsewhere: str = ""

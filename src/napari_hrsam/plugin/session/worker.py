@@ -71,6 +71,7 @@ class Worker:
         self._opening, self._object, self._shown = Progress(), Progress(), Progress()
         self._loading = Progress()
         self._commit: Progress | None = None
+        self._proposing = Progress()
 
     @property
     def is_busy(self) -> bool:
@@ -101,7 +102,7 @@ class Worker:
             receive = partial(self._receive, command, self._opening, progress, then)
         self._thread.submit(partial(self._apply, command, progress), receive)
         # A look under the mouse, many times a second, is no work that a panel shows.
-        if not isinstance(command, commands.Peek):
+        if not isinstance(command, commands.Peek | commands.Rank):
             self.sent.emit()
 
     def read_ahead(self, command: commands.ReadAhead | None) -> None:
@@ -121,6 +122,10 @@ class Worker:
         """Give up the newest commit if it is not made yet; its object is the current one again."""
         return self._commit is not None and self._commit.cancel()
 
+    def cancel_proposing(self) -> bool:
+        """Look for no more objects; False if they are found and on the way."""
+        return self._proposing.cancel()
+
     def close(self) -> None:
         """End the thread after the commits asked for; returns at once, nothing is emitted any more.
 
@@ -128,7 +133,7 @@ class Worker:
         Nothing else is finished; see `InferenceSession`.
         """
         self._hurry.set()
-        for scope in (self._opening, self._loading, self._object, self._shown):
+        for scope in (self._opening, self._loading, self._object, self._shown, self._proposing):
             scope.cancel()
         self._thread.close(self._end)
 
@@ -192,8 +197,10 @@ class Worker:
                 self._loading = progress = self._reporting(command)
             case commands.UseModel():
                 self._loading = progress = self._reporting(command)
+            case commands.Propose():
+                self._proposing = progress = self._reporting(command)
             case commands.Close():
-                for scope in (self._opening, self._loading, self._object):
+                for scope in (self._opening, self._loading, self._object, self._proposing):
                     scope.cancel()
                 self.read_ahead(None)
         return progress
