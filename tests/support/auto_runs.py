@@ -26,13 +26,13 @@ def squares() -> NDArray[np.uint8]:
 
 
 class BadImage:
-    """Squares of which other processes cannot read a tile at ``at`` while the file ``armed`` is there.
+    """Squares; other processes cannot read a tile that holds ``at`` while ``armed`` is there.
 
     Parameters
     ----------
     at : (int, int)
     armed : path
-        Each failure adds a byte to it.
+        A file. Each failure adds a byte to it.
     kills : bool
         Whether reading there kills the process, as for lack of memory.
     """

@@ -120,7 +120,9 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--scheduler", metavar="ADDRESS", help="use the workers of a Dask scheduler, tcp://HOST:PORT"
+        "--scheduler",
+        metavar="ADDRESS",
+        help="use the workers of a Dask scheduler, tcp://HOST:PORT",
     )
     where.add_argument(
         "--cluster",

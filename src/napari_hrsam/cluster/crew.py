@@ -102,7 +102,9 @@ class DaskCrew:
         distributed = self._distributed
         if self._make is None:
             try:
-                client = distributed.Client(self._scheduler, timeout=CONNECT_S, set_as_default=False)
+                client = distributed.Client(
+                    self._scheduler, timeout=CONNECT_S, set_as_default=False
+                )
             except (OSError, ValueError) as error:
                 raise SessionError(
                     f"expected a Dask scheduler at {self._scheduler}, got {error}; start one "
@@ -198,7 +200,9 @@ def _cluster_of(path: Path) -> Callable[[], Any]:
     known = ["LocalCluster"]
     if name != "LocalCluster":
         module = require("dask_jobqueue", extra="cluster")
-        known += [one for one in dir(module) if one.endswith("Cluster") and one != "JobQueueCluster"]
+        known += [
+            one for one in dir(module) if one.endswith("Cluster") and one != "JobQueueCluster"
+        ]
     if name not in known or not isinstance(arguments, dict):
         raise ConfigError(
             f"expected a class of {', '.join(sorted(set(known)))} with arguments by name in "

@@ -14,11 +14,17 @@ import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from napari_hrsam.errors import ConfigError, SessionError
+from napari_hrsam.storage.images.fingerprint import identify
+
+if TYPE_CHECKING:
+    from napari_hrsam.engine.predictor import Predictor
+    from napari_hrsam.storage.images.tile_source import PyramidImage
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -82,6 +88,29 @@ class Job(Protocol):
         """Return what does a task and calls ``step`` often; raise what any task would meet."""
 
 
+Shard = tuple[int, int]
+"""One of so many equal parts of the work, counted from 0."""
+
+
+def part_of(items: list[Item], shard: Shard | None) -> list[Item]:
+    """Return the items of a shard: neighbours, which share what they need; all without one.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such shard.
+    """
+    if shard is None:
+        return items
+    part, num = shard
+    if not 0 <= part < num:
+        raise ConfigError(
+            f"expected a shard (I, N) with I from 0 to N - 1, got {shard}; the first of three is "
+            "(0, 3)"
+        )
+    return items[part * len(items) // num : (part + 1) * len(items) // num]
+
+
 class Tally(Generic[Item]):
     """What is left to do, what was done, and what failed for good.
 
@@ -132,6 +161,59 @@ class Tally(Generic[Item]):
             )
 
 
+class Crew(Protocol):
+    """Workers that are not processes of this one, such as those of a cluster."""
+
+    def do(
+        self,
+        job: Job,
+        tally: Tally[Any],
+        *,
+        should_stop: Callable[[], bool],
+        done: Callable[[], None],
+    ) -> None:
+        """Do all tasks, as `do_in_processes`."""
+
+
+def do_by_others(
+    workers: int | Crew,
+    job: Job,
+    tally: Tally[Any],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    done: Callable[[], None],
+) -> None:
+    """Do all tasks by several processes, as `do_in_processes`, or by a crew."""
+    if isinstance(workers, int):
+        do_in_processes(
+            job, tally, min(workers, len(tally.left)), should_stop=should_stop, done=done
+        )
+    else:
+        workers.do(job, tally, should_stop=should_stop, done=done)
+
+
+def fingerprints_of(image: PyramidImage, predictor: Predictor) -> tuple[str, str]:
+    """Tell image and model from others."""
+    return identify(image, predictor.fill).digest, predictor.fingerprint
+
+
+def require_same_work(image: PyramidImage, predictor: Predictor, wanted: tuple[str, str]) -> None:
+    """Refuse work at another image or model than was asked for.
+
+    Raises
+    ------
+    EndOfRunError
+        If `fingerprints_of` them are other ones.
+    """
+    found = fingerprints_of(image, predictor)
+    for kind, there, here in zip(("image", "model"), wanted, found, strict=True):
+        if there != here:
+            raise EndOfRunError(
+                f"expected to work at the {kind} {there} that was asked for, got {here}; see that "
+                "images and models are the same under the same paths on all machines"
+            )
+
+
 def do_one_by_one(task: Task, tally: Tally[Any], done: Callable[[], None]) -> None:
     """Do all tasks in this process, and call ``done`` after each."""
     while tally.left:
@@ -147,7 +229,7 @@ def outcome_of(task: Task, item: Any) -> Any:
     except StoppedError:
         raise
     # One task of thousands may fail in any way: it is told, and the others are done.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return Problem.of(error)
 
 
@@ -252,19 +334,15 @@ class _Process:
             self.row = rows.popleft()
         if self.row:
             self.item = self.row.popleft()
-            try:
+            # It may have been killed meanwhile, which `outcome` finds out.
+            with suppress(OSError):
                 self._pipe.send(self.item)
-            except OSError:
-                # Killed meanwhile; found out by `outcome`.
-                pass
 
     def outcome(self) -> Any:
         """Return what came of the task."""
-        try:
+        with suppress(EOFError, OSError):
             if self._pipe.poll(0):
                 return self._pipe.recv()
-        except (EOFError, OSError):
-            pass
         self.is_alive = False
         self.end()
         return Problem(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,13 @@ from napari_hrsam.engine.everything.plan import (
     read_plan,
 )
 from napari_hrsam.engine.tasks import (
-    Job,
+    Crew,
+    Shard,
     StoppedError,
     Tally,
-    do_in_processes,
+    do_by_others,
     do_one_by_one,
+    part_of,
 )
 from napari_hrsam.errors import ConfigError, DataError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
@@ -56,25 +58,8 @@ TABLE_FILE = "objects.csv"
 FAILED_FILE = "failed{}.json"
 """In the folder of a run: the blocks that were given up; of a shard, with its number."""
 
-Shard = tuple[int, int]
-"""One of so many equal parts of the work, counted from 0."""
-
 MAX_FOUND_BYTES = 128 * 2**20
 """Memory for what was found in blocks, while their labels are painted."""
-
-
-class Crew(Protocol):
-    """Workers that are not processes of this one, such as those of a cluster."""
-
-    def do(
-        self,
-        job: Job,
-        tally: Tally[Any],
-        *,
-        should_stop: Callable[[], bool],
-        done: Callable[[], None],
-    ) -> None:
-        """Do all tasks, as `do_in_processes`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,11 +203,7 @@ def auto(
             "expected one worker or more and blocks of a multiple of 16 px, 64 or more, got "
             f"{workers} and {block_px}"
         )
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise ConfigError(
-            f"expected a shard (I, N) with I from 0 to N - 1, got {shard}; the first of three is "
-            "(0, 3)"
-        )
+    part_of([], shard)
     from napari_hrsam.engine.predictor import Predictor, one_thread
 
     segmenter = loaded(model)
@@ -377,11 +358,7 @@ class _Run:
             folder=str(records.folder.resolve()),
             run=records.plan.run,
         )
-        if isinstance(workers, int):
-            num = min(workers, len(tally.left))
-            do_in_processes(job, tally, num, should_stop=should_stop, done=tell)
-        else:
-            workers.do(job, tally, should_stop=should_stop, done=tell)
+        do_by_others(workers, job, tally, should_stop=should_stop, done=tell)
 
     def _tell_failed(self, tally: Tally[Place]) -> str:
         """Write down which blocks could not be done; return a message if there are any."""
@@ -409,12 +386,8 @@ class _Run:
         )
 
     def _places(self) -> list[Place]:
-        """Return the blocks of the shard: neighbours, which share tiles."""
-        places = self._records.plan.places()
-        if self._shard is None:
-            return places
-        part, num = self._shard
-        return places[part * len(places) // num : (part + 1) * len(places) // num]
+        """Return the blocks of the shard."""
+        return part_of(self._records.plan.places(), self._shard)
 
     def count(self) -> tuple[int, int]:
         """Return how many blocks are done, and how many there are."""

@@ -13,9 +13,8 @@ from napari_hrsam.engine.everything.field import Field
 from napari_hrsam.engine.everything.found import find_objects
 from napari_hrsam.engine.everything.growing import Rules
 from napari_hrsam.engine.everything.plan import Place, Records, read_plan
-from napari_hrsam.engine.tasks import EndOfRunError
+from napari_hrsam.engine.tasks import EndOfRunError, require_same_work
 from napari_hrsam.errors import SessionError
-from napari_hrsam.storage.images.fingerprint import identify
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
@@ -111,18 +110,11 @@ class BlockJob:
         plan = read_plan(Path(self.folder))
         records = Records(Path(self.folder), plan)
         predictor = Predictor(self.model)
-        found = {
-            "run": (self.run, plan.run),
-            "model": (plan.model, predictor.fingerprint),
-            "image": (plan.image, identify(self.image, predictor.fill).digest),
-        }
-        for kind, (wanted, got) in found.items():
-            if wanted != got:
-                raise SessionError(
-                    f"expected to work at the {kind} {wanted} of the plan at {self.folder}, got "
-                    f"{got}; see that image, model and folder are the same on all machines"
-                )
-        field = Field(
-            self.image, predictor, plan.level, plan.plane, skip_blank=plan.skip_blank
-        )
+        if plan.run != self.run:
+            raise SessionError(
+                f"expected the plan of the run {self.run} at {self.folder}, got that of "
+                f"{plan.run}; see that the folder is the same on all machines"
+            )
+        require_same_work(self.image, predictor, (plan.image, plan.model))
+        field = Field(self.image, predictor, plan.level, plan.plane, skip_blank=plan.skip_blank)
         return block_task(field, records, step)

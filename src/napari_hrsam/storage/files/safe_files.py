@@ -241,23 +241,23 @@ def write_once(path: Path, data: bytes) -> bool:
     OSError
         When the disk fails; there is no file then.
     """
-    partial = f"{path.parent}/.{path.name}.{uuid.uuid4().hex}.partial"
+    unfinished = f"{path.parent}/.{path.name}.{uuid.uuid4().hex}.partial"
     try:
-        with _new_file(partial) as file:
+        with _new_file(unfinished) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(partial, path)
+            os.link(unfinished, path)
         except FileExistsError:
             return False
         except OSError:
             # Some file systems have no second names; what comes last is a whole file, too.
             if path.exists():
                 return False
-            patiently(lambda: os.replace(partial, path))
+            patiently(partial(os.replace, unfinished, path))
     finally:
-        _remove(partial)
+        _remove(unfinished)
     _force_folder(str(path.parent))
     return True
 
