@@ -94,7 +94,8 @@ class DaskCrew:
         plugin = JobPlugin(name, pickled(job))
         with self._client() as client:
             client.register_plugin(plugin)
-            _Run(client, name, tally).go(should_stop, done)
+            with client.as_current():
+                _Run(client, name, tally).go(should_stop, done)
             client.unregister_worker_plugin(name)
 
     @contextmanager
