@@ -274,7 +274,6 @@ def do_in_processes(
         If it should stop; within one step.
     """
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
     told = pickled(job)
     # Neighbours go to one process, which need not make what they share twice.
     length = max(1, math.ceil(len(tally.left) / (2 * workers)))
@@ -287,7 +286,7 @@ def do_in_processes(
             for process in team:
                 process.begin(rows)
             while rows and len(team) < workers:
-                team.append(_Process(context, told, stop))
+                team.append(_Process(context, told))
                 team[-1].begin(rows)
             busy = [process for process in team if process.item is not None]
             if not busy:
@@ -304,7 +303,8 @@ def do_in_processes(
                 tally.take(item, outcome)
                 done()
     finally:
-        stop.set()
+        for process in team:
+            process.stop()
         for process in team:
             process.end()
 
@@ -312,9 +312,9 @@ def do_in_processes(
 class _Process:
     """A worker process, and the tasks that it is given one after the other."""
 
-    def __init__(self, context: Any, job: bytes, stop: Any) -> None:
+    def __init__(self, context: Any, job: bytes) -> None:
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, job, stop), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, job), daemon=True)
         self._process.start()
         theirs.close()
         self.row: deque[Any] = deque()
@@ -350,22 +350,28 @@ class _Process:
             "memory: use fewer workers"
         )
 
-    def end(self) -> None:
-        """Wait for the end of the process."""
+    def stop(self) -> None:
+        """Ask the process to end."""
         self._pipe.close()
+
+    def end(self) -> None:
+        """Wait until it has ended, or end it."""
+        self.stop()
         self._process.join(END_S)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
 
-def _work(pipe: Connection, job: bytes, stop: Any) -> None:
+def _work(pipe: Connection, job: bytes) -> None:
     """Do tasks until the other end of the pipe is closed."""
     # Ctrl-C reaches all processes of a terminal; it is the first that decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def step() -> None:
-        if stop.is_set():
+        # Nothing is sent during a task: the other end was closed. A lock, such as that of an
+        # event, would stay locked for all if one of them were killed with it.
+        if pipe.poll():
             raise StoppedError
 
     task: Task | None = None
