@@ -26,7 +26,7 @@ distributed = pytest.importorskip("distributed")
 from napari_hrsam.cluster import work  # noqa: E402  needs distributed
 from napari_hrsam.cluster.crew import DaskCrew  # noqa: E402
 
-KILLS = max(1, int(os.environ.get("NAPARI_HRSAM_KILLS", "20")) // 10)
+KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "4")) // 4
 
 pytestmark = [
     pytest.mark.slow,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ NEWS_S = 60.0
 """So often it is said that no worker is there."""
 
 CONNECT_S = 30.0
+
+COUNT_S = 2.0
+"""So often workers are counted."""
 
 
 class DaskCrew:
@@ -94,9 +98,12 @@ class DaskCrew:
         plugin = JobPlugin(name, pickled(job))
         with self._client() as client:
             client.register_plugin(plugin)
-            with client.as_current():
-                _Run(client, name, tally).go(should_stop, done)
-            client.unregister_worker_plugin(name)
+            try:
+                with client.as_current():
+                    _Run(client, name, tally).go(should_stop, done)
+            finally:
+                if client.status == "running":
+                    client.unregister_worker_plugin(name)
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
@@ -128,6 +135,7 @@ class _Run:
         self._client, self._name, self._tally = client, name, tally
         self._running: dict[Any, Any] = {}
         self._said = time.monotonic()
+        self._num_workers, self._counted = 0, -math.inf
 
     def go(self, should_stop: Callable[[], bool], done: Callable[[], None]) -> None:
         try:
@@ -149,14 +157,28 @@ class _Run:
         """Have the scheduler hold a few tasks for each worker."""
         from napari_hrsam.cluster.work import do_task
 
-        num = len(self._client.scheduler_info(n_workers=-1)["workers"])
-        if num == 0 and time.monotonic() - self._said > NEWS_S:
-            self._said = time.monotonic()
-            logger.warning("no worker is at the scheduler yet; waiting for one")
+        num = self._count_workers()
         while self._tally.left and len(self._running) < WINDOW * max(1, num):
             item = self._tally.left.popleft()
             future = self._client.submit(do_task, self._name, item, pure=False)
             self._running[future] = item
+
+    def _count_workers(self) -> int:
+        """Return how many there are, as of a moment ago: a scheduler has better things to do."""
+        now = time.monotonic()
+        if self._client.status != "running":
+            raise _lost(self._client.status)
+        if now - self._counted > COUNT_S:
+            try:
+                self._num_workers, self._counted = len(self._client.nthreads()), now
+            except OSError as error:
+                raise _lost(error) from error
+        if self._num_workers:
+            self._said = now
+        elif now - self._said > NEWS_S:
+            self._said = now
+            logger.warning("no worker is at the scheduler; waiting for one")
+        return self._num_workers
 
     def _ready(self) -> list[Any]:
         from distributed import wait
@@ -179,9 +201,13 @@ def _outcome(future: Any) -> Any:
         error = future.exception()
         # Its worker died several times, or could not read the task.
         return Problem(f"{type(error).__name__}: {error}", is_final=True)
-    raise SessionError(
-        f"expected the scheduler to go on, but it ended or lost a task ({future.status}); what is "
-        "done is kept: start it again, and run the same again to go on from there"
+    raise _lost(future.status)
+
+
+def _lost(why: object) -> SessionError:
+    return SessionError(
+        f"expected the scheduler to go on, but it ended or lost a task ({why}); what is done is "
+        "kept: start it again, and run the same again to go on from there"
     )
 
 

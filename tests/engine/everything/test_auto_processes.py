@@ -26,7 +26,7 @@ from napari_hrsam.engine.tasks import Problem, Tally, do_one_by_one
 from napari_hrsam.errors import ConfigError, SessionError
 from napari_hrsam.storage.files.safe_files import write_once
 
-KILLS = max(2, int(os.environ.get("NAPARI_HRSAM_KILLS", "20")) // 10)
+KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "8")) // 4
 
 
 @pytest.fixture(scope="module")
