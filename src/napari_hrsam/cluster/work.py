@@ -44,7 +44,7 @@ _ONE_TASK = threading.Lock()
 """Tasks share what they keep, and each has the processor to itself."""
 
 
-class JobPlugin(WorkerPlugin):  # type: ignore[misc]
+class JobPlugin(WorkerPlugin):
     """Tells every worker of a job, also those that come later, or again.
 
     Parameters
