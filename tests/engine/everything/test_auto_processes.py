@@ -254,37 +254,6 @@ def test_every_block_done_twice_at_once_does_no_harm(
     assert bytes_of(tmp_path) == whole
 
 
-def test_files_written_at_once_are_whole_and_one_of_them_counts(tmp_path: Path) -> None:
-    together = threading.Barrier(8)
-    ours: list[bool] = []
-
-    def write(number: int) -> None:
-        together.wait()
-        ours.append(write_once(tmp_path / "file", bytes([number]) * 2_000_000))
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(ours) == [False] * 7 + [True]
-    data = (tmp_path / "file").read_bytes()
-    assert data == data[:1] * 2_000_000
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
-
-
-def test_where_a_disk_knows_no_second_names_files_are_written_once_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EPERM, "no links")
-
-    monkeypatch.setattr(os, "link", refuse)
-    assert write_once(tmp_path / "file", b"one")
-    assert not write_once(tmp_path / "file", b"two")
-    assert (tmp_path / "file").read_bytes() == b"one"
-
-
 def test_plans_begun_at_once_are_one_plan(tmp_path: Path) -> None:
     """Two programs with blocks of two sizes keep to those of the one that was faster."""
     run(tmp_path / "a")
