@@ -13,8 +13,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-# Read by tests/engine/test_kills.py and test_embed_crash.py, tests/storage/test_label_surroundings.py,
-# tests/plugin/panel/test_stress.py and test_monkey.py.
+# Read by tests/engine/test_kills.py, test_embed_crash.py and everything/test_auto_processes.py,
+# tests/cluster/test_crew.py, tests/storage/test_label_surroundings.py, tests/plugin/panel/test_stress.py
+# and test_monkey.py.
 KILLS ?= 200
 STRESS ?= 200
 MONKEY_S ?= 1800
@@ -59,7 +60,7 @@ test-slow: venv
 	scripts/display
 	NAPARI_HRSAM_KILLS=$(KILLS) NAPARI_HRSAM_STRESS_ROUNDS=$(STRESS) \
 		NAPARI_HRSAM_MONKEY_S=$(MONKEY_S) $(BIN)/python -m pytest -rA \
-		-k 'kill or stress or monkey' tests/engine tests/plugin tests/storage
+		-k 'kill or stress or monkey' tests/cluster tests/engine tests/plugin tests/storage
 
 clean:
 	rm -rf $(VENV) .venv-newest-* .venv-release build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

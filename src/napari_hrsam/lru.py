@@ -50,11 +50,6 @@ class LRU(Generic[K, V]):
         self._values.move_to_end(key)
         return self._values[key]
 
-    def keep_only(self, needed: Callable[[K], bool]) -> None:
-        """Forget the values whose keys are not needed."""
-        for key in [key for key in self._values if not needed(key)]:
-            self.drop(key)
-
     def get(self, key: K) -> V | None:
         """Use a value if there is one."""
         return self[key] if key in self._values else None

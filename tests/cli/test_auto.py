@@ -84,3 +84,30 @@ def test_misuse_and_failure_are_told_apart(
     np.save(tmp_path / "plain.npy", np.zeros((70, 80), np.uint8))
     assert main(["auto", str(tmp_path / "plain.npy"), *model]) == 1
     assert "expected a folder for the labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("auto", ["--shard", "3/3"], "expected I/N with I from 0 to N - 1, such as 0/3, got '3/3'"),
+        ("embed", ["--shard", "1"], "expected I/N"),
+        ("auto", ["--shard", "0/2", "--scheduler", "tcp://127.0.0.1:9"], "not allowed with"),
+        ("auto", ["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "got both"),
+        ("replay", ["cells", "--write", "--workers", "2"], "expected one worker with --write"),
+    ],
+)
+def test_misused_shards_and_clusters_end_with_2(
+    command: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "not-there.ome.zarr", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_no_cluster_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    arguments = ["auto", "not-there.ome.zarr", "--cluster", str(tmp_path / "slurm.yaml")]
+    assert main(arguments) == 1
+    assert "expected a YAML file with class: SLURMCluster" in capsys.readouterr().err

@@ -12,12 +12,13 @@ from napari_hrsam.cli.options import (
     add_image,
     add_json,
     add_model,
+    add_workers,
     box_option,
     open_shown,
-    positive_int,
     put_json,
     say,
     table,
+    workers_of,
 )
 from napari_hrsam.cli.progress import Progress
 from napari_hrsam.errors import SessionError
@@ -76,19 +77,14 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="leave out tiles that show one colour and noise",
     )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="processes, of one thread and about 1 GB each (default 1)",
-    )
+    add_workers(parser)
     add_model(parser)
     add_json(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    workers = workers_of(args)
     image = open_shown(args.image, args)
     from napari_hrsam.engine.everything.auto import auto
     from napari_hrsam.modeling.checkpoints import load_model
@@ -106,7 +102,8 @@ def _run(args: argparse.Namespace) -> None:
             smallest_px=args.smallest,
             largest_px=args.largest,
             skip_blank=args.skip_blank,
-            workers=args.workers,
+            workers=workers,
+            shard=args.shard,
             progress=progress,
         )
     except KeyboardInterrupt as error:
@@ -119,13 +116,18 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _tell(args: argparse.Namespace, report: AutoReport) -> None:
+    if report.num_missing:
+        say(
+            f"this shard is done; {report.num_missing} of {report.num_blocks} blocks are left to "
+            "others, and the last of them makes the labels"
+        )
+    elif not report.num_objects:
+        say("no object was found: try another level, at which they are 20 to 150 pixels long")
     if report.num_too_large:
         say(
             f"{report.num_too_large} objects are too large for level {report.level} and were left "
             f"out: look for them with --level {report.level + 1}"
         )
-    if not report.num_objects:
-        say("no object was found: try another level, at which they are 20 to 150 pixels long")
     if args.json:
         put_json(args.json, {**asdict(report), "mpx_per_core_s": report.mpx_per_core_s})
         return
@@ -139,4 +141,5 @@ def _tell(args: argparse.Namespace, report: AutoReport) -> None:
             [[report.name, *map(str, counts + tiles), f"{report.seconds:.1f}", rate]],
         )
     )
-    say(f"table: {report.table}")
+    if not report.num_missing:
+        say(f"table: {report.table}")

@@ -12,10 +12,12 @@ from napari_hrsam.cli.options import (
     add_image,
     add_json,
     add_model,
+    add_workers,
     box_option,
     open_shown,
     put_json,
     table,
+    workers_of,
 )
 from napari_hrsam.cli.progress import Progress
 from napari_hrsam.errors import SessionError
@@ -55,6 +57,7 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="leave out tiles that show one colour and noise; a click there encodes them",
     )
+    add_workers(parser)
     add_model(parser)
     add_cache(parser, "keep the embeddings in DIR")
     parser.add_argument(
@@ -82,6 +85,7 @@ def _run(args: argparse.Namespace) -> None:
     from napari_hrsam.storage.embeddings.store import EmbeddingStore
 
     # What the user can get wrong is told before the model is loaded.
+    workers = workers_of(args)
     store = EmbeddingStore(args.cache, max_bytes=args.max_gb)
     image = open_shown(args.image, args)
     store.require_writable()
@@ -96,7 +100,13 @@ def _run(args: argparse.Namespace) -> None:
     with Session(model, image, embeddings=store, remote=remote) as session:
         try:
             report = session.embed(
-                args.level, args.box, args.plane, progress, skip_blank=args.skip_blank
+                args.level,
+                args.box,
+                args.plane,
+                progress,
+                skip_blank=args.skip_blank,
+                workers=workers,
+                shard=args.shard,
             )
         except KeyboardInterrupt as error:
             progress.end()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_hrsam.cluster.crew import DaskCrew
     from napari_hrsam.storage.images.tile_source import PyramidImage
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  no public name
@@ -106,6 +107,61 @@ def add_cache(parser: argparse.ArgumentParser, use: str) -> None:
         metavar="DIR",
         help=f"{use} (default: the folder of embeddings that `napari-hrsam info` names)",
     )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add ``--workers``, ``--scheduler``, ``--cluster`` and ``--shard``."""
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes, of one thread and about 1 GB each (default 1); with --cluster, how many "
+        "workers to ask it for",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="use the workers of a Dask scheduler, tcp://HOST:PORT",
+    )
+    where.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="start a cluster, and end it: a YAML file with a class of dask-jobqueue, such as "
+        "SLURMCluster, and its arguments",
+    )
+    where.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do only part I of N, counted from 0; N commands, on machines that share the files, "
+        "are one run",
+    )
+    parser.set_defaults(misused=parser.error)
+
+
+def workers_of(args: argparse.Namespace) -> int | DaskCrew:
+    """Return the number of processes, or the cluster, that the options of `add_workers` name."""
+    if args.scheduler is None and args.cluster is None:
+        return args.workers or 1
+    if args.scheduler is not None and args.workers is not None:
+        args.misused("expected --scheduler or --workers, got both; start workers at the scheduler")
+    from napari_hrsam._optional import require
+
+    require("distributed", extra="cluster")
+    from napari_hrsam.cluster.crew import DaskCrew
+
+    return DaskCrew(scheduler=args.scheduler, cluster=args.cluster, workers=args.workers)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, num = text.partition("/")
+    if not (part.isdecimal() and num.isdecimal() and int(part) < int(num)):
+        raise argparse.ArgumentTypeError(
+            f"expected I/N with I from 0 to N - 1, such as 0/3, got {text!r}"
+        )
+    return int(part), int(num)
 
 
 def numbers(text: str, kind: type, form: str) -> list[Any]:

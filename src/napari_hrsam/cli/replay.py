@@ -13,11 +13,13 @@ from napari_hrsam.cli.options import (
     add_image,
     add_json,
     add_model,
+    add_workers,
     open_shown,
     put_json,
     say,
     show_progress,
     table,
+    workers_of,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def add_commands(commands: Commands) -> None:
         help="put the new masks in the place of the committed ones, each as one step that can be "
         "taken back (default: change nothing)",
     )
+    add_workers(parser)
     add_model(parser)
     add_image(parser, plane=False)
     add_json(parser)
@@ -61,6 +64,9 @@ def _run(args: argparse.Namespace) -> int:
     from napari_hrsam.modeling.checkpoints import load_model
     from napari_hrsam.storage.label_image import LabelImage, open_labels
 
+    workers = workers_of(args)
+    if args.write and workers != 1:
+        args.misused("expected one worker with --write, got several: compare with them first")
     image = open_shown(args.image or args.path, args)
     model = load_model(args.model, device=args.device)
 
@@ -71,6 +77,8 @@ def _run(args: argparse.Namespace) -> int:
             model,
             objects=args.labels,
             write=args.write,
+            workers=workers,
+            shard=args.shard,
             progress=show_progress,
         )
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.predictor import Embedding
+from napari_hrsam.engine.tasks import EndOfRunError
 from napari_hrsam.engine.tile_cache import TileCache
-from napari_hrsam.errors import PromptError, SessionError
+from napari_hrsam.errors import PromptError
 from napari_hrsam.geometry import FINEST_LEVEL, Box, Tile, TileGrid, downsample
 
 Progress = Callable[[int, int], None]
@@ -68,6 +69,7 @@ def embed_tiles(
     progress: Progress | None = None,
     *,
     skip_blank: bool = False,
+    num_in_all: int = 0,
 ) -> EmbedReport:
     """Encode the tiles that are not kept yet, one after the other, and keep each at once.
 
@@ -84,6 +86,8 @@ def embed_tiles(
         encoded is kept.
     skip_blank : bool
         Leave out tiles that show nothing; they are encoded when they are clicked on.
+    num_in_all : int
+        Tiles that there must be room for, where others encode more of them.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def embed_tiles(
             embedding = cache.keep(tile, pixels)
             encoded += 1
             if encoded == 1:
-                _require_room(cache, embedding, len(tiles))
+                _require_room(cache, embedding, max(num_in_all, len(tiles)))
         if progress:
             progress(done, len(tiles))
     return EmbedReport(
@@ -131,7 +135,7 @@ def _require_room(cache: TileCache, embedding: Embedding, num: int) -> None:
         way = "give the session a store on disk: Session(..., embeddings=EmbeddingStore())"
     else:
         way = f"allow the store more (max_bytes={need}, --max-gb {math.ceil(need / 1e8) / 10})"
-    raise SessionError(
+    raise EndOfRunError(
         f"expected room for {num} tiles ({need / 1e9:.1f} GB), got room for {room}; {way}, or "
         "choose a coarser level or a box"
     )

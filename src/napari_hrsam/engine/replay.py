@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from napari_hrsam.engine.embed import Progress
 from napari_hrsam.engine.prediction import Prediction
-from napari_hrsam.engine.session import Session
-from napari_hrsam.errors import HRSAMError, LabelsError
+from napari_hrsam.engine.session import Session, loaded
+from napari_hrsam.engine.tasks import (
+    Crew,
+    Shard,
+    Tally,
+    do_by_others,
+    fingerprints_of,
+    part_of,
+    require_same_work,
+)
+from napari_hrsam.errors import ConfigError, HRSAMError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.masks import mask_iou
 from napari_hrsam.prompts import Prompts
+from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.label_image import LabelImage, LabelWriter
 from napari_hrsam.storage.labels.objects import ObjectRow
 
 if TYPE_CHECKING:
     from napari_hrsam.modeling.segmenter import Segmenter
+    from napari_hrsam.storage.images.tile_source import PyramidImage
 
 COMPARED_PX = 2048
 """Longest side of masks that are compared; of a larger object it is a coarser level."""
@@ -113,6 +124,8 @@ def replay(
     *,
     objects: Collection[int] | None = None,
     write: bool = False,
+    workers: int | Crew = 1,
+    shard: Shard | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
     """Draw the objects of a label image again from their prompts, and compare.
@@ -134,8 +147,13 @@ def replay(
     write : bool
         Whether new masks replace the committed ones under the same ids, each as one step that can
         be taken back. Pixels of other objects stay theirs. By default nothing is changed.
+    workers : int or Crew
+        Processes, or a cluster, as in `auto`; not with `write`, which is for one.
+    shard : (int, int), optional
+        Which part of the objects to draw, of how many, as in `auto`; the others are not listed.
     progress : callable (done, total), optional
-        Called before every object. What it raises ends the work; what was written stays.
+        Called before every object; by several workers, after it. What it raises ends the work; what
+        was written stays.
 
     Returns
     -------
@@ -146,6 +164,8 @@ def replay(
     LabelsError
         If the labels cannot be read, an id in `objects` is not there, or `write` is asked of
         labels that were opened for reading.
+    ConfigError
+        If there is no such shard, or several workers are to write.
     ImageError, CheckpointError
         If image or model are unusable, or the labels are of another shape than the image.
 
@@ -162,14 +182,105 @@ def replay(
     rows = labels.objects()
     if objects is not None:
         rows = _chosen(rows, objects)
+    rows = part_of(rows, shard)
+    if workers != 1:
+        return _replay_by_others(labels, image, model, rows, workers, write, progress)
     done: list[ReplayedObject] = []
     with Session(model, image, labels if isinstance(labels, LabelWriter) else None) as session:
-        _require_same_shape(labels, session)
+        _require_same_shape(labels, session.image)
         for number, row in enumerate(rows):
             if progress is not None:
                 progress(number, len(rows))
             done.append(_replayed(session, labels, row, write=write))
         return Replayed(model=session.model_name, objects=tuple(done))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayJob:
+    """Objects of a label image to be drawn again, for another process or machine.
+
+    Attributes
+    ----------
+    image : PyramidImage
+    model : Segmenter
+    fingerprints : (str, str)
+        Of both.
+    path, name : str
+        The label image, under the same path everywhere.
+    """
+
+    image: PyramidImage
+    model: Segmenter
+    fingerprints: tuple[str, str]
+    path: str
+    name: str
+
+    def open(self, step: Callable[[], None]) -> Callable[[int], list[ReplayedObject]]:
+        """Return what draws an object on all its planes; raise SessionError for another image."""
+        from napari_hrsam.engine.predictor import Predictor, use_one_thread
+        from napari_hrsam.storage.label_image import open_labels
+
+        use_one_thread()
+        predictor = Predictor(self.model)
+        require_same_work(self.image, predictor, self.fingerprints)
+        labels = open_labels(self.path, self.name, mode="r")
+        rows: dict[int, list[ObjectRow]] = {}
+        for row in labels.objects():
+            rows.setdefault(row.label, []).append(row)
+        session = Session(self.model, self.image)
+
+        def do(label: int) -> list[ReplayedObject]:
+            step()
+            return [_replayed(session, labels, row, write=False) for row in rows[label]]
+
+        return do
+
+
+def _replay_by_others(
+    labels: LabelImage,
+    image: Any,
+    model: Segmenter | str,
+    rows: list[ObjectRow],
+    workers: int | Crew,
+    write: bool,
+    progress: Progress | None,
+) -> Replayed:
+    if write:
+        raise ConfigError(
+            "expected one worker to write new masks, got several: compare with several, and write "
+            "with one"
+        )
+    from napari_hrsam.engine.predictor import Predictor
+
+    tally = Tally(dict.fromkeys(row.label for row in rows))
+    num = len(tally.left)
+
+    def done() -> None:
+        if progress is not None:
+            progress(len(tally.values) + len(tally.failed), num)
+
+    opened, segmenter = open_image(image), loaded(model)
+    _require_same_shape(labels, opened)
+    predictor = Predictor(segmenter)
+    job = ReplayJob(
+        image=opened,
+        model=segmenter,
+        fingerprints=fingerprints_of(opened, predictor),
+        path=str(labels.path),
+        name=labels.name,
+    )
+    if num:
+        do_by_others(workers, job, tally, done=done)
+    if tally.failed:
+        label, problem = next(iter(tally.failed.items()))
+        raise SessionError(
+            f"expected to draw all objects, but {len(tally.failed)} of {num} failed several "
+            f"times, one of them {label} by {problem.error}; leave them out (objects=...)"
+        )
+    drawn = {(one.label, one.plane): one for several in tally.values.values() for one in several}
+    return Replayed(
+        model=predictor.name, objects=tuple(drawn[row.label, row.plane] for row in rows)
+    )
 
 
 def _chosen(rows: list[ObjectRow], objects: Collection[int]) -> list[ObjectRow]:
@@ -182,13 +293,13 @@ def _chosen(rows: list[ObjectRow], objects: Collection[int]) -> list[ObjectRow]:
     return [row for row in rows if row.label in objects]
 
 
-def _require_same_shape(labels: LabelImage, session: Session) -> None:
-    if labels.shape_yx != session.image.shape_yx:
+def _require_same_shape(labels: LabelImage, image: PyramidImage) -> None:
+    if labels.shape_yx != image.shape_yx:
         raise LabelsError(
-            f"expected labels of the image's shape (y, x) = {session.image.shape_yx}, got "
+            f"expected labels of the image's shape (y, x) = {image.shape_yx}, got "
             f"{labels.shape_yx}; name the image that the objects were drawn on"
         )
-    planes = labels.plane_shape, session.image.plane_shape
+    planes = labels.plane_shape, image.plane_shape
     # Axes of length 1 need not be there.
     if planes[0] != planes[1] and not set(planes[0]) | set(planes[1]) <= {1}:
         raise LabelsError(

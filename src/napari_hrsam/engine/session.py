@@ -136,7 +136,7 @@ class Session:
     ) -> None:
         self.image: PyramidImage = open_image(image)
         commits = Commits(self.image, labels)
-        predictor = Predictor(_loaded(model))
+        predictor = Predictor(loaded(model))
         self._embeddings = embeddings
         self._remote = remote
         self._tiles = TileCache(
@@ -709,7 +709,8 @@ class Session:
         return prediction
 
 
-def _loaded(model: Segmenter | str) -> Segmenter:
+def loaded(model: Segmenter | str) -> Segmenter:
+    """Return a model that was given as one or by its name."""
     if not isinstance(model, str):
         return model
     from napari_hrsam.modeling.checkpoints import load_model

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_hrsam.engine.embed import box_on
-from napari_hrsam.engine.everything.blocks import (
-    StoppedError,
-    do_blocks,
-    do_blocks_in_processes,
-)
+from napari_hrsam.engine.everything.blocks import BlockJob, Done, block_task
 from napari_hrsam.engine.everything.field import Field
 from napari_hrsam.engine.everything.found import Found, cell0_px, rules_for
 from napari_hrsam.engine.everything.growing import Rules
@@ -31,10 +27,20 @@ from napari_hrsam.engine.everything.plan import (
     plan_for,
     read_plan,
 )
+from napari_hrsam.engine.tasks import (
+    Crew,
+    Shard,
+    StoppedError,
+    Tally,
+    do_by_others,
+    do_one_by_one,
+    part_of,
+)
 from napari_hrsam.errors import ConfigError, DataError, LabelsError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.lru import LRU
-from napari_hrsam.storage.files.safe_files import discard
+from napari_hrsam.storage.files.safe_files import discard, write_anew
+from napari_hrsam.storage.files.writer_lock import one_at_a_time
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
 from napari_hrsam.storage.labels.making import run_folder
@@ -48,6 +54,9 @@ RUN_FOLDER = ".auto"
 """Inside the label image: the plan, what was found, and the table."""
 
 TABLE_FILE = "objects.csv"
+
+FAILED_FILE = "failed{}.json"
+"""In the folder of a run: the blocks that were given up; of a shard, with its number."""
 
 MAX_FOUND_BYTES = 128 * 2**20
 """Memory for what was found in blocks, while their labels are painted."""
@@ -72,6 +81,9 @@ class AutoReport:
         them.
     num_blocks, num_at_hand : int
         Blocks in all, and those that an earlier call had done.
+    num_missing : int
+        Blocks that other shards have still to do: none, unless ``shard`` was given. Until then
+        there is no label image and no table, and no object is counted.
     num_tiles, num_blank : int
         Tiles that were encoded just now, and those that were left out because they show nothing.
     mpx : float
@@ -91,6 +103,7 @@ class AutoReport:
     num_too_large: int
     num_blocks: int
     num_at_hand: int
+    num_missing: int
     num_tiles: int
     num_blank: int
     mpx: float
@@ -115,7 +128,8 @@ def auto(
     smallest_px: float | None = None,
     largest_px: float | None = None,
     skip_blank: bool = False,
-    workers: int = 1,
+    workers: int | Crew = 1,
+    shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     block_px: int = BLOCK_PX,
@@ -150,10 +164,15 @@ def auto(
         and counted.
     skip_blank : bool
         Leave out tiles that show one colour and noise.
-    workers : int
-        Processes, of one thread each; each takes about 1 GB.
+    workers : int or Crew
+        Processes, of one thread each; each takes about 1 GB. One that is killed is replaced. Or a
+        cluster: `napari_hrsam.cluster.crew.DaskCrew`.
+    shard : (int, int), optional
+        Which part of the work to do, of how many, counted from 0: ``(0, 3)``, ``(1, 3)`` and
+        ``(2, 3)`` by three programs, at once or not, are one run. The last of them makes the label
+        image.
     progress : callable, optional
-        Told how many blocks are done, and how many there are.
+        Told how many blocks are done, and how many there are; of a shard, its own.
     should_stop : callable, optional
         Asked often; True ends the work, and what was found is kept.
     block_px : int
@@ -170,7 +189,8 @@ def auto(
     LabelsError
         If the name is taken by labels of another run, or there is no place for them.
     SessionError
-        If it was stopped, the run begun under this name is another one, or a worker was killed.
+        If it was stopped, the run begun under this name is another one, or some blocks could not
+        be done after several tries: the others are, and a file names those.
     ImageReadError
         If pixels cannot be read.
     """
@@ -178,11 +198,12 @@ def auto(
     opened = open_image(image)
     folder = _folder(opened, path)
     require_new_name(labels)
-    if workers < 1 or block_px < 64 or block_px % 16:
+    if (isinstance(workers, int) and workers < 1) or block_px < 64 or block_px % 16:
         raise ConfigError(
             "expected one worker or more and blocks of a multiple of 16 px, 64 or more, got "
             f"{workers} and {block_px}"
         )
+    part_of([], shard)
     from napari_hrsam.engine.predictor import Predictor, one_thread
 
     segmenter = loaded(model)
@@ -197,21 +218,26 @@ def auto(
         skip_blank=skip_blank,
         block_px=block_px,
     )
-    run = _Run(opened, folder, labels, wanted, progress, should_stop)
+    run = _Run(opened, folder, labels, wanted, shard, progress, should_stop)
     if run.is_made():
         return run.report(started)
     run.records = Records(run_folder(folder, labels), wanted)
     try:
         with one_thread():
             run.find(field, segmenter, workers)
+        if not run.may_be_made():
+            return run.report(started)
         run.make()
     except StoppedError:
-        places = run.records.plan.places()
-        num = len(places) - len(run.records.missing(places))
+        num, all_of_it = run.count()
         raise SessionError(
-            f"stopped after {num} of {len(places)} blocks, which are kept in "
+            f"stopped after {num} of {all_of_it} blocks, which are kept in "
             f"{run.records.folder}; run the same again to go on from there"
         ) from None
+    except SessionError:
+        # Another program may have done the same meanwhile, and taken the folder away.
+        if not run.is_made():
+            raise
     return run.report(started)
 
 
@@ -247,18 +273,19 @@ class _Run:
         folder: Path,
         name: str,
         plan: Plan,
+        shard: Shard | None,
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self._image, self._folder, self._name = image, folder, name
         self._progress = progress
         self._should_stop = should_stop or (lambda: False)
-        self.plan = plan
+        self.plan, self._shard = plan, shard
         self.records: Records | None = None
         self._made = folder / "labels" / name
-        self._num_at_hand = self._num_tiles = self._num_blank = 0
-        self._mpx = 0.0
-        self._split: dict[str, float] = {}
+        self._num_at_hand = self._num_missing = 0
+        self._done: list[Done] = []
+        self._making_s = 0.0
 
     def is_made(self) -> bool:
         """Whether the label image is there, made by the same run."""
@@ -267,17 +294,21 @@ class _Run:
         inside = self._made / RUN_FOLDER
         if inside.is_dir() and read_plan(inside).run == self.plan.run:
             discard(run_folder(self._folder, self._name))
-            self._num_at_hand = len(self.plan.places())
             return True
         raise LabelsError(
             f"expected a new name for the labels of this run, got {self._name!r}, which is taken "
             f"({self._made}); choose another name"
         )
 
-    def find(self, field: Field, model: Segmenter, workers: int) -> None:
-        """Find the objects of all blocks."""
-        records = self._records
-        places = records.plan.places()
+    def find(self, field: Field, model: Segmenter, workers: int | Crew) -> None:
+        """Find the objects of all blocks, or of those of the shard.
+
+        Raises
+        ------
+        SessionError
+            If some could not be done.
+        """
+        records, places = self._records, self._places()
         # What a power cut has left of a file is found before it is needed.
         for place in places:
             self._require_whole(place)
@@ -287,35 +318,100 @@ class _Run:
 
         def tell() -> None:
             nonlocal told
-            num = len(places) - len(records.missing(places))
+            num, all_of_it = self.count()
             if self._progress is not None and num != told:
                 told = num
-                self._progress(num, len(places))
+                self._progress(num, all_of_it)
 
         tell()
         if not missing:
             return
-        if workers > 1 and len(missing) > 1:
-            done = do_blocks_in_processes(
-                self._image,
-                model,
-                records,
-                missing,
-                workers=min(workers, len(missing)),
-                should_stop=self._should_stop,
-                progress=tell,
-            )
-        else:
-            done = do_blocks(field, records, missing, should_stop=self._should_stop, done=tell)
-        tell()
-        self._num_tiles, self._num_blank = done.num_tiles, done.num_blank
-        self._split = dict(done.seconds)
-        cells = sum(records.plan.core(place).area for place in missing)
-        self._mpx = cells * 4 / 1e6
+        tally = Tally(missing)
+        try:
+            self._do(field, model, workers, tally, tell)
+        finally:
+            self._done = list(tally.values.values())
+            told_failed = self._tell_failed(tally)
+        if told_failed:
+            raise SessionError(told_failed)
+
+    def _do(
+        self,
+        field: Field,
+        model: Segmenter,
+        workers: int | Crew,
+        tally: Tally[Place],
+        tell: Callable[[], None],
+    ) -> None:
+        records, should_stop = self._records, self._should_stop
+
+        def step() -> None:
+            if should_stop():
+                raise StoppedError
+
+        if isinstance(workers, int) and min(workers, len(tally.left)) == 1:
+            do_one_by_one(block_task(field, records, step), tally, tell)
+            return
+        job = BlockJob(
+            image=self._image,
+            model=model,
+            folder=str(records.folder.resolve()),
+            run=records.plan.run,
+        )
+        do_by_others(workers, job, tally, should_stop=should_stop, done=tell)
+
+    def _tell_failed(self, tally: Tally[Place]) -> str:
+        """Write down which blocks could not be done; return a message if there are any."""
+        which = "" if self._shard is None else "-{}-of-{}".format(*self._shard)
+        file = self._records.folder / FAILED_FILE.format(which)
+        if not tally.failed:
+            file.unlink(missing_ok=True)
+            return ""
+        plan, cell = self._records.plan, cell0_px(self.plan.level)
+        failed = [
+            {
+                "block": place,
+                "box": astuple(_box0(plan.core(place), cell)),
+                "error": problem.error,
+                "traceback": problem.trace,
+            }
+            for place, problem in sorted(tally.failed.items())
+        ]
+        write_anew(file, json.dumps({"run": plan.run, "failed": failed}, indent=1).encode())
+        return (
+            f"expected to do all blocks, but {len(failed)} of {len(self._places())} failed several "
+            f"times, the first at (y0, x0, y1, x1) = {failed[0]['box']} by {failed[0]['error']}; "
+            f"{file} names all of them; the others are kept: mend the cause and run the same "
+            "again to go on from there"
+        )
+
+    def _places(self) -> list[Place]:
+        """Return the blocks of the shard."""
+        return part_of(self._records.plan.places(), self._shard)
+
+    def count(self) -> tuple[int, int]:
+        """Return how many blocks are done, and how many there are."""
+        places = self._places()
+        return len(places) - len(self._records.missing(places)), len(places)
+
+    def may_be_made(self) -> bool:
+        """Whether no other shard has work left."""
+        self._num_missing = len(self._records.missing(self._records.plan.places()))
+        if self._num_missing and self.is_made():
+            # By the last shard, which then took the folder away.
+            self._num_missing = 0
+        return not self._num_missing
 
     def make(self) -> None:
-        """Make the label image."""
+        """Make the label image, unless another program was faster."""
         started = time.process_time()
+        with one_at_a_time(self._records.folder / "making.lock"):
+            if not self._made.exists():
+                self._make()
+        self._making_s = time.process_time() - started
+        self.is_made()
+
+    def _make(self) -> None:
         rows = self._numbered()
 
         def step() -> None:
@@ -331,14 +427,20 @@ class _Run:
             also=lambda folder: self._put_into(folder, rows),
             step=step,
         )
-        discard(self._records.folder)
-        self._split["write"] = self._split.get("write", 0.0) + time.process_time() - started
 
     def report(self, started: float) -> AutoReport:
         """Tell what came of it."""
         inside = self._made / RUN_FOLDER
-        records = Records(inside, self.plan)
-        found = [records.load(place) for place in records.plan.places()]
+        found: list[Found] = []
+        places = self.plan.places() if self.records is None else self.records.plan.places()
+        if not self._num_missing:
+            records = Records(inside, self.plan)
+            places = records.plan.places()
+            found = [records.load(place) for place in places]
+        kinds = {kind for done in self._done for kind in done.seconds}
+        split = {kind: sum(done.seconds.get(kind, 0.0) for done in self._done) for kind in kinds}
+        if self._making_s:
+            split["write"] = split.get("write", 0.0) + self._making_s
         return AutoReport(
             path=str(self._folder),
             name=self._name,
@@ -347,13 +449,14 @@ class _Run:
             level=self.plan.level,
             num_objects=sum(map(len, found)),
             num_too_large=sum(len(one.too_large) for one in found),
-            num_blocks=len(found),
-            num_at_hand=self._num_at_hand,
-            num_tiles=self._num_tiles,
-            num_blank=self._num_blank,
-            mpx=self._mpx,
+            num_blocks=len(places),
+            num_at_hand=len(places) if self.records is None else self._num_at_hand,
+            num_missing=self._num_missing,
+            num_tiles=sum(done.num_tiles for done in self._done),
+            num_blank=sum(done.num_blank for done in self._done),
+            mpx=sum(done.mpx for done in self._done),
             seconds=time.perf_counter() - started,
-            split=self._split,
+            split=split,
         )
 
     @property
@@ -404,7 +507,7 @@ class _Run:
     def _put_into(self, folder: Path, numbers: dict[Place, NDArray[np.int64]]) -> None:
         """Put what was found, and the table, into the label image."""
         inside = folder / RUN_FOLDER
-        shutil.copytree(self._records.folder, inside)
+        self._records.copy_to(inside)
         cell = cell0_px(self.plan.level)
         rows: list[tuple[Any, ...]] = []
         for place, own in numbers.items():

@@ -165,10 +165,6 @@ class Field:
         )
         return list(itertools.product(rows, columns))
 
-    def keep_only(self, needed: Callable[[tuple[int, int]], bool]) -> None:
-        """Let go of the tiles that nobody will ask for any more."""
-        self._tiles.keep_only(needed)
-
     def read(self, box: Box, step: Callable[[], None] | None = None) -> FieldPart:
         """Compute a part of the field.
 

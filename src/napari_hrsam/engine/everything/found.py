@@ -17,7 +17,7 @@ from napari_hrsam.engine.everything.field import CELL_PX, FEATURE_CELLS, Field, 
 from napari_hrsam.engine.everything.growing import Grown, Rules, grow
 from napari_hrsam.errors import DataError
 from napari_hrsam.geometry import Box, downsample
-from napari_hrsam.storage.files.safe_files import force, write_anew
+from napari_hrsam.storage.files.safe_files import write_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -102,13 +102,13 @@ class Found:
     def save(self, path: Path, run: str) -> None:
         """Write them to a file, as a whole or not at all; equal ones give equal bytes.
 
-        Raises OSError when the disk fails.
+        A file that is there stays: others may do the same block at the same time. Raises OSError
+        when the disk fails.
         """
         data = io.BytesIO()
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez_compressed(data, run=np.array(run), **arrays)
-        write_anew(path, data.getvalue())
-        force([path, path.parent])
+        write_once(path, data.getvalue())
 
 
 def load_found(path: Path, run: str) -> Found:

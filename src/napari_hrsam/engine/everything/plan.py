@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from napari_hrsam.engine.everything.found import Found, cell0_px, load_found
 from napari_hrsam.engine.everything.growing import Rules
 from napari_hrsam.errors import DataError, SessionError
 from napari_hrsam.geometry import Box, Grid
-from napari_hrsam.storage.files.safe_files import force, write_anew
+from napari_hrsam.storage.files.safe_files import force, write_once
 from napari_hrsam.storage.images.fingerprint import identify
 from napari_hrsam.storage.images.tile_source import PyramidImage
 
@@ -139,18 +140,25 @@ class Records:
         self.folder = folder
         self._files = folder / "records"
         file = folder / PLAN_FILE
-        if file.exists():
-            plan = _same_run(read_plan(folder), plan, folder)
-        else:
+        if not file.exists():
             self._files.mkdir(parents=True, exist_ok=True)
-            write_anew(file, json.dumps(asdict(plan), indent=1).encode())
-            force([file, self._files, folder, folder.parent])
-        self.plan = plan
+            # Of several that begin at once, the plan of one counts.
+            write_once(file, json.dumps(asdict(plan), indent=1).encode())
+            force([self._files, folder, folder.parent])
+        self.plan = _same_run(read_plan(folder), plan, folder)
 
     def missing(self, places: Sequence[Place]) -> list[Place]:
         """Return the blocks that are not done."""
-        there = {file.name for file in self._files.iterdir()}
+        try:
+            # One question, which file systems of a cluster answer afresh, not one for each block.
+            there = {entry.name for entry in self._files.iterdir()}
+        except FileNotFoundError:
+            there = set()
         return [place for place in places if self._file(place).name not in there]
+
+    def holds(self, place: Place) -> bool:
+        """Whether a block is done."""
+        return self._file(place).exists()
 
     def save(self, place: Place, found: Found) -> None:
         """Write down what a block holds; raises OSError when the disk fails."""
@@ -162,7 +170,14 @@ class Records:
 
     def drop(self, place: Place) -> None:
         """Have a block done again."""
-        self._file(place).unlink()
+        self._file(place).unlink(missing_ok=True)
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the plan and what was found into a new folder."""
+        (folder / "records").mkdir(parents=True)
+        shutil.copyfile(self.folder / PLAN_FILE, folder / PLAN_FILE)
+        for place in self.plan.places():
+            shutil.copyfile(self._file(place), folder / "records" / self._file(place).name)
 
     def _file(self, place: Place) -> Path:
         return self._files / f"{place[0]}_{place[1]}.npz"
@@ -182,7 +197,7 @@ def read_plan(folder: Path) -> Plan:
         told["plane"], told["box"] = tuple(told["plane"]), tuple(told["box"])
         Rules(**told["rules"])
         return Plan(**told)
-    except (ValueError, TypeError, KeyError, DataError) as error:
+    except (OSError, ValueError, TypeError, KeyError, DataError) as error:
         raise SessionError(
             f"expected the plan of a run at {file}, got something else ({error}); delete the "
             f"folder {folder} to begin anew, or choose another name for the labels"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -162,10 +163,13 @@ class FileBatch:
 def discard(path: Path) -> None:
     """Remove a file, a folder with all that is in it, or a link; not what it leads to.
 
-    Does nothing where there is none.
+    Does nothing where there is none. Others may be removing it at the same time.
     """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        # What others were faster to remove is no error; what is left then is tried again.
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -220,6 +224,42 @@ def write_anew(path: Path, data: bytes) -> None:
     with _new_file(_partial(str(path))) as file:
         file.write(data)
     _rename(str(path))
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a small file, and bring it onto the disk, unless there is one of its name.
+
+    Several may do so at once: one of them makes the file, as a whole.
+
+    Returns
+    -------
+    bool
+        Whether it was this call.
+
+    Raises
+    ------
+    OSError
+        When the disk fails; there is no file then.
+    """
+    unfinished = f"{path.parent}/.{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        with _new_file(unfinished) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # Some file systems have no second names; what comes last is a whole file, too.
+            if path.exists():
+                return False
+            patiently(partial(os.replace, unfinished, path))
+    finally:
+        _remove(unfinished)
+    _force_folder(str(path.parent))
+    return True
 
 
 def _new_file(path: str) -> BinaryIO:

@@ -11,6 +11,8 @@ import os
 import platform
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -83,6 +85,30 @@ class WriterLock:
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             # The other one has the lock and has not written its note yet.
             return "another process"
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process is here with the same file, which is made if there is none.
+
+    Raises
+    ------
+    LabelsError
+        If the file cannot be made or locked.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    # NotImplementedError: filelock's answer where the file system knows no locks.
+    except (OSError, NotImplementedError) as error:
+        raise LabelsError(
+            f"expected a file that can be locked, got an error at {path}: {error}; check the "
+            "rights of its folder, or choose one on another disk"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_own_files(folder: Path) -> None:

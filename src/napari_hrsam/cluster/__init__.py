@@ -1,0 +1,1 @@
+"""Work on several machines, by Dask; the only room that knows it."""
