@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from panel_window import LEFT, NO_KEY, RIGHT, SHIFT, TIMEOUT_MS
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QCoreApplication, QEvent, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.panel import qt_binding
+from napari_hrsam.plugin.panel.widget import SegmentWidget
 from napari_hrsam.plugin.session.inference_thread import THREAD_NAME
 from napari_hrsam.plugin.session.loading import load_named_model
 from napari_hrsam.plugin.session.state import Phase
@@ -160,6 +163,17 @@ def test_closing_the_window_ends_the_thread(open_window: Any, model: Any) -> Non
             thread.join(120)
             assert not thread.is_alive()
     assert errors == []
+
+
+def test_a_panel_that_is_gone_leaves_nothing_behind(make_napari_viewer: Any, model: Any) -> None:
+    panel = SegmentWidget(make_napari_viewer(), load_model=lambda *_, **__: model)
+    controller = weakref.ref(panel.controller)
+    panel.deleteLater()
+    QCoreApplication.sendPostedEvents(panel, QEvent.Type.DeferredDelete)
+    del panel
+    # What the application is to do when it quits must not keep the controller, and all it has.
+    gc.collect()
+    assert controller() is None
 
 
 @pytest.mark.parametrize("kind", ["missing", "damaged"])
