@@ -234,7 +234,7 @@ def auto(
             f"stopped after {num} of {all_of_it} blocks, which are kept in "
             f"{run.records.folder}; run the same again to go on from there"
         ) from None
-    except SessionError:
+    except (SessionError, LabelsError):
         # Another program may have done the same meanwhile, and taken the folder away.
         if not run.is_made():
             raise
