@@ -12,6 +12,7 @@ import pytest
 from ome_files import halves, write_ome
 
 from napari_hrsam.cli import main
+from napari_hrsam.engine.everything.strokes import learn_classes
 from napari_hrsam.storage.label_image import open_labels
 
 
@@ -41,6 +42,32 @@ def test_the_shipped_model_finds_bright_discs(slide: Path, tmp_path: Path) -> No
     # Again: it is there.
     assert main(arguments) == 0
     assert json.loads(out.read_text())["num_at_hand"] == figures["num_blocks"]
+
+
+@pytest.mark.weights
+def test_only_the_stroked_class_is_made(slide: Path, tmp_path: Path) -> None:
+    strokes = {"ground": [[(10, 10), (10, 300)]], "disc": [[(40, 36), (40, 44)], (100, 100)]}
+    file = learn_classes(slide, strokes, level=0).save(tmp_path / "discs.json")
+    command = ["auto", str(slide), "--classes", str(file), "--class", "disc", "--apart"]
+    assert main([*command, "--labels", "discs"]) == 0
+    labels = open_labels(slide, "discs", mode="r").read()
+    centres = [(cy, cx) for cy in range(40, 400, 60) for cx in range(40, 360, 60)]
+    assert len({int(labels[centre]) for centre in centres} - {0}) >= 0.9 * len(centres)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--class", "disc"], "expected --classes and --class together"),
+        (["--classes", "a.json"], "expected --classes and --class together"),
+        (["--classes", "none.json", "--class", "disc"], "expected none.json to be a file of pixel"),
+    ],
+)
+def test_classes_that_are_not_told_whole_are_refused(
+    slide: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["auto", str(slide), *options]) == 1
+    assert message in capsys.readouterr().err
 
 
 # The command, interrupted as by Ctrl-C before the first tile is encoded.

@@ -21,11 +21,12 @@ from napari_hrsam.cli.options import (
     workers_of,
 )
 from napari_hrsam.cli.progress import Progress
-from napari_hrsam.errors import SessionError
+from napari_hrsam.errors import ConfigError, SessionError
 
 if TYPE_CHECKING:
     from napari_hrsam.cli.options import Commands
     from napari_hrsam.engine.everything.auto import AutoReport
+    from napari_hrsam.engine.everything.strokes import WantedClass
 
 
 def add_commands(commands: Commands) -> None:
@@ -42,7 +43,6 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--level",
         type=int,
-        default=0,
         help="zoom at which objects are 20 to 150 pixels long: 0 full size (default), 1 half, "
         "-1 double",
     )
@@ -73,6 +73,21 @@ def add_commands(commands: Commands) -> None:
         "ones are left out and counted",
     )
     parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="classes that were learned from strokes (PixelClassifier.save), by default at their "
+        "level; with --class",
+    )
+    parser.add_argument(
+        "--class", dest="wanted", metavar="NAME", help="only objects of this one of the classes"
+    )
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="objects of the class do not touch: every connected area is one",
+    )
+    parser.add_argument(
         "--skip-blank",
         action="store_true",
         help="leave out tiles that show one colour and noise",
@@ -85,6 +100,10 @@ def add_commands(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     workers = workers_of(args)
+    wanted = _wanted(args)
+    level = args.level
+    if level is None:
+        level = 0 if wanted is None else wanted.classifier.level
     image = open_shown(args.image, args)
     from napari_hrsam.engine.everything.auto import auto
     from napari_hrsam.modeling.checkpoints import load_model
@@ -94,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
         report = auto(
             image,
             args.labels,
-            args.level,
+            level,
             args.box,
             path=args.out,
             plane=args.plane,
@@ -102,6 +121,7 @@ def _run(args: argparse.Namespace) -> None:
             smallest_px=args.smallest,
             largest_px=args.largest,
             skip_blank=args.skip_blank,
+            wanted=wanted,
             workers=workers,
             shard=args.shard,
             progress=progress,
@@ -113,6 +133,18 @@ def _run(args: argparse.Namespace) -> None:
             "same command again to go on from there"
         ) from error
     _tell(args, report)
+
+
+def _wanted(args: argparse.Namespace) -> WantedClass | None:
+    if (args.classes is None) != (args.wanted is None):
+        raise ConfigError("expected --classes and --class together, got only one of them")
+    if args.classes is None:
+        return None
+    from napari_hrsam.engine.everything.pixel_classes import PixelClassifier
+    from napari_hrsam.engine.everything.strokes import WantedClass
+
+    classes = PixelClassifier.load(args.classes)
+    return WantedClass(classifier=classes, name=args.wanted, touching=not args.apart)
 
 
 def _tell(args: argparse.Namespace, report: AutoReport) -> None:

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from small_segmenter import STEM_CONFIG, build
 
+from napari_hrsam.engine.everything.auto import auto
 from napari_hrsam.engine.everything.pixel_classes import BANK_FEATURES, PixelClassifier
 from napari_hrsam.engine.everything.proposals import propose
 from napari_hrsam.engine.everything.strokes import StrokedField, WantedClass, learn_classes
 from napari_hrsam.engine.predictor import Predictor
-from napari_hrsam.errors import ConfigError, PromptError
+from napari_hrsam.errors import ConfigError, PromptError, SessionError
 from napari_hrsam.geometry import Box
 from napari_hrsam.modeling.segmenter import Segmenter
 from napari_hrsam.storage.images.opening import open_image
+from napari_hrsam.storage.label_image import open_labels
 
 SHAPE = 250, 230
 RED, BLUE, GREY = (200, 60, 60), (60, 60, 200), (120, 120, 120)
@@ -136,6 +138,31 @@ def test_a_saved_classifier_finds_the_same(tmp_path: Path) -> None:
         for c in (classifier(), loaded)
     )
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("block_px", [64, 128])
+def test_a_run_makes_the_objects_of_a_class_that_are_proposed(
+    tmp_path: Path, block_px: int
+) -> None:
+    wanted = WantedClass(classifier=classifier(), name="red", touching=False)
+    options: dict[str, Any] = {"model": model(), "wanted": wanted, "largest_px": 60}
+    auto(image(), path=tmp_path, block_px=block_px, **options)
+    made = open_labels(tmp_path, "auto-1", mode="r").read()
+    np.testing.assert_array_equal(made, propose(image(), **options).labels())
+    assert made.max() > 3
+
+
+def test_a_run_of_another_class_is_another_run(tmp_path: Path) -> None:
+    def stops(name: str) -> None:
+        wanted = WantedClass(classifier=classifier(), name=name)
+        auto(image(), path=tmp_path, model=model(), wanted=wanted, should_stop=lambda: True)
+
+    with pytest.raises(SessionError, match="stopped after 0"):
+        stops("red")
+    with pytest.raises(SessionError, match="stopped after 0"):
+        stops("red")
+    with pytest.raises(SessionError, match="which has another wanted"):
+        stops("blue")
 
 
 # ----------------------------------------------------------------------------------- bad input

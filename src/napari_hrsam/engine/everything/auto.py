@@ -27,6 +27,7 @@ from napari_hrsam.engine.everything.plan import (
     plan_for,
     read_plan,
 )
+from napari_hrsam.engine.everything.strokes import WantedClass, field_of
 from napari_hrsam.engine.tasks import (
     Crew,
     Shard,
@@ -128,6 +129,7 @@ def auto(
     smallest_px: float | None = None,
     largest_px: float | None = None,
     skip_blank: bool = False,
+    wanted: WantedClass | None = None,
     workers: int | Crew = 1,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -164,6 +166,8 @@ def auto(
         and counted.
     skip_blank : bool
         Leave out tiles that show one colour and noise.
+    wanted : WantedClass, optional
+        Only objects of this class, which was learned from strokes at this level (`learn_classes`).
     workers : int or Crew
         Processes, of one thread each; each takes about 1 GB. One that is killed is replaced. Or a
         cluster: `napari_hrsam.cluster.crew.DaskCrew`.
@@ -208,20 +212,21 @@ def auto(
 
     segmenter = loaded(model)
     predictor = Predictor(segmenter)
-    field = Field(opened, predictor, level, plane, skip_blank=skip_blank)
-    wanted = plan_for(
+    field = field_of(opened, predictor, level, plane, skip_blank=skip_blank, wanted=wanted)
+    plan = plan_for(
         opened,
         predictor,
         field,
         box_on(opened.shape_yx, box),
         rules_for(predictor.tile_px, smallest_px, largest_px),
         skip_blank=skip_blank,
+        wanted=None if wanted is None else wanted.as_dict(),
         block_px=block_px,
     )
-    run = _Run(opened, folder, labels, wanted, shard, progress, should_stop)
+    run = _Run(opened, folder, labels, plan, shard, progress, should_stop)
     if run.is_made():
         return run.report(started)
-    run.records = Records(run_folder(folder, labels), wanted)
+    run.records = Records(run_folder(folder, labels), plan)
     try:
         with one_thread():
             run.find(field, segmenter, workers)

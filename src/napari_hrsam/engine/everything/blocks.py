@@ -13,6 +13,7 @@ from napari_hrsam.engine.everything.field import Field
 from napari_hrsam.engine.everything.found import find_objects
 from napari_hrsam.engine.everything.growing import Rules
 from napari_hrsam.engine.everything.plan import Place, Records, read_plan
+from napari_hrsam.engine.everything.strokes import WantedClass, field_of
 from napari_hrsam.engine.tasks import EndOfRunError, require_same_work
 from napari_hrsam.errors import SessionError
 
@@ -116,5 +117,13 @@ class BlockJob:
                 f"{plan.run}; see that the folder is the same on all machines"
             )
         require_same_work(self.image, predictor, (plan.image, plan.model))
-        field = Field(self.image, predictor, plan.level, plan.plane, skip_blank=plan.skip_blank)
+        wanted = None if plan.wanted is None else WantedClass.from_dict(plan.wanted)
+        field = field_of(
+            self.image,
+            predictor,
+            plan.level,
+            plan.plane,
+            skip_blank=plan.skip_blank,
+            wanted=wanted,
+        )
         return block_task(field, records, step)

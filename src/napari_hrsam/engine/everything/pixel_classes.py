@@ -142,7 +142,13 @@ class PixelClassifier:
         Path
         """
         path = Path(path)
-        content = {
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(self.as_dict()))
+        return path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
             "format": _FORMAT,
             "names": list(self.names),
             "level": self.level,
@@ -150,9 +156,6 @@ class PixelClassifier:
             "bias": [float(value) for value in self.bias],
             "weights": [[float(value) for value in row] for row in self.weights],
         }
-        with atomic_path(path) as partial:
-            partial.write_text(json.dumps(content))
-        return path
 
     @classmethod
     def load(cls, path: str | Path) -> PixelClassifier:
@@ -165,6 +168,23 @@ class PixelClassifier:
         """
         try:
             content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"expected {path} to be a file of pixel classes ({_FORMAT}), got "
+                f"{type(error).__name__}: {error}; save one with PixelClassifier.save"
+            ) from error
+        return cls.from_dict(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, place: str = "this") -> PixelClassifier:
+        """Take what `as_dict` gave.
+
+        Raises
+        ------
+        DataError
+            If it is something else; it names ``place``.
+        """
+        try:
             found = cls(
                 names=tuple(str(name) for name in content["names"]),
                 weights=np.array(content["weights"], np.float32),
@@ -173,11 +193,11 @@ class PixelClassifier:
                 level=int(content["level"]),
             )
             problem = found._problem(str(content["format"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise DataError(
-                f"expected {path} to be a file of pixel classes ({_FORMAT}), got {problem}; "
+                f"expected {place} to be a file of pixel classes ({_FORMAT}), got {problem}; "
                 "save one with PixelClassifier.save"
             )
         return found

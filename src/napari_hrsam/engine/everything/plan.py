@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from napari_hrsam.engine.everything.field import CELL_PX, Field
 from napari_hrsam.engine.everything.found import Found, cell0_px, load_found
 from napari_hrsam.engine.everything.growing import Rules
-from napari_hrsam.errors import DataError, SessionError
+from napari_hrsam.engine.everything.strokes import WantedClass
+from napari_hrsam.errors import ConfigError, DataError, SessionError
 from napari_hrsam.geometry import Box, Grid
 from napari_hrsam.storage.files.safe_files import force, write_once
 from napari_hrsam.storage.images.fingerprint import identify
@@ -51,6 +52,8 @@ class Plan:
     rules : dict
         The fields of `Rules`.
     skip_blank : bool
+    wanted : dict or None
+        `strokes.WantedClass.as_dict`, if only objects of a class are looked for.
     block : int
         Side of a block in cells. What is found does not depend on it.
     """
@@ -65,6 +68,7 @@ class Plan:
     rules: dict[str, Any]
     skip_blank: bool
     block: int
+    wanted: dict[str, Any] | None = None
 
     @property
     def run(self) -> str:
@@ -196,8 +200,10 @@ def read_plan(folder: Path) -> Plan:
         told = json.loads(file.read_bytes())
         told["plane"], told["box"] = tuple(told["plane"]), tuple(told["box"])
         Rules(**told["rules"])
+        if told.get("wanted") is not None:
+            WantedClass.from_dict(told["wanted"])
         return Plan(**told)
-    except (OSError, ValueError, TypeError, KeyError, DataError) as error:
+    except (OSError, ValueError, TypeError, KeyError, DataError, ConfigError) as error:
         raise SessionError(
             f"expected the plan of a run at {file}, got something else ({error}); delete the "
             f"folder {folder} to begin anew, or choose another name for the labels"

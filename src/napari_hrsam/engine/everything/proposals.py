@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from napari_hrsam.engine.embed import box_on
 from napari_hrsam.engine.everything.auto import loaded
-from napari_hrsam.engine.everything.field import CELL_PX, Field
+from napari_hrsam.engine.everything.field import CELL_PX
 from napari_hrsam.engine.everything.found import (
     Found,
     cell0_px,
@@ -22,7 +22,7 @@ from napari_hrsam.engine.everything.found import (
 )
 from napari_hrsam.engine.everything.plan import BLOCK_PX
 from napari_hrsam.engine.everything.ranking import rank
-from napari_hrsam.engine.everything.strokes import StrokedField, WantedClass
+from napari_hrsam.engine.everything.strokes import WantedClass, field_of
 from napari_hrsam.errors import ConfigError, LabelsError, SessionError
 from napari_hrsam.geometry import Box, Grid, as_box, filling_level
 from napari_hrsam.masks import ArrayMask
@@ -466,11 +466,7 @@ def propose(
     if level is None and wanted is not None:
         level = wanted.classifier.level
     opened, predictor, level = looked_at(image, model, level)
-    field = (
-        Field(opened, predictor, level, plane)
-        if wanted is None
-        else StrokedField(opened, predictor, level, plane, wanted=wanted)
-    )
+    field = field_of(opened, predictor, level, plane, wanted=wanted)
     rules = rules_for(predictor.tile_px, smallest_px, largest_px)
     box0, cell = box_on(opened.shape_yx, box), cell0_px(level)
     region = Box(box0.y0 // cell, box0.x0 // cell, -(-box0.y1 // cell), -(-box0.x1 // cell))

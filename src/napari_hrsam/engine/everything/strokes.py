@@ -68,6 +68,38 @@ class WantedClass:
                 f"expected one of the classes {', '.join(self.classifier.names)}, got {self.name!r}"
             )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
+            "name": self.name,
+            "touching": self.touching,
+            "classifier": self.classifier.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> WantedClass:
+        """Take what `as_dict` gave; `DataError` or `ConfigError` if it is something else."""
+        return cls(
+            classifier=PixelClassifier.from_dict(told["classifier"]),
+            name=str(told["name"]),
+            touching=bool(told["touching"]),
+        )
+
+
+def field_of(
+    image: PyramidImage,
+    predictor: Predictor,
+    level: int,
+    plane: tuple[int, ...],
+    *,
+    skip_blank: bool = False,
+    wanted: WantedClass | None = None,
+) -> Field:
+    """Make the field in which objects are looked for: all of them, or those of a class."""
+    if wanted is None:
+        return Field(image, predictor, level, plane, skip_blank=skip_blank)
+    return StrokedField(image, predictor, level, plane, skip_blank=skip_blank, wanted=wanted)
+
 
 class StrokedField(Field):
     """A field whose cells have features, and whose foreground may be a class.
