@@ -145,11 +145,17 @@ class ImageView:
             self._shape_yx[0] if seen.y1 == self._shape_yx[0] else inner.y1,
             self._shape_yx[1] if seen.x1 == self._shape_yx[1] else inner.x1,
         )
-        if inner.intersection(box) != box:
-            position = self._centre()
-            position[-2:] = (box.y0 + box.y1 - 1) / 2, (box.x0 + box.x1 - 1) / 2
-            world = world_position(self._viewer, self._layer, position)
-            self._viewer.scene.camera.center = (0.0, *np.asarray(world, dtype=float)[-2:])
+        if inner.intersection(box) == box:
+            return
+        here = self._centre()
+        there = here.copy()
+        there[-2] += min(box.y0 - inner.y0, 0) or max(box.y1 - inner.y1, 0)
+        there[-1] += min(box.x0 - inner.x0, 0) or max(box.x1 - inner.x1, 0)
+        move = world_position(self._viewer, self._layer, there) - world_position(
+            self._viewer, self._layer, here
+        )
+        camera = self._viewer.scene.camera
+        camera.center = (0.0, *(np.asarray(camera.center, dtype=float)[-2:] + move[-2:]))
 
     def _pixel_world(self) -> float:
         """Return the side of a level-0 pixel in the viewer's world."""
