@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -178,8 +179,6 @@ def test_stopped_it_goes_on(tmp_path: Path, crew: DaskCrew, whole: dict[str, byt
 
 
 def free_address() -> str:
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{one.getsockname()[1]}"
@@ -204,6 +203,13 @@ def dask_processes(address: str) -> Iterator[list[subprocess.Popen[bytes]]]:
         for name, *more in commands
     ]
     try:
+        # However long that takes on a busy machine.
+        while started[0].poll() is None:
+            try:
+                socket.create_connection((host, int(port))).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.2)
         yield started
     finally:
         for process in started:
