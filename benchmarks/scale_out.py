@@ -198,11 +198,11 @@ def measure(model_name: str, side_px: int) -> dict[str, float]:
                 image,
                 "a",
                 box=box,
-                path=folder,
+                path=folder / "o",
                 model=model,
                 block_px=4096,
                 # The first time it ends before the label image is made.
-                should_stop=(folder / "labels/.a.partial").exists if not found_s else None,
+                should_stop=(folder / "o/labels/.a.partial").exists if not found_s else None,
             )
 
         found_s = 0.0

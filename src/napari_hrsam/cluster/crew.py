@@ -239,7 +239,8 @@ def _cluster_of(path: Path) -> Callable[[], Any]:
     def make() -> Any:
         try:
             return getattr(module, name)(**arguments)
-        except (TypeError, ValueError) as error:
+        # RuntimeError: what went wrong while it was started.
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"expected arguments of {name} in {path}, got {error}; its documentation lists them"
             ) from error
