@@ -79,7 +79,9 @@ def test_a_format_that_nobody_knows_is_refused(place: Path, tmp_path: Path) -> N
     labels = hrsam.open_labels(place, "cells", mode="r")
     with pytest.raises(LabelsError, match=r"got .*a\.svg'; change its name"):
         labels.export(tmp_path / "a.svg")
-    with pytest.raises(LabelsError, match="expected simplify_px for geojson alone, got it for csv"):
+    with pytest.raises(
+        LabelsError, match="expected simplify_px for geojson or gpkg alone, got it for csv"
+    ):
         labels.export(tmp_path / "a.csv", simplify_px=1.0)
     assert not list(tmp_path.glob("a.[cs]*"))
 

@@ -126,6 +126,7 @@ def test_a_review_by_real_keys(
     find(shown)
     review = shown.controller.everything.review
     assert review is not None
+    shown.controller.everything.sort_by("place")
     for key in (Qt.Key.Key_A, Qt.Key.Key_Right, Qt.Key.Key_X, Qt.Key.Key_A):
         QTest.keyClick(shown.canvas, key, NO_KEY)
     assert (len(review.accepted), len(review.rejected)) == (2, 1)

@@ -160,7 +160,9 @@ class Form(QWidget):
                 options={"tooltip": _tooltip(self._prepare, name), **own, **choices},
             )
             if "hint" in option:
-                field.native.setPlaceholderText(option["hint"])
+                # A file is a line of text with a button beside it.
+                text = getattr(field, "line_edit", field)
+                text.native.setPlaceholderText(option["hint"])
             if kinds and field.choices[1:]:
                 # The first of them says that there is none.
                 field.value = active if active in field.choices else field.choices[-1]

@@ -12,7 +12,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from napari_hrsam._optional import require
@@ -160,6 +159,9 @@ class Georeference:
             ):
                 pass
             written = io.BytesIO(file.read())
+        # Takes a while to import, and the panel knows of maps without it.
+        import tifffile
+
         with tifffile.TiffFile(written) as pages:
             found = [pages.pages.first.tags.get(code) for code in GEO_TAGS]
         return [(tag.code, int(tag.dtype), int(tag.count), tag.value, True) for tag in found if tag]
