@@ -19,7 +19,6 @@ from napari_hrsam.errors import CheckpointError, WeightsNotFoundError
 from napari_hrsam.plugin.canvas.mouse import DragTool
 from napari_hrsam.plugin.panel import qt_binding
 from napari_hrsam.plugin.panel.widget import SegmentWidget
-from napari_hrsam.plugin.session.inference_thread import THREAD_NAME
 from napari_hrsam.plugin.session.loading import load_named_model
 from napari_hrsam.plugin.session.state import Phase
 
@@ -158,10 +157,7 @@ def test_closing_the_window_ends_the_thread(open_window: Any, model: Any) -> Non
     window.controller.close()
     model.gate.set()
     QTest.qWait(50)
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(120)
-            assert not thread.is_alive()
+    assert window.controller.worker.join(120)
     assert errors == []
 
 

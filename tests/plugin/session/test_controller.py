@@ -315,10 +315,7 @@ def test_close_ends_the_thread_while_it_is_busy(started: SegmentController, mode
     started.close()
     assert any(t.name.startswith(THREAD_NAME) and t.is_alive() for t in threading.enumerate())
     model.gate.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_NAME):
-            thread.join(120)
-            assert not thread.is_alive()
+    assert started.worker.join(120)
     assert model.num_decoded <= 1
     started.close()
 

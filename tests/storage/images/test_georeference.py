@@ -33,7 +33,9 @@ def placed(image: PyramidImage) -> Georeference:
 
 def size(image: PyramidImage) -> list[tuple[float, str]]:
     assert image.ome is not None
-    return list(zip(image.ome.scales[0][:2], image.ome.units[:2], strict=True))
+    # Colours come before or behind rows and columns, as the library that wrote the file likes.
+    places = [image.ome.axes.index(axis) for axis in "yx"]
+    return [(image.ome.scales[0][place], image.ome.units[place]) for place in places]
 
 
 @pytest.mark.parametrize("affine", [NORTH_UP, ROTATED])
