@@ -134,7 +134,6 @@ def test_misused_shards_and_clusters_end_with_2(
 def test_a_file_of_no_cluster_ends_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("distributed")
     arguments = ["auto", "not-there.ome.zarr", "--cluster", str(tmp_path / "slurm.yaml")]
     assert main(arguments) == 1
     assert "expected a YAML file with class: SLURMCluster" in capsys.readouterr().err

@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 from auto_runs import BadImage, bytes_of, run
 
+from napari_hrsam.cluster import work
+from napari_hrsam.cluster.crew import DaskCrew
 from napari_hrsam.engine import tasks
 from napari_hrsam.errors import ConfigError, SessionError
-
-distributed = pytest.importorskip("distributed")
-
-from napari_hrsam.cluster import work  # noqa: E402  needs distributed
-from napari_hrsam.cluster.crew import DaskCrew  # noqa: E402
 
 KILLS = int(os.environ.get("NAPARI_HRSAM_KILLS", "4")) // 4
 

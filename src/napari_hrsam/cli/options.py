@@ -115,7 +115,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive_int,
         metavar="N",
-        help="processes, of one thread and about 1 GB each (default 1); with --cluster, how many "
+        help="processes, of one thread each (default 1); with --cluster, how many "
         "workers to ask it for",
     )
     where = parser.add_mutually_exclusive_group()

@@ -96,8 +96,6 @@ def test_a_plain_stack_of_planar_colours_keeps_its_channels(
 def test_the_panel_works_on_the_levels_of_a_slide(
     tmp_path: Path, viewer: ViewerModel, controller: SegmentController
 ) -> None:
-    pytest.importorskip("openslide")
-    pytest.importorskip("pydicom")
     pixels = np.full((1024, 1024, 3), 30, np.uint8)
     pixels[400:480, 600:720, 0] = 220
     slide_files.write_dicom(tmp_path / "dicom", slide_files.halves(pixels, 3))
@@ -118,7 +116,6 @@ def test_the_panel_works_on_the_levels_of_a_slide(
 def test_objects_of_a_map_are_drawn_exported_and_measured_in_metres(
     tmp_path: Path, viewer: ViewerModel, controller: SegmentController
 ) -> None:
-    pytest.importorskip("rasterio")
     bands = np.full((3, *SHAPE_YX), 30, np.uint8)
     bands[0, 100:140, 200:260] = 220
     [layer] = added(viewer, write_map(tmp_path / "map.tif", bands, affine=ROTATED))

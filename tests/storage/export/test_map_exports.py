@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
+import rasterio
 import shapely
 from label_files import write_labels
 from map_files import NORTH_UP, ROTATED, SHAPE_YX, UTM, write_map, xy
@@ -19,9 +21,6 @@ from napari_hrsam.errors import LabelsError
 from napari_hrsam.storage.export.geopackage import OWN_SRS
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.label_image import LabelImage, create_labels, open_labels
-
-rasterio = pytest.importorskip("rasterio")
-pyproj = pytest.importorskip("pyproj")
 
 RING = np.ones((30, 40), bool)
 RING[10:20, 10:30] = False

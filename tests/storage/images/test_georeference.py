@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import tifffile
 from map_files import NORTH_UP, ROTATED, SHAPE_YX, UTM, write_map, xy
@@ -17,9 +18,6 @@ from napari_hrsam.geometry import Tile
 from napari_hrsam.storage.images.georeference import Georeference, map_shape, read_georeference
 from napari_hrsam.storage.images.opening import open_image
 from napari_hrsam.storage.images.tile_source import PyramidImage
-
-pytest.importorskip("rasterio")
-pyproj = pytest.importorskip("pyproj")
 
 CORNERS = np.array([[0, 0], [0, 601], [301, 0], [123.5, 77.25]])
 NEW_YORK_FEET, DEGREES = "EPSG:2263", "EPSG:4326"

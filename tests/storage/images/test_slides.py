@@ -31,9 +31,10 @@ RGB = slide_files.scene(700, 1000)
 WHITE = [255, 255, 255]
 
 
-def needs(*modules: str) -> None:
-    for module in modules:
-        pytest.importorskip(module)
+def needs_czi() -> None:
+    """Skip where pylibCZIrw has no wheel; up to Python 3.13 the tests' extra brings it."""
+    if sys.version_info >= (3, 14):
+        pytest.skip("pylibCZIrw has no wheel for this Python")
 
 
 def pixels(image: PyramidImage, level: int = 0) -> NDArray[Any]:
@@ -53,7 +54,6 @@ def write_svs(path: Path) -> Path:
 
 
 def write_dicom(path: Path) -> Path:
-    needs("openslide", "pydicom")
     slide_files.write_dicom(path / "dicom", slide_files.halves(RGB, 3), mpp=0.25)
     return path / "dicom"
 
@@ -63,13 +63,12 @@ def write_dicom_file(path: Path) -> Path:
 
 
 def write_czi(path: Path) -> Path:
-    needs("pylibCZIrw")
+    needs_czi()
     slide_files.write_czi(path / "a.czi", RGB, coarse=RGB[::2, ::2])
     return path / "a.czi"
 
 
 def write_scn(path: Path) -> Path:
-    needs("openslide")
     slide_files.write_scn(path / "a.scn", [RGB[:512, :768], RGB[-512:, -768:]])
     return path / "a.scn"
 
@@ -107,7 +106,6 @@ def test_regions_lie_where_they_were_scanned_on_the_background(tmp_path: Path) -
 
 def test_tiles_that_overlap_are_put_together(tmp_path: Path) -> None:
     """As pages of a TIFF they are 768 pixels wide, and show every seam twice."""
-    needs("openslide")
     pixels_ = RGB[:496, :736]
     slide_files.write_bif(tmp_path / "a.bif", pixels_)
     image = open_image(tmp_path / "a.bif")
@@ -118,7 +116,6 @@ def test_tiles_that_overlap_are_put_together(tmp_path: Path) -> None:
 
 
 def test_a_slide_whose_size_cannot_be_known_is_refused(tmp_path: Path) -> None:
-    needs("openslide")
     slide_files.write_bif(tmp_path / "a.bif", RGB[:496, :736])
     written = (tmp_path / "a.bif").read_bytes()
     (tmp_path / "a.bif").write_bytes(written.replace(b'"UP"', b'"NO"'))
@@ -142,7 +139,6 @@ def test_half_transparent_pixels_are_laid_on_the_background_colour(
 
 def test_a_level_of_a_rounded_size_lies_within_a_pixel(tmp_path: Path) -> None:
     """OpenSlide takes 2051 / 256 for the factor of a level whose factor is 8."""
-    needs("openslide")
     from napari_hrsam.storage.images.slides import open_slide
 
     x = np.mgrid[:701, :2051][1]
@@ -160,7 +156,7 @@ def test_a_level_of_a_rounded_size_lies_within_a_pixel(tmp_path: Path) -> None:
 
 
 def test_channels_and_planes_of_czi(tmp_path: Path) -> None:
-    needs("pylibCZIrw")
+    needs_czi()
     stack = np.random.default_rng(1).integers(0, 60000, (3, 2, 80, 100), np.uint16)
     slide_files.write_czi_stack(tmp_path / "a.czi", stack, ["DAPI", "FITC", "Cy3"])
     with pytest.raises(ImageError, match="mapping of the 3 channels"):
@@ -179,7 +175,7 @@ def test_channels_and_planes_of_czi(tmp_path: Path) -> None:
 def test_a_large_czi_without_levels_gets_coarse_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs("pylibCZIrw")
+    needs_czi()
     monkeypatch.setattr(czi_files, "OVERVIEW_PX", 300)
     slide_files.write_czi(tmp_path / "a.czi", RGB)
     image = open_image(tmp_path / "a.czi")
@@ -204,7 +200,6 @@ def test_without_the_extra_its_name_is_told(
 
 
 def test_mrxs_without_its_folder_is_told_apart_from_damage(tmp_path: Path) -> None:
-    needs("openslide")
     tifffile.imwrite(tmp_path / "a.mrxs", RGB[:50, :50])
     with pytest.raises(ImageError, match="the folder 'a' beside .*a.mrxs"):
         open_image(tmp_path / "a.mrxs")
@@ -244,7 +239,6 @@ def test_damage_in_one_place_leaves_the_rest(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_large_slide_takes_little_memory(tmp_path: Path) -> None:
-    needs("openslide", "pydicom")
     slide_files.write_dicom(tmp_path, [np.zeros((4096, 4096, 3), np.uint8)])
     level = open_image(tmp_path).stored_levels[0].data
     tracemalloc.start()
@@ -307,7 +301,7 @@ def test_the_file_is_open_as_long_as_a_level_is_in_use(
 
 
 def test_further_axes_of_czi_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    needs("pylibCZIrw")
+    needs_czi()
     stack = np.arange(2 * 20 * 30, dtype=np.uint16).reshape(1, 2, 20, 30)
     slide_files.write_czi_stack(tmp_path / "a.czi", stack, ["DAPI"])
     written = (tmp_path / "a.czi").read_bytes()
@@ -320,7 +314,7 @@ def test_further_axes_of_czi_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_channels_of_several_kinds_are_refused(tmp_path: Path) -> None:
-    needs("pylibCZIrw")
+    needs_czi()
     from pylibCZIrw import czi
 
     with czi.create_czi(str(tmp_path / "a.czi")) as file:

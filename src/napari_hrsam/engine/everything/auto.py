@@ -169,7 +169,7 @@ def auto(
     wanted : WantedClass, optional
         Only objects of this class, which was learned from strokes at this level (`learn_classes`).
     workers : int or Crew
-        Processes, of one thread each; each takes about 1 GB. One that is killed is replaced. Or a
+        Processes, of one thread each. One that is killed is replaced. Or a
         cluster: `napari_hrsam.cluster.crew.DaskCrew`.
     shard : (int, int), optional
         Which part of the work to do, of how many, counted from 0: ``(0, 3)``, ``(1, 3)`` and

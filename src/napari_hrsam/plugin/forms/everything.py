@@ -65,7 +65,7 @@ def prepare_everything(
     skip_blank : bool
         Leave out tiles that show one colour and noise.
     workers : int
-        Processes, of one thread and about 1 GB each.
+        Processes, of one thread each, with a model and the maps of a block each.
     device : {"auto", "cpu", "cuda"}
         Where the network runs.
     among : sequence of layers
